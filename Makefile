@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
+    bench-footprint bench-neighbors cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -185,7 +185,10 @@ bench-beside: setup ## measure the front end's calls per second beside an earlie
 bench-disk: setup ## measure the disk's share of each job by disk size, compared with qemu-img (SIZES="1 10 100" GB)
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
 
-bench-downtime: setup ## measure the guest's downtime for a create and a restore, compared with a minimal script (N=3 rounds)
+bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
+	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
+
+bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
 bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000")

@@ -37,22 +37,24 @@ class Inventory:
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
         *,
-        slots: int = 0,
+        slots: Callable[[], int] = lambda: 0,
+        slots_max: int = 0,
         boot: str = "",
         report_seconds: float = REPORT_SECONDS,
         conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` sends a server's snapshots to the store when the store does not know the server. `reconcile` is
-        called when an operator has requested reconciliation. `slots`: how many jobs the node runs at a time; 0: not
-        reported. `boot`: the kernel's boot ID; "": not reported. `report_seconds`: interval between reports while
-        nothing changes. `conflict_seconds`: how long two nodes may both report a server before it is logged as an
-        error."""
+        called when an operator has requested reconciliation. `slots`: jobs that the node runs at a time now, and
+        `slots_max` at most; 0: not told. `boot`: the ID of the kernel's start; "": not told. `report_seconds`: interval
+        between reports while nothing changes. `conflict_seconds`: how long two nodes may both report a server before it
+        is logged as an error."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
         self._slots = slots
+        self._slots_max = slots_max
         self._boot = boot
         self._report_seconds = report_seconds
         self._conflict_seconds = conflict_seconds
@@ -66,6 +68,11 @@ class Inventory:
         self._told_trouble: str | None = None  # why the last report was refused
         self._fresh: set[ServerId] = set()
         self._has_fresh = asyncio.Event()
+
+    def tell_facts(self) -> None:
+        """With the next report, which comes soon."""
+        self._facts_at = -FACTS_SECONDS
+        self._changed.set()
 
     async def report(self) -> bool:
         """Send the store this node's servers. Returns whether the store accepted the report."""
@@ -172,7 +179,8 @@ class Inventory:
             hypervisor=about.hypervisor,
             emulator=about.emulator,
             pools=pools,
-            slots=self._slots,
+            slots=self._slots(),
+            slots_max=self._slots_max,
             boot=self._boot,
         )
 

@@ -16,6 +16,7 @@ import typer
 import uvloop
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
+from worker.disk_load import DiskLoad
 from worker.gateway_client import GatewayClient
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -302,6 +303,7 @@ class _Parts:
     queue: NodeWorker
     reconciler: Reconciler
     inventory: Inventory
+    load: DiskLoad
     lease: Lease
     housekeeping: Housekeeping
     local_redis: LocalRedis
@@ -408,6 +410,7 @@ def _wired(means: _Means) -> _Parts:
         absences=lambda: lease.absences,
         on_work_done=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
+    load = DiskLoad(most=settings.max_jobs, busy_percent=settings.disk_busy_percent, pressure=settings.io_pressure_file)
     queue = NodeWorker(
         means.local_redis.client,
         take=store.take,
@@ -415,6 +418,7 @@ def _wired(means: _Means) -> _Parts:
         run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
         turned=turns.counted("jobs"),
+        allowed=lambda: load.allowed,
     )
     reconciler = Reconciler(
         hypervisor=means.hypervisor,
@@ -431,9 +435,11 @@ def _wired(means: _Means) -> _Parts:
         publish=reconciler.server,
         reconcile=reconciler.soon,
         metrics=metrics,
-        slots=settings.max_jobs,
+        slots=lambda: load.allowed,
+        slots_max=settings.max_jobs,
         boot=boot_id(),
     )
+    load.on_change(inventory.tell_facts)
 
     async def lease_gained() -> None:
         await inventory.report()  # before taking jobs, because a job may be queued for a server that the store has lost
@@ -442,6 +448,7 @@ def _wired(means: _Means) -> _Parts:
     lease = Lease(store, gained=lease_gained, lost=queue.pause, turned=turns.counted("heartbeats"))
     metrics.follow(
         running=lambda: runner.working,
+        allowed=lambda: load.allowed,
         owed=lambda: runner.owed,
         lease_held=lambda: lease.held,
         journal_bytes=journal.size_bytes,
@@ -452,6 +459,7 @@ def _wired(means: _Means) -> _Parts:
         queue=queue,
         reconciler=reconciler,
         inventory=inventory,
+        load=load,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
         local_redis=means.local_redis,
@@ -473,6 +481,7 @@ async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
         group.create_task(parts.inventory.keep_reporting())
         group.create_task(parts.inventory.keep_publishing())
         group.create_task(parts.housekeeping.keep_house())
+        group.create_task(parts.load.keep_looking())
         group.create_task(parts.reconciler.keep_reconciling())
 
 

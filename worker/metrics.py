@@ -67,6 +67,7 @@ class Metrics(ProgramMetrics):
         self._size = self._gauge("storage_size_bytes", "Size of a file system that holds disks.", "pool")
         self._pools: set[str] = set()
         self._running = self._gauge("jobs_running", "Jobs that are working on a VM.")
+        self._allowed = self._gauge("jobs_allowed", "Jobs that may run at a time: fewer while the disks are busy.")
         self._owed = self._gauge("jobs_owed", "Started jobs whose outcome is not in the store yet.")
         self._lease = self._gauge("lease_held", "1 if this worker holds the node's lease.")
         self._journal = self._gauge("journal_bytes", "Size of the journal and its write-ahead log.")
@@ -85,12 +86,14 @@ class Metrics(ProgramMetrics):
         self,
         *,
         running: Callable[[], int],
+        allowed: Callable[[], int],
         owed: Callable[[], int],
         lease_held: Callable[[], bool],
         journal_bytes: Callable[[], int],
     ) -> None:
         """Set the functions that are called at each scrape, in the scrape's thread."""
         self._running.set_function(running)
+        self._allowed.set_function(allowed)
         self._owed.set_function(owed)
         self._lease.set_function(lease_held)
         self._journal.set_function(journal_bytes)

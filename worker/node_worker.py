@@ -84,7 +84,8 @@ class NodeWorker(Worker):
     """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None
     unless the cell has just begun it.
 
-    `redis`: this process's private Redis. `turned` is called at each turn of its loop.
+    `redis`: of this process's own. `turned` is called at each turn of its loop. `allowed` returns how many jobs may run
+    now, if fewer than `max_jobs`; those that run go on.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class NodeWorker(Worker):
         run: Callable[[str, Job | None], Awaitable[None]],
         max_jobs: int,
         turned: Callable[[], None] = lambda: None,
+        allowed: Callable[[], int] | None = None,
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
@@ -128,6 +130,7 @@ class NodeWorker(Worker):
         self._pool = cast("ArqRedis", self._queue)
         self._take = take
         self._turned = turned
+        self._allowed = allowed or (lambda: max_jobs)
         self._taking: asyncio.Task[Sequence[JobId | Job]] | None = None
         self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started here
         self._starting: set[str] = set()  # jobs that arq has not started yet
@@ -193,8 +196,8 @@ class NodeWorker(Worker):
                 log.info("queue.answers")
 
     async def _given(self) -> Sequence[JobId | Job]:
-        """Wait for jobs to start. Returns none from time to time, and after a pause."""
-        free = min(self.max_jobs - len(self._busy), MOST_TASKS - len(self.tasks))
+        """The jobs to start now, once there are any; none from time to time, and after a pause."""
+        free = min(self.max_jobs - len(self._busy), self._allowed() - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
             await _wait(self._wake, TAKE_SECONDS)
             return ()

@@ -42,6 +42,17 @@ class WorkerSettings(FileSettings):
     max_jobs: int = Field(
         default=4, ge=1, le=100, description="jobs that run at the same time, each on a different server"
     )
+    disk_busy_percent: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="share of the time in which something waits for a disk, `some avg10` of io_pressure_file, above"
+        " which fewer jobs run at a time, down to one; all again below the half of it; 0: never fewer",
+    )
+    io_pressure_file: Path = Field(
+        default=Path("/proc/pressure/io"),
+        description="of the whole node, or `io.pressure` of a control group, such as that of machine.slice",
+    )
     grace_seconds: float = Field(
         default=Policy.grace_seconds, ge=0, le=3600, description="time for a guest to shut down before its power is cut"
     )

@@ -158,6 +158,10 @@ def named(thing: Body | None) -> str:
     return f"{thing['name']} ({thing['id']})" if thing else "-"
 
 
+def labels(held: Body | None) -> str | None:
+    return ", ".join(f"{key}={value}" for key, value in held.items()) if held else None
+
+
 def what(job: Body) -> str:
     """What a job does."""
     of = f" of {job['snapshot']['name']}" if job["snapshot"] else ""

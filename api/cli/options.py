@@ -33,6 +33,17 @@ def whole_hours(text: str | timedelta) -> timedelta:
     return found
 
 
+LabelChanges = Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= removes a label.")]
+
+
+def label_pairs(labels: list[str]) -> dict[str, str]:
+    """KEY=VALUE, as the API has labels."""
+    pairs = [label.partition("=") for label in labels]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise typer.BadParameter("labels look like KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
 def lifetime_hours(lifetime: timedelta | None) -> dict[str, Any]:
     """The body's field; if it is left out, the credential never expires."""
     return {} if lifetime is None else {"lifetime_hours": lifetime // timedelta(hours=1)}

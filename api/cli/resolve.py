@@ -1,8 +1,9 @@
 """IDs from what people type: the first digits of a job's ID, the name of a server or snapshot."""
 
 import re
+from collections.abc import Sequence
 
-from api.cli.client import Body, Client
+from api.cli.client import Body, Client, Query
 from api.cli.exits import CliError, Exit
 
 _JOB_ID, _DIGITS = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{8,31}")
@@ -68,12 +69,15 @@ async def snapshot(client: Client, text: str) -> int:
     return int(_one("snapshot", text, await client.either(of_all, of_account)))
 
 
-async def listed(client: Client, kind: str, path: str, text: str, *, named: str) -> str:
-    """The ID of an item in an account's list, from its ID, at least the first 8 digits of it, or its field `named`.
-    Raises CliError."""
+async def listed(
+    client: Client, kind: str, path: str, text: str, *, named: str, queries: Sequence[Query] = ({},)
+) -> str:
+    """The ID of something in an account's list, or in those of several queries, also by the first digits of its ID, 8
+    or more, or by its field `named`. Raises CliError."""
     if _JOB_ID.fullmatch(text):
         return text
-    return _among((await client.collect_pages(path, {}, limit=LISTED))["results"], kind, text, named)
+    pages = [await client.collect_pages(path, query, limit=LISTED) for query in queries]
+    return _among([one for page in pages for one in page["results"]], kind, text, named)
 
 
 async def in_whole_list(client: Client, kind: str, path: str, text: str, *, named: str) -> str:

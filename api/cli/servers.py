@@ -8,7 +8,19 @@ from api.cli import completion, formats, jobs, resolve
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
 from api.cli.help import group
-from api.cli.options import AccountId, All, Json, Limit, Moment, NodeFilter, ServerArgument, Yes, rfc3339
+from api.cli.options import (
+    AccountId,
+    All,
+    Json,
+    LabelChanges,
+    Limit,
+    Moment,
+    NodeFilter,
+    ServerArgument,
+    Yes,
+    label_pairs,
+    rfc3339,
+)
 from api.cli.output import Column, Output
 
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
@@ -154,6 +166,22 @@ def set_server(
     perform(context, patch, show, as_json=as_json)
 
 
+@app.command("label")
+def label_server(
+    context: typer.Context, server: ServerArgument, labels: LabelChanges, *, as_json: Json = False
+) -> None:
+    """Set or remove labels of a server, by which schedules may find it. The others stay (account token)."""
+    changes = label_pairs(labels)
+
+    async def patch(client: Client) -> Body:
+        path = f"servers/{await resolve.server(client, server)}/"
+        before = (await client.get(path))["labels"]
+        after = {key: value for key, value in {**before, **changes}.items() if value}
+        return await client.patch(path, {"labels": after})
+
+    perform(context, patch, show_one, as_json=as_json)
+
+
 @app.command("declare")
 def declare_server(
     context: typer.Context,
@@ -237,6 +265,7 @@ def show_one(output: Output, server: Body) -> None:
                 f"{job['id']} ({job['kind']}{', queued' if job.get('state') == 'queued' else ''})" if job else None,
             ),
             ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
+            ("labels", formats.labels(server.get("labels"))),
             ("reachable", "yes" if server["reachable"] else "no: its node is not responding or no longer has it"),
             ("power", server.get("power")),
             ("node", server.get("node")),

@@ -122,7 +122,7 @@ def _show_one(output: Output, snapshot: Body) -> None:
             ("protected", "yes" if snapshot["protected"] else None),
             ("schedule", snapshot["schedule_id"]),
             *formats.contents_facts(snapshot.get("contents")),
-            ("labels", ", ".join(f"{key}={value}" for key, value in snapshot["labels"].items())),
+            ("labels", formats.labels(snapshot["labels"])),
             ("description", snapshot["description"]),
         )
     )
@@ -225,15 +225,12 @@ def protect_snapshot(
 def label_snapshot(
     context: typer.Context,
     snapshot: options.SnapshotArgument,
-    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= removes a label.")],
+    labels: options.LabelChanges,
     *,
     as_json: options.Json = False,
 ) -> None:
     """Set or remove labels of a snapshot. The others stay."""
-    pairs = [label.partition("=") for label in labels]
-    if not all(key and equals for key, equals, _ in pairs):
-        raise typer.BadParameter("labels look like KEY=VALUE")
-    changes = {key: value for key, _, value in pairs}
+    changes = options.label_pairs(labels)
 
     async def edit(client: Client) -> Body:
         path = f"snapshots/{await resolve.snapshot(client, snapshot)}/"

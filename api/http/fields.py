@@ -29,7 +29,8 @@ REASON_MAX = 500
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # beyond any list, and the offset is still exact in Lua
 PAGE_SIZE_MAX = 500
-_EXACT_MAX = 2**53  # largest range in which a float represents every integer
+LABELS_MAX = 20
+_EXACT_MAX = 2**53  # up to here a float is exactly one integer
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -190,8 +191,25 @@ DescriptionIfAny = Annotated[Description | None, AfterValidator(lambda text: tex
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
 ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]
 
-OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only for this server"), BeforeValidator(digits)]
-OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only for this account"), BeforeValidator(digits)]
+LabelKey = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
+        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
+    ),
+]
+Labels = Annotated[
+    dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
+]
+
+OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
+OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]
 
 
 @dataclass(frozen=True)

@@ -320,8 +320,8 @@ class Waiting(Open):
     reason: Annotated[
         str,
         Field(
-            description="`node_silent`, `node_paused`, `slots_full`, `server_busy`, or `node`: its node will start"
-            " it within seconds; more may be added"
+            description="`node_silent`, `node_paused`, `disks_busy`, `slots_full`, `server_busy`, or `node`: its node"
+            " is about to take it; more may be added"
         ),
     ]
     detail: Annotated[str, Field(description="the reason in words")]

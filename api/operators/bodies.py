@@ -236,7 +236,8 @@ class OpsNode(Open):
     paused: Annotated[Pause | None, Field(description="set while it is paused")]
     versions: Annotated[dict[str, str], Field(description="versions of `worker`, `hypervisor` and `emulator`")]
     pools: tuple[dict[str, Any], ...]
-    slots: Annotated[int | None, Field(description="how many jobs it can run at a time; null: not reported")]
+    slots: Annotated[int | None, Field(description="jobs that it runs at a time now; null: not reported")]
+    slots_max: Annotated[int | None, Field(description="the same, while its disks are not busy; null: not reported")]
     queued: int
     running: int
     servers: int
@@ -406,6 +407,7 @@ def node(record: nodes.Node) -> OpsNode:
         versions={program: version for program, version in versions.items() if version},
         pools=tuple(pool.model_dump() for pool in facts.pools),
         slots=facts.slots or None,
+        slots_max=facts.slots_max or None,
         last_hour=record.ended,
     )
 

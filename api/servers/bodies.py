@@ -7,7 +7,20 @@ from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.consistency import Choice
-from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, digits, truth
+from api.http.fields import (
+    LABELS_MAX,
+    LEFT_OUT,
+    NOT_NULL,
+    AccountIdInBody,
+    CursorQuery,
+    Labels,
+    NodeInPath,
+    NodeName,
+    OfAccount,
+    RequestBody,
+    digits,
+    truth,
+)
 from api.jobs.bodies import OffSince, OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
@@ -85,15 +98,25 @@ class Server(Open):
             description="the default of its creates: `stop` or `live`; more may be added. null: the provider's default"
         ),
     ]
+    labels: Annotated[dict[str, str], Field(description="those that `PATCH` has set")]
 
 
 class ServerEdit(RequestBody):
-    """The default of a server's creates: whether they stop the server."""
+    """The fields to change; fields that are left out stay."""
 
     consistency: Annotated[
         Choice | None,
-        Field(description="`stop`, `live` (if the provider allows it), or null for the provider's default"),
-    ]
+        LEFT_OUT,
+        Field(
+            description="whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it,"
+            " or null: the provider's default"
+        ),
+    ] = None
+    labels: Annotated[
+        Labels | None,
+        *NOT_NULL,
+        Field(description=f"at most {LABELS_MAX}; they replace all labels of the server. Schedules may go by them"),
+    ] = None
 
 
 class Finding(Open):
@@ -150,6 +173,7 @@ def _parts(view: model.ServerView) -> dict[str, object]:
         "job": BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None,
         "reachable": view.reachable,
         "consistency": record.consistency,
+        "labels": dict(record.labels),
     }
 
 

@@ -57,13 +57,17 @@ class ServerCalls:
     async def edit_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a server.
 
-        Sets whether creates stop the server by default. A schedule keeps its own value.
+        Changes its labels, by which schedules may find it, and whether creates stop it, if they do not say so
+        themselves. A schedule keeps its own choice.
         """
         body = await reading.body(request, ServerEdit)
         if body.consistency is not None:
             allowed(body.consistency, self._live)
         edited = await self._store.edit_server(
-            account_id=caller, server_id=in_path(request, SERVER_ID), consistency=body.consistency
+            account_id=caller,
+            server_id=in_path(request, SERVER_ID),
+            consistency=(body.consistency or "") if "consistency" in body.model_fields_set else None,
+            labels=body.labels,
         )
         return answer(bodies.server(edited))
 

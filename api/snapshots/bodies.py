@@ -13,7 +13,6 @@ from worker.store import errors, model
 from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
-LABELS_MAX = 20
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
 
@@ -25,20 +24,6 @@ SnapshotIdInPath = Annotated[
 SNAPSHOT_ID: fields.PathId[SnapshotId] = fields.PathId(
     "snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound
 )
-
-LabelKey = Annotated[
-    str,
-    fields.matches(
-        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
-        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
-    ),
-]
-LabelValue = Annotated[
-    str,
-    fields.matches(
-        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
-    ),
-]
 
 
 class ListQuery(fields.PageQuery):
@@ -95,12 +80,9 @@ class EditBody(fields.RequestBody):
 
     description: Annotated[fields.Description | None, *fields.NOT_NULL] = None
     labels: Annotated[
-        Annotated[
-            dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
-        ]
-        | None,
+        fields.Labels | None,
         *fields.NOT_NULL,
-        Field(description=f"at most {LABELS_MAX}; replaces all labels of the snapshot"),
+        Field(description=f"at most {fields.LABELS_MAX}; they replace all labels of the snapshot"),
     ] = None
     expires_at: Annotated[
         fields.ExpiresAt | None,

@@ -46,6 +46,8 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
     await stage.at_step(jobs["slow"], "snapshotting")
     schedule = {"server_id": HOSTILE_SERVER, "name": "nightly", "when": "daily"}
     assert (await (await stage.customer()).call("POST", "/api/v1/schedules/", schedule)).status == 201
+    by_label = {"server_labels": {"backup": "nightly"}, "name": "all", "when": "daily", "time_zone": "Europe/Berlin"}
+    assert (await (await stage.customer()).call("POST", "/api/v1/schedules/", by_label)).status == 201
     await stage.operators.pause(hostile.name, by="Olga", reason=HOSTILE)
     waiting = await stage.create(HOSTILE_SERVER, "waits", HOSTILE)
     token = (await stage.new_operator("to be revoked")).token

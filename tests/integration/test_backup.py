@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,11 @@ async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
     expires_at = datetime.now(UTC) + timedelta(days=90)
     edit = Edit(description="as edited", labels={"team": "web"}, protected=True, expires_at=expires_at)
     await cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
-    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="stop")
+    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="stop", labels={"env": "prod"})
     schedule = ScheduleSpec(name="nightly", when="daily", keep=3, expire_after=None, enabled=True, live=False)
     await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, spec=schedule, idempotency=None)
+    by_label = replace(schedule, server_labels={"env": "prod"}, time_zone="Europe/Berlin", window=timedelta(hours=2))
+    await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=None, spec=by_label, idempotency=None)
     hook = WebhookChange(url="https://hooks.example.net/", description="", events=(), enabled=True)
     secret = await Webhooks(cell.redis).create(account_id=ACCOUNT, change=hook)
     token = await Tokens(cell.redis).create(
@@ -98,10 +101,13 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
     webhooks = await Webhooks(cell.redis).all(account_id=ACCOUNT)
     return {
         "snapshot": (snapshot.description, dict(snapshot.labels), snapshot.protected, snapshot.expires_at),
-        "server": await cell.raw("HGET", f"server:{SERVER}", "consistency"),
+        "server": await cell.raw("HMGET", f"server:{SERVER}", "consistency", "labels"),
         "token": (caller.token, [token.id for token in await Tokens(cell.redis).all()]),
         "credential": await Credentials(cell.redis).find(secrets["credential"]),
         "schedules": await Schedules(cell.redis).page(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9),
+        "by label": await Schedules(cell.redis).page(
+            account_id=ACCOUNT, server_id=None, offset=0, limit=9, by_label=True
+        ),
         "due": await cell.raw("ZRANGE", "schedules:due", 0, -1, "WITHSCORES"),
         "webhooks": webhooks,
         "secret": await cell.raw("HGET", f"token:webhook:{webhooks[0].id}", "secret"),
@@ -131,7 +137,8 @@ async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes
     assert after == before
     assert written.pop("server", 1) == 1
     assert written == {
-        **dict.fromkeys(("account", "token", "credential", "schedule", "webhook", "secret", "snapshot", "node"), 1),
+        **dict.fromkeys(("account", "token", "credential", "webhook", "secret", "snapshot", "node"), 1),
+        "schedule": 2,
         "audit": 250,
     }
 

@@ -138,6 +138,25 @@ class TestSchedules:
         assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
         assert (await customer.run("schedule", "show", "nightly")).code == Exit.NOT_FOUND
 
+    async def test_one_by_label_covers_servers_at_night_where_the_customer_lives(self, ops: Ops, customer: Cli) -> None:
+        await ops.made("known")
+        labelled = await customer.run("server", "label", "web-server-01", "backup=nightly", "team=a", "--json")
+        assert labelled.body["labels"] == {"backup": "nightly", "team": "a"}
+        assert "backup=nightly" in (await customer.run("server", "label", SERVER, "team=")).out
+        at = ("--when", "0 3 * * *", "--time-zone", "Europe/Berlin", "--window", "2h")
+        made = await customer.run("schedule", "create-by-label", "nightly", "--label", "backup=nightly", *at, "--json")
+        assert (made.body["server_labels"], made.body["window_minutes"]) == ({"backup": "nightly"}, 120)
+        listed = (await customer.run("schedules")).out
+        assert "backup=nightly" in listed
+        assert "0 3 * * * Europe/Berlin" in listed
+        assert "120 minutes" in (await customer.run("schedule", "show", "nightly")).out
+        covered = await customer.run("schedule", "servers", "nightly", "--json")
+        assert [one["server"]["id"] for one in covered.body["results"]] == [SERVER]
+        change = ("--window", "1h", "--time-zone", "UTC", "--label", "backup=x")
+        changed = await customer.run("schedule", "edit", "nightly", *change, "--json")
+        assert (changed.body["window_minutes"], changed.body["server_labels"]) == (60, {"backup": "x"})
+        assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
+
 
 class TestWebhooks:
     async def test_one_is_made_tested_and_deleted(self, customer: Cli, tmp_path: Path) -> None:

@@ -240,6 +240,24 @@ async def _schedules(seen: Keyspace, api: FrontEnd) -> None:
     assert (await api.call("GET", f"{SCHEDULES}{schedule['id']}/")).body["last_run"]["error"] == "server_busy"
     await seen.look()
     assert (await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/", body={})).status == 200
+    await _window(seen, api)
+
+
+async def _window(seen: Keyspace, api: FrontEnd) -> None:
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+    when = {"when": f"{begun.minute} {begun.hour} * * *", "time_zone": "Etc/UTC", "window_minutes": 60}
+    await api.call("PATCH", f"/api/v1/servers/{SERVER}/", body={"labels": {"env": "prod"}})
+    schedule = (await api.call("POST", SCHEDULES, body={"server_labels": {"env": "prod"}, "name": "all"} | when)).body
+    await fall_due(api, schedule["id"])
+    await api.cell.redis.hset(f"schedule:{schedule['id']}", "planned_after", "[]")  # type: ignore[misc]
+    await seen.look()
+    chores = Chores(api.cell.redis)
+    await Scheduler(chores=chores).round()
+    await api.cell.redis.zadd("schedules:runs", {f"{schedule['id']}:{SERVER}": 1})
+    await seen.look()
+    await Scheduler(chores=chores).round()
+    await seen.look()
+    assert (await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/", body={})).status == 200
 
 
 async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:

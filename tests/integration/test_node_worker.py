@@ -275,6 +275,35 @@ async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
     assert handed == {"a": job("a"), "b": None}
 
 
+async def test_fewer_jobs_are_asked_for_while_fewer_are_allowed(redis: ArqRedis) -> None:
+    asked: list[int] = []
+    handed: list[str] = []
+    end, allowed = asyncio.Event(), 1
+    waiting = [JobId(name) for name in "abc"]
+
+    async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
+        asked.append(free)
+        given, waiting[:] = waiting[:free], waiting[free:]
+        if not given:
+            await asyncio.sleep(seconds)
+        return given
+
+    async def run(job_id: str, _begun: Job | None) -> None:
+        handed.append(job_id)
+        await end.wait()
+
+    worker = NodeWorker(redis, take=take, node=NODE, run=run, max_jobs=3, allowed=lambda: allowed)
+    worker.resume()
+    working = asyncio.create_task(worker.work())
+    await until(lambda: handed == ["a"])
+    allowed = 3
+    await until(lambda: handed == ["a", "b", "c"])
+    assert asked == [1, 2]
+    end.set()
+    await worker.stop(PATIENCE_SECONDS)
+    await working
+
+
 def job(job_id: str) -> Job:
     now = datetime(2026, 11, 27, tzinfo=UTC)
     return Job(

@@ -112,6 +112,12 @@ def work(url: str, token: str) -> dict[str, Any]:
         client.schedules.edit(schedule["id"], {"keep": 2})
         found = client.schedules.find(server_id=SERVER_ID, name="nightly")
         client.schedules.delete(schedule["id"])
+        client.servers.set_labels(SERVER_ID, {"backup": "nightly"})
+        by_label = client.schedules.create(
+            server_labels={"backup": "nightly"}, name="all", when="daily", time_zone="Europe/Berlin", window_minutes=120
+        )
+        covered = [one["server"]["id"] for one in client.schedules.servers(by_label["id"])]
+        client.schedules.delete(by_label["id"])
         edited = client.snapshots.edit(created.body["id"], {"labels": {"env": "test"}})
         by_name = client.snapshots.find(server_id=SERVER_ID, name="from-python")
         client.wait_for_job(client.snapshots.delete(created.body["id"]).job)
@@ -119,6 +125,7 @@ def work(url: str, token: str) -> dict[str, Any]:
             "jobs": [f"{job['kind']} {job['state']}" for job in (create, restore, undo)],
             "checked": client.wait_for_job(checked["id"])["state"],
             "keep": found and found["keep"],
+            "covered": covered,
             "labels": edited["labels"],
             "by_name": by_name and by_name["id"] == created.body["id"],
             "left": [snapshot["name"] for snapshot in client.snapshots.list(server_id=SERVER_ID)],
@@ -138,6 +145,7 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
         "jobs": ["create completed", "restore completed", "undo completed"],
         "checked": "completed",
         "keep": 2,
+        "covered": [SERVER_ID],
         "labels": {"env": "test"},
         "by_name": True,
         "left": [],
@@ -326,6 +334,16 @@ UNDO = """
     - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, protected: false}}
     - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, state: absent}}
     - {vps.snapshots.schedule: {server_id: 12345, name: nightly, state: absent}}
+    - vps.snapshots.schedule: &by_label
+        server_labels: {backup: nightly}
+        name: all
+        when: "0 3 * * *"
+        time_zone: Europe/Berlin
+        window_minutes: 120
+      register: made
+    - {vps.snapshots.schedule: *by_label, register: again}
+    - {ansible.builtin.assert: {that: [made is changed, again is not changed]}}
+    - {vps.snapshots.schedule: {server_labels: {backup: nightly}, name: all, state: absent}}
 """
 
 
@@ -380,7 +398,7 @@ async def test_the_ansible_modules_change_nothing_when_they_run_again(
 
     assert (first["ok"], first["changed"]) == (3, 3)
     assert (second["ok"], second["changed"]) == (3, 0)
-    assert (undone["changed"], undone["ignored"]) == (4, 1)
+    assert (undone["changed"], undone["ignored"]) == (6, 1)
     with ours.Client(service.url, service.client.token) as client:
         left = await asyncio.to_thread(lambda: [*client.snapshots.list(), *client.schedules.list()])
     assert left == []

@@ -85,6 +85,20 @@ async def test_one_behind_others_says_that_all_slots_are_taken(dashboard: Dashbo
     assert "All slots of n1 are in use: it runs 1 job." in await page(dashboard, job)
 
 
+async def test_one_of_a_node_with_busy_disks_says_so(dashboard: Dashboard) -> None:
+    facts = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=1, slots_max=4)
+    first = (await dashboard.cell.create()).job.id
+    job = (await dashboard.cell.create(server=OTHERS[0])).job.id
+    await dashboard.cell.node.report([], facts)
+    assert (await shown(dashboard, job))["reason"] == "node"
+    await dashboard.cell.node.begin(first)
+    assert (await shown(dashboard, job))["reason"] == "disks_busy"
+    assert "The node is busy: the disks of n1 are; it runs 1 job at a time instead of 4." in await page(dashboard, job)
+    node = (await dashboard.api.call("GET", "/api/v1/ops/nodes/n1/", token=dashboard.token)).body
+    assert (node["slots"], node["slots_max"]) == (1, 4)
+    assert "disks busy" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
+
+
 async def test_a_dry_run_of_a_busy_server_names_the_job_that_holds_it(dashboard: Dashboard) -> None:
     cell = dashboard.cell
     facts = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=4)

@@ -60,7 +60,7 @@ class ScheduleNotFound(Refused):
 
 class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
-    text = "The server has reached the limit of {limit} schedules. Delete one first."
+    text = "The {of} has reached the limit of {limit} {kind}. Delete one first."
 
 
 class WebhookNotFound(Refused):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -23,6 +23,7 @@ WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
 CAUSE_MAX = 2000  # characters of what the hypervisor said of a failure
 CANCELLED = "cancelled"  # error code of a cancelled job
+WINDOW_MISSED = "window_missed"  # error code of a job that had not started when the window of its schedule ended
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 
 
@@ -130,7 +131,8 @@ class Server:
     state: ServerState
     job_id: JobId | None  # the job that holds the server
     job_kind: JobKind | None
-    consistency: str | None = None  # default of its creates, "stop" or "live"; None: the provider's default
+    consistency: str | None = None  # of its snapshots, "stop" or "live", if a create does not say; None: the provider's
+    labels: Mapping[str, str] = field(default_factory=dict)  # of its customer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker.store import errors, written
-from worker.store.model import Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
+from worker.store.model import WINDOW_MISSED, Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
 
 JOB_KEPT_SECONDS = 30 * 86_400  # retention of the record of a job that has ended
 DELETE_RETRY_SECONDS = 60.0  # delay before a failed delete is retried; doubled with each failure
@@ -51,6 +51,11 @@ class Outcome:
         }
 
 
+STARTS_TOO_LATE = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(code=WINDOW_MISSED, detail="The window of its schedule ended before the job could start."),
+    snapshot_status=SnapshotStatus.FAILED,
+)
 LEFT_ITS_NODE = Outcome(
     state=JobState.FAILED,
     failure=Failure(

@@ -128,6 +128,11 @@ def moment(milliseconds: str | bytes | int) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
+def labels(text: str) -> Mapping[str, str]:
+    """Of a snapshot, a server, or what a schedule asks for: a JSON object; "" is none."""
+    return _LABELS.validate_json(text) if text else {}
+
+
 def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapshot:
     known(record)
     return Snapshot(
@@ -140,7 +145,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=_LABELS.validate_json(record["labels"]) if record.get("labels") else {},
+        labels=labels(record.get("labels", "")),
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
@@ -165,6 +170,7 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
         job_id=JobId(record["job"]) if record.get("job") else None,
         job_kind=holding,
         consistency=record.get("consistency") or None,
+        labels=labels(record.get("labels", "")),
     )
 
 

@@ -34,9 +34,9 @@ end
 
 function PUT.schedule(row)
   put(row)
-  local of = 'account:' .. row.record.account .. ':schedules'
-  redis.call('ZADD', of, row.record.created_ms, id_of(row))
-  redis.call('ZADD', of .. ':server:' .. row.record.server, row.record.created_ms, id_of(row))
+  local of, server = 'account:' .. row.record.account .. ':schedules', row.record.server
+  local lists = server and {of, of .. ':server:' .. server} or {of .. ':labels'}
+  for _, list in ipairs(lists) do redis.call('ZADD', list, row.record.created_ms, id_of(row)) end
   if number(row.record.next_ms) then redis.call('ZADD', 'schedules:due', row.record.next_ms, id_of(row)) end
 end
 
@@ -91,8 +91,13 @@ local function put_row(row)
     PUT[row.kind](row)
   elseif row.kind == 'snapshot' then
     return add_restored(id_of(row), row.record)
-  elseif row.kind == 'server' and row.record.consistency then
-    return redis.call('HSETNX', row.key, 'consistency', row.record.consistency)
+  elseif row.kind == 'server' then
+    local added = 0
+    for _, field in ipairs({'consistency', 'labels'}) do
+      local held = row.record[field]
+      if held and redis.call('HSETNX', row.key, field, held) == 1 then added = 1 end
+    end
+    return added
   else
     return 0
   end

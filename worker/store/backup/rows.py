@@ -36,7 +36,7 @@ _PATTERNS = {
 }
 # The nodes know the other fields of these records. A field that ends with * is a prefix.
 _FIELDS = {
-    "server": ("account", "node", "name", "placed", "consistency"),
+    "server": ("account", "node", "name", "placed", "consistency", "labels"),
     "snapshot": ("server", "account", "status", "description", "labels", "protected", "expires_ms", "schedule"),
     "node": ("paused*",),
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import structlog
@@ -15,6 +15,7 @@ from worker.store.calls import Scripts
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     WAITING_SECONDS,
+    WINDOW_MISSED,
     Failure,
     JobId,
     JobKind,
@@ -23,13 +24,14 @@ from worker.store.model import (
     ServerId,
     SnapshotStatus,
 )
-from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
-from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
+from worker.store.outcome import DELETE_RETRY_SECONDS, STARTS_TOO_LATE, Outcome
+from worker.store.schedules.timing import IN_UTC, BadCron, cron_of, next_run, open_since, snapshot_name, zone_of
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # public contract: a failed create stays listed for 7 days
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records per script call, to bound how long it blocks Redis
+PLANNED_AT_ONCE = 500  # runs per script call; it looks at 2,000 servers at most
 
 log = structlog.stdlib.get_logger()
 
@@ -51,6 +53,27 @@ class DueSchedule:
     due_ms: int
     snapshot_name: str
     next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueWindow:
+    """A schedule whose window has begun. `starts_at` is the begin of the window that is open now; None: none is, and it
+    was missed."""
+
+    id: ScheduleId
+    due_ms: int
+    starts_at: datetime | None
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueRun:
+    """The run of one server within the window of a schedule."""
+
+    id: ScheduleId
+    server_id: ServerId
+    due_ms: int
+    snapshot_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,24 +134,56 @@ class Chores(Scripts):
         retired: int = await self._call("chores/expire", ask)
         return retired
 
-    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
+    async def fail_late_jobs(self) -> int:
+        """Fail the queued jobs that had to start before now, which frees their servers; returns their number."""
+        ask = {"limit": BATCH, "result": STARTS_TOO_LATE.for_script()}
+        failed = tuple(job_id.decode() for job_id in await self._call("chores/fail_late_jobs", ask))
+        for job_id in failed:
+            log.warning("job.failed", job_id=job_id, code=WINDOW_MISSED)
+        return len(failed)
+
+    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | DueWindow | UnreadableSchedule, ...]:
         """The due schedules of any node by Redis's clock, oldest first: at most BATCH, after the first `skip`."""
         now_ms, *rows = await self._call("chores/due_schedules", {"skip": skip, "limit": BATCH})
         return tuple(_due(row, records.moment(now_ms)) for row in rows)
 
     async def run_schedule(self, schedule: DueSchedule) -> JobId:
         """Admit the create that is due, and record the next run; returns the job. Raises RunRefused."""
-        job_id = JobId(uuid4().hex)
-        run = {
-            "id": schedule.id,
-            "due_ms": schedule.due_ms,
-            "next_ms": int(records.milliseconds(schedule.next_run_at)),
-            "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
+        next_ms = int(records.milliseconds(schedule.next_run_at))
+        return await self._create_scheduled(schedule, next_ms=next_ms)
+
+    async def plan_runs(self, window: DueWindow) -> int | None:
+        """Plan a run for each server that the schedule covers, spread over its window; returns their number, or None if
+        the window was missed. May raise RecordUnreadable."""
+        ask = {
+            "id": window.id,
+            "due_ms": window.due_ms,
+            "starts_ms": int(records.milliseconds(window.starts_at)) if window.starts_at else "",
+            "next_ms": int(records.milliseconds(window.next_run_at)),
+            "limit": PLANNED_AT_ONCE,
         }
+        runs, is_last = 0, False
+        while not is_last:
+            verdict, is_last, planned = await self._call("chores/plan_runs", ask)
+            runs += planned
+        return None if verdict == b"missed" else runs
+
+    async def due_runs(self, *, skip: int = 0) -> tuple[DueRun | UnreadableSchedule, ...]:
+        """The runs within windows that are due, earliest first: at most BATCH, after the first `skip`."""
+        rows = await self._call("chores/due_runs", {"skip": skip, "limit": BATCH})
+        return tuple(map(_due_run, rows))
+
+    async def run_in_window(self, run: DueRun) -> JobId:
+        """Admit the create of one server, or put it off within the window; returns the job. Raises RunRefused."""
+        return await self._create_scheduled(run, server=str(run.server_id))
+
+    async def _create_scheduled(self, run: DueSchedule | DueRun, **more: int | str) -> JobId:
+        job_id = JobId(uuid4().hex)
+        about = {"id": run.id, "due_ms": run.due_ms, "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000), **more}
         ask = {
             "kind": JobKind.CREATE,
-            "schedule": run,
-            "name": schedule.snapshot_name,
+            "schedule": about,
+            "name": run.snapshot_name,
             "description": "",
             "request_id": "",
             "job_id": job_id,
@@ -141,15 +196,30 @@ class Chores(Scripts):
         return job_id
 
 
-def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
-    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
+def _due(row: Sequence[bytes], now: datetime) -> DueSchedule | DueWindow | UnreadableSchedule:
+    schedule_id, due_ms, name, when, spread, zone, window_ms = (field.decode(errors="replace") for field in row)
     try:
-        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
-        return DueSchedule(
-            id=ScheduleId(schedule_id),
-            due_ms=int(due_ms),
-            snapshot_name=snapshot_name(name, due_at),
-            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
-        )
+        cron, clocks = cron_of(when, int(spread)), zone_of(zone or IN_UTC)
+        next_at = next_run(cron, now, clocks)
+        if not window_ms:
+            due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
+            run = snapshot_name(name, due_at)
+            return DueSchedule(id=ScheduleId(schedule_id), due_ms=int(due_ms), snapshot_name=run, next_run_at=next_at)
+        starts_at = open_since(cron, now, timedelta(milliseconds=records.whole(window_ms)), clocks)
+        return DueWindow(id=ScheduleId(schedule_id), due_ms=int(due_ms), starts_at=starts_at, next_run_at=next_at)
     except (BadCron, ValueError, OverflowError, OSError) as error:
-        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
+        reason = f"when={when!r}, server={spread!r}, time_zone={zone!r}, window_ms={window_ms!r}: {error}"
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=reason)
+
+
+def _due_run(row: Sequence[bytes]) -> DueRun | UnreadableSchedule:
+    schedule_id, server_id, due_ms, name, starts_ms = (field.decode(errors="replace") for field in row)
+    try:
+        return DueRun(
+            id=ScheduleId(schedule_id),
+            server_id=ServerId(int(server_id)),
+            due_ms=int(due_ms),
+            snapshot_name=snapshot_name(name, records.moment(starts_ms)),
+        )
+    except (ValueError, OverflowError, OSError) as error:
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"window_start_ms={starts_ms!r}: {error}")

@@ -1,5 +1,5 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room, retrying, history, account_limits
+-- include: room, retrying, history, account_limits, windows
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
 -- necessary.
@@ -7,9 +7,10 @@
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
--- create; nil: the server's default, or else live_by_default, retries: the failed job that this one repeats, rule:
--- of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil,
--- idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
+-- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
+-- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms} or,
+-- within its window, {id, server, due_ms, retry_ms}, traceparent or nil,
+-- idempotency (see `replay`), whole_job, by: the token that asks (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -45,7 +46,7 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
-    present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil,
+    present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil, start_by_ms = ask.start_by_ms,
   }
   enqueue(ask.job_id, job, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
@@ -79,8 +80,7 @@ local function create()
   if ask.schedule and over > 0 and not namesake then
     refused = refuse_if_full('new')
     if refused then return refused end -- before anything is deleted for the new one
-    local made = scheduled_snapshots(server_id)
-    retire_oldest(made, #made - over, server.node)
+    make_room(scheduled_snapshots(server_id), over, server.node)
     over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - most
   end
   if over > 0 then return {'refused', 'snapshot_limit_reached', tostring(most)} end
@@ -148,19 +148,9 @@ local function undo()
   }, is_ours and attempt(key, show_snapshot, restore.snapshot) or nil, ask.id)
 end
 
--- Only the first gateway that finds a due run executes it. This also records the next run, even if this one is refused.
-local function run_schedule()
-  local id = ask.schedule.id
-  local schedule = read('schedule:' .. id)
-  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
-    return {'refused', 'schedule_not_due'}
-  end
-  local server = read('server:' .. schedule.server)
-  if server and server.account ~= schedule.account then
-    forget_schedule(id, schedule)
-    return {'refused', 'server_not_found'}
-  end
-  ask.account, ask.id, ask.live = schedule.account, schedule.server, schedule.live == '1'
+-- The create that a schedule makes of a server. Also whether a refusal passes by itself.
+local function create_scheduled(id, schedule, server_id)
+  ask.account, ask.id, ask.live = schedule.account, server_id, schedule.live == '1'
   local expire_after_ms = number(schedule.expire_after_ms)
   if expire_after_ms then
     ask.expires_ms = string.format('%.0f', now_ms() + expire_after_ms)
@@ -170,12 +160,66 @@ local function run_schedule()
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
     or answer[2] == 'store_nearly_full' or answer[2] == 'store_read_only'
+  return answer, passes
+end
+
+local function note_last_run(id, error)
+  redis.call('HSET', 'schedule:' .. id, 'last_ms', now_ms(), 'last_job', error and '' or ask.job_id,
+    'last_error', error or '')
+end
+
+-- One run within a window. It is retried while the window lasts, and its job must start within it.
+local function run_in_window()
+  local id, server_id = ask.schedule.id, ask.schedule.server
+  local run = id .. ':' .. server_id
+  if tonumber(redis.call('ZSCORE', RUNS, run)) ~= ask.schedule.due_ms then return {'refused', 'schedule_not_due'} end
+  local schedule = read('schedule:' .. id)
+  if not schedule or schedule.enabled ~= '1' or not covers(schedule, labels_wanted(id, schedule), server_id) then
+    redis.call('ZREM', RUNS, run)
+    if schedule then redis.call('HINCRBY', 'schedule:' .. id, 'runs_planned', -1) end
+    return {'refused', 'not_covered'}
+  end
+  local ends_ms = number(schedule.window_end_ms)
+  if not ends_ms then return unreadable('schedule:' .. id, 'window_end_ms cannot be read') end
+  ask.start_by_ms = string.format('%.0f', ends_ms)
+  local answer, passes = {'refused', 'window_missed'}, false
+  if now_ms() < ends_ms then answer, passes = create_scheduled(id, schedule, server_id) end
+  local error = answer[1] == 'refused' and answer[2] or nil
+  note_last_run(id, error)
+  redis.call('HSET', 'schedule:' .. id .. ':runs', server_id, cjson.encode({
+    ms = string.format('%.0f', now_ms()), job = error and '' or ask.job_id, error = error or '',
+  }))
+  local again_ms = now_ms() + ask.schedule.retry_ms
+  if passes and again_ms < ends_ms then
+    redis.call('ZADD', RUNS, string.format('%.0f', again_ms), run)
+  else
+    redis.call('ZREM', RUNS, run)
+    local is_late = passes or error == 'window_missed'
+    local count = not error and 'runs_started' or is_late and 'runs_missed' or 'runs_refused'
+    redis.call('HINCRBY', 'schedule:' .. id, count, 1)
+  end
+  return answer
+end
+
+-- Only the first gateway that finds a due run executes it. This also records the next run, even if this one is refused.
+local function run_schedule()
+  local id = ask.schedule.id
+  local schedule = read('schedule:' .. id)
+  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
+    return {'refused', 'schedule_not_due'}
+  end
+  if not is_a('id', schedule.server) then return unreadable('schedule:' .. id, 'server cannot be read') end
+  local server = read('server:' .. schedule.server)
+  if server and server.account ~= schedule.account then
+    forget_schedule(id, schedule)
+    return {'refused', 'server_not_found'}
+  end
+  local answer, passes = create_scheduled(id, schedule, schedule.server)
   local next_ms = ask.schedule.next_ms
   local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
   redis.call('ZADD', 'schedules:due', again_ms, id)
-  local refused = answer[1] == 'refused'
-  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms), 'last_ms', now_ms(),
-    'last_job', refused and '' or ask.job_id, 'last_error', refused and answer[2] or '')
+  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms))
+  note_last_run(id, answer[1] == 'refused' and answer[2] or nil)
   return answer
 end
 
@@ -186,7 +230,7 @@ local function refuse_again()
 end
 
 local function decide()
-  if ask.schedule then return run_schedule() end
+  if ask.schedule then return ask.schedule.server and run_in_window() or run_schedule() end
   local refused = ask.retries and refuse_again() or ask.dry_run and refuse_dry_run(ask.account)
   if refused then return refused end
   if ask.kind == 'create' then return create() end

@@ -281,10 +281,19 @@ class CustomerStore(Scripts):
             raise errors.refusal(found[1].decode())
         return await self._one(_snapshot, found, kind="snapshot")
 
-    async def edit_server(self, *, account_id: By, server_id: ServerId, consistency: str | None) -> ServerView:
-        """Set whether creates stop the server by default: "stop", "live", or None for the provider's default. Raises
-        ServerNotFound or StoreUnavailable."""
-        ask = {"id": str(server_id), "consistency": consistency or ""}
+    async def edit_server(
+        self,
+        *,
+        account_id: By,
+        server_id: ServerId,
+        consistency: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> ServerView:
+        """Change what is not None: `consistency` says whether creates stop the server if they do not say so themselves,
+        "stop", "live", or "" for the provider's default; `labels` replace all. Raises ServerNotFound or
+        StoreUnavailable."""
+        text = None if labels is None else json.dumps(dict(labels))
+        ask = {"id": str(server_id), "fields": given(consistency=consistency, labels=text)}
         if await self._call("customers/edit_server", ask, account_id) is None:
             raise errors.ServerNotFound.of(id=server_id)
         return await self.server(account_id=account_id, server_id=server_id)

@@ -2,7 +2,8 @@
 -- A node begins a job, for the first time or again after a crash. A job whose server has moved to another node is
 -- ended.
 -- Also when full.
--- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node}
+-- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node,
+-- late: result of a job that had to start before now}
 -- Answers {'begun', {field, value, ...} of the job}, {'refused', why} if the job must not run, or
 -- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

@@ -44,5 +44,6 @@ def bounded_facts(facts: NodeFacts) -> NodeFacts:
             for pool in facts.pools[:POOLS_MAX]
         ),
         slots=max(0, facts.slots),
+        slots_max=max(0, facts.slots_max),
         boot=facts.boot[:NAME_MAX],
     )

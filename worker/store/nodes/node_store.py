@@ -34,7 +34,7 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.bounds import NAME_MAX, bounded_facts, bounded_outcome
-from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, Outcome
+from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, STARTS_TOO_LATE, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
 
@@ -45,9 +45,11 @@ class Placement(StrEnum):
     DECLARED = "declared"  # those that an operator or an orchestrator has declared
 
 
-BATCH = 100  # deletes that one script queues; limits how long it blocks Redis
-MOST_QUEUED = 1000  # jobs of a queue that one script reads; limits how long it blocks Redis
-_SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
+BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
+MOST_QUEUED = 1000  # jobs of a queue that one script looks at: the same bound
+# results of jobs that end instead of being begun
+_ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
+_SHORTEST = 0.01  # seconds of a blocking wait: 0 is for ever
 
 
 class LeaseLost(Exception):
@@ -254,7 +256,7 @@ class NodeStore(Scripts):
         before are returned as IDs, because the node knows whether it has started them. Without the lease, no jobs are
         returned."""
         ask = self._us | {"running": running, "free": free, "limit": MOST_QUEUED, "begin": begin}
-        ask["left"] = LEFT_ITS_NODE.for_script()
+        ask |= _ENDED
         until, stops = time.monotonic() + seconds, self._stops
         while True:
             due: list[list[Any]] = await self._call("nodes/take", ask)
@@ -296,7 +298,7 @@ class NodeStore(Scripts):
     async def begin(self, job_id: JobId) -> Job:
         """Record that this worker begins a job, for the first time or again. Raises LeaseLost or BeginRefused."""
         try:
-            verdict, answer = await self._claim("nodes/begin", {"job": job_id, "left": LEFT_ITS_NODE.for_script()})
+            verdict, answer = await self._claim("nodes/begin", {"job": job_id, **_ENDED})
             if verdict == b"begun":
                 return await self._one(_job, [job_id.encode(), answer], kind="job")
         except ClaimRefused as refused:

@@ -12,6 +12,7 @@ number that both sides support; a node does not send newer fields to an older ga
 `take` has the field `begin`, and may return jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
 - 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
+- 4: a node's `slots_max`.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ from worker.store.model import (
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
 
-PROTOCOLS = frozenset({1, 2, 3})  # the versions that this release supports
+PROTOCOLS = frozenset({1, 2, 3, 4})  # those that this release speaks
 BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
@@ -192,6 +193,7 @@ class NodeFacts(Message):
     emulator: Word
     pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
     slots: Count = 0
+    slots_max: Count = 0
     boot: Word = ""
 
 
@@ -332,7 +334,7 @@ def _call(ask: type[Message], answer: Any, *, newer: Mapping[int, Excluded] | No
     return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
 
 
-_NEWER_FACTS = {"about": {"slots", "boot"}}
+_NEWER_FACTS = {"about": {"slots", "boot", "slots_max"}}
 _NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
@@ -347,7 +349,7 @@ CALLS: Mapping[str, Call] = {
     "finish": _call(
         Finish, str, newer={1: {"outcome": _NEWER_CONTENTS | {"cause": True}}, 2: {"outcome": {"cause": True}}}
     ),
-    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS}),
+    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS, 3: {"about": {"slots_max"}}}),
     "publish": _call(
         Publish,
         tuple[SnapshotId, ...],

@@ -35,7 +35,7 @@ local function give_to(account)
       redis.call('ZADD', 'account:' .. account .. ':snapshots', number(created_ms) or 0, id)
     end
   end
-  redis.call('HDEL', key, 'undoable', 'consistency')
+  redis.call('HDEL', key, 'undoable', 'consistency', 'labels')
   redis.call('HSET', key, 'account_before', known.account)
 end
 

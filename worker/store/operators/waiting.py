@@ -15,6 +15,7 @@ class WaitReason(StrEnum):
 
     SILENT = "node_silent"
     PAUSED = "node_paused"
+    DISKS_BUSY = "disks_busy"  # all slots are taken, and the node has fewer than else
     SLOTS_FULL = "slots_full"
     SERVER_BUSY = "server_busy"
     NODE = "node"  # the node will start it within seconds
@@ -28,6 +29,8 @@ class Waiting:
     place: int  # position in its node's queue; 1: it is next
     queued: int  # jobs in that queue
     running: int  # jobs that its node runs
+    slots: int  # jobs that its node runs at a time now; 0: not told
+    slots_max: int  # the same, while its disks are not busy
     node: str
     heartbeat_at: datetime | None  # None: the node has never reported
     pause: Pause | None
@@ -44,6 +47,7 @@ def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
     reasons = {
         WaitReason.SILENT: silent,
         WaitReason.PAUSED: paused,
+        WaitReason.DISKS_BUSY: running >= slots and facts and facts.has_fewer_slots,
         WaitReason.SLOTS_FULL: running >= slots if slots else running,
         WaitReason.SERVER_BUSY: holder,
     }
@@ -52,6 +56,8 @@ def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
         place=place,
         queued=queued,
         running=running,
+        slots=slots,
+        slots_max=facts.slots_max if facts else 0,
         node=at_node,
         heartbeat_at=records.moment(record["heartbeat_ms"]) if record.get("heartbeat_ms") else None,
         pause=paused,

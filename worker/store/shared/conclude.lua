@@ -65,6 +65,7 @@ local function conclude(job_id, job, result)
   end
   keep_notes(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
+  if job.start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
   count_end(job, result, now)
   note_end(job, result)
   list_failure(job_id, job, result, now)
@@ -73,7 +74,7 @@ local function conclude(job_id, job, result)
   if snapshot and job.kind == 'create' and snapshot.status == 'in_progress' then
     settle_create(job.snapshot, snapshot, result, now)
     local keep = snapshot.schedule and number(redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep'))
-    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end
+    if keep then rotate(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end
   end
   if snapshot and job.kind == 'delete' then
     if result.state == 'completed' then

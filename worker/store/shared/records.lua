@@ -7,7 +7,7 @@ local NEEDED = {
   job = {
     account = 'id', kind = 'kind', node = 'text', queued_ms = 'number', server = 'id', snapshot = 'id', state = 'state',
   },
-  schedule = {account = 'id', server = 'id'},
+  schedule = {account = 'id'},
   server = {account = 'id', name = 'text', node = 'text'},
   snapshot = {
     account = 'id', created_ms = 'number', name = 'text', node = 'text', server = 'id', status = 'text',

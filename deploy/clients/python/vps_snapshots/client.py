@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 from .following import Following, ensure_completed, events
 from .models import (
+    CoveredServer,
     Delivery,
     EditBody,
     Job,
@@ -175,31 +176,63 @@ class Servers(_Resource):
         body = {"consistency": consistency}
         return cast("Server", self._wire.call("PATCH", f"servers/{server_id}/", body=body).body)
 
+    def set_labels(self, server_id: int, labels: dict[str, str]) -> Server:
+        """Replaces all labels of the server, by which schedules may find it."""
+        return cast("Server", self._wire.call("PATCH", f"servers/{server_id}/", body={"labels": labels}).body)
+
 
 class Schedules(_Resource):
     def list(self, *, server_id: int | None = None) -> Iterator[Schedule]:
         return self._pages("schedules/", {"server_id": server_id})
 
+    def list_by_label(self) -> Iterator[Schedule]:
+        return self._pages("schedules/", {"target": "labels"})
+
     def find(self, *, server_id: int, name: str) -> Schedule | None:
         return next((schedule for schedule in self.list(server_id=server_id) if schedule["name"] == name), None)
+
+    def find_by_label(self, *, name: str) -> Schedule | None:
+        return next((schedule for schedule in self.list_by_label() if schedule["name"] == name), None)
+
+    def servers(self, schedule_id: str) -> Iterator[CoveredServer]:
+        """The servers that it covers now, each with its run in the current or latest window."""
+        path = f"schedules/{schedule_id}/servers/"
+        query: dict[str, Any] = {"limit": PAGE_SIZE, "after": None}
+        while True:
+            page = self._wire.call("GET", path, query=query).body
+            yield from page["results"]
+            if page["after"] is None:
+                return
+            query["after"] = page["after"]
 
     def get(self, schedule_id: str) -> Schedule:
         return cast("Schedule", self._wire.call("GET", f"schedules/{schedule_id}/").body)
 
-    def create(
+    def create(  # noqa: PLR0913 - a field is a parameter
         self,
         *,
-        server_id: int,
         name: str,
         when: str,
+        server_id: int | None = None,
+        server_labels: dict[str, str] | None = None,
+        time_zone: str | None = None,
+        window_minutes: int | None = None,
         keep: int = 3,
         expire_after_hours: int | None = None,
         consistency: Consistency | None = None,
         enabled: bool = True,
     ) -> Schedule:
-        body: dict[str, Any] = {"server_id": server_id, "name": name, "when": when, "keep": keep, "enabled": enabled}
-        body |= {} if expire_after_hours is None else {"expire_after_hours": expire_after_hours}
-        body |= {} if consistency is None else {"consistency": consistency}
+        """`server_id` or `server_labels`: of one server, or of all that have these labels."""
+        body: dict[str, Any] = {"name": name, "when": when, "keep": keep, "enabled": enabled}
+        given = {
+            "server_id": server_id,
+            "server_labels": server_labels,
+            "time_zone": time_zone,
+            "window_minutes": window_minutes,
+            "expire_after_hours": expire_after_hours,
+            "consistency": consistency,
+        }
+        body |= {field: value for field, value in given.items() if value is not None}
         return cast("Schedule", self._wire.call("POST", "schedules/", body=body).body)
 
     def edit(self, schedule_id: str, changes: ScheduleEditBody) -> Schedule:

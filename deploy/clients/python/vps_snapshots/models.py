@@ -114,7 +114,7 @@ class EditBody(TypedDict):
     """
     labels: NotRequired[dict[str, str]]
     """
-    at most 20; replaces all labels of the snapshot
+    at most 20; they replace all labels of the snapshot
     """
     expires_at: NotRequired[str | None]
     """
@@ -281,21 +281,25 @@ class RestoredSnapshot(TypedDict):
 
 class ScheduleBody(TypedDict):
     """
-    When to snapshot a server.
+    When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
     """
 
-    server_id: int
+    server_id: NotRequired[int]
+    server_labels: NotRequired[dict[str, str]]
+    """
+    covers all servers of the account that have all of these labels, also those labelled later
+    """
     name: str
     """
     prefix of its snapshots' names, which end with the time of the run
     """
     when: str
     """
-    `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+    `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots to keep; the newest are kept
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: NotRequired[int | None]
     enabled: NotRequired[bool]
@@ -303,6 +307,11 @@ class ScheduleBody(TypedDict):
     """
     `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
     """
+    time_zone: NotRequired[str]
+    """
+    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    """
+    window_minutes: NotRequired[int | None]
 
 
 class ScheduleEditBody(TypedDict):
@@ -316,11 +325,11 @@ class ScheduleEditBody(TypedDict):
     """
     when: NotRequired[str]
     """
-    `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+    `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots to keep; the newest are kept
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: NotRequired[int | None]
     """
@@ -330,6 +339,18 @@ class ScheduleEditBody(TypedDict):
     consistency: NotRequired[Literal["stop", "live"]]
     """
     `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
+    """
+    server_labels: NotRequired[dict[str, str]]
+    """
+    covers all servers of the account that have all of these labels, also those labelled later
+    """
+    time_zone: NotRequired[str]
+    """
+    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    """
+    window_minutes: NotRequired[int | None]
+    """
+    null: none, only of a schedule of one server
     """
 
 
@@ -349,6 +370,38 @@ class ScheduleRun(TypedDict):
     error: str | None
     """
     the error code of the refusal
+    """
+
+
+class ScheduleWindow(TypedDict):
+    """
+    The current or latest window of a schedule, and its runs: one for each server that it covered then.
+    """
+
+    starts_at: str
+    """
+    UTC, RFC 3339, whole seconds
+    """
+    ends_at: str
+    """
+    UTC, RFC 3339, whole seconds
+    """
+    servers: int
+    """
+    how many it covered when the window began
+    """
+    waiting: int
+    """
+    how many have not started yet
+    """
+    started: int
+    refused: int
+    """
+    for a reason that does not pass: see the runs of its servers
+    """
+    missed: int
+    """
+    the window ended before they could start
     """
 
 
@@ -383,16 +436,24 @@ class Server(TypedDict):
     """
     the default of its creates: `stop` or `live`; more may be added. null: the provider's default
     """
+    labels: dict[str, str]
+    """
+    those that `PATCH` has set
+    """
 
 
 class ServerEdit(TypedDict):
     """
-    The default of a server's creates: whether they stop the server.
+    The fields to change; fields that are left out stay.
     """
 
-    consistency: Literal["stop", "live"] | None
+    consistency: NotRequired[Literal["stop", "live"] | None]
     """
-    `stop`, `live` (if the provider allows it), or null for the provider's default
+    whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default
+    """
+    labels: NotRequired[dict[str, str]]
+    """
+    at most 20; they replace all labels of the server. Schedules may go by them
     """
 
 
@@ -573,6 +634,38 @@ class Contents(TypedDict):
     """
 
 
+class CoveredServer(TypedDict):
+    """
+    A server that a schedule covers now.
+    """
+
+    server: ServerName
+    starts_at: str | None
+    """
+    of its run that waits in the current window
+    """
+    last_run: ScheduleRun | None
+    """
+    in the current or latest window
+    """
+
+
+class CoveredServerList(TypedDict):
+    """
+    One page of the list, by ID.
+    """
+
+    count: int | None
+    """
+    the number of results on all pages; null if unknown
+    """
+    after: str | None
+    """
+    the cursor of the next page, for `after`; null: this is the last page
+    """
+    results: list[CoveredServer]
+
+
 class Event(TypedDict):
     """
     The data of one event: a job has changed.
@@ -728,22 +821,37 @@ class RestoreStarted(TypedDict):
 
 class Schedule(TypedDict):
     """
-    When a server is snapshotted automatically.
+    When a server, or all servers with some labels, are snapshotted automatically.
     """
 
     id: str
-    server: ServerName
+    server: ServerName | None
+    """
+    null: it is by label
+    """
+    server_labels: dict[str, str] | None
+    """
+    null: it is of one server
+    """
     name: str
     """
-    prefix of its snapshots' names, which end with the time of the run
+    the start of its snapshots' names, which end with the time of the run
     """
     when: str
     """
-    `hourly`, `daily`, `weekly`, or a cron expression in UTC
+    `hourly`, `daily`, `weekly`, or a cron expression in `time_zone`
+    """
+    time_zone: str
+    """
+    IANA name
+    """
+    window_minutes: int | None
+    """
+    null: runs start at once and are retried until the next
     """
     keep: int
     """
-    how many of its completed snapshots to keep; the newest are kept
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: int | None
     enabled: bool
@@ -757,9 +865,13 @@ class Schedule(TypedDict):
     """
     next_run_at: str | None
     """
-    null: the schedule is not enabled
+    or the begin of its next window; null: it is not enabled
     """
     last_run: ScheduleRun | None
+    window: ScheduleWindow | None
+    """
+    null: it has none, or none has begun yet
+    """
 
 
 class ScheduleList(TypedDict):

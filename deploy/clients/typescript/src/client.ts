@@ -8,6 +8,8 @@ import type {
   Job,
   Redelivery,
   RestoreStarted,
+  CoveredServer,
+  CoveredServerList,
   Schedule,
   ScheduleBody,
   ScheduleEditBody,
@@ -175,11 +177,29 @@ export class Servers extends Resource {
   setConsistency(id: number, consistency: 'stop' | 'live' | null): Promise<Server> {
     return this.body('PATCH', `servers/${id}/`, { body: { consistency } })
   }
+
+  /** Replaces all labels of the server, by which schedules may find it. */
+  setLabels(id: number, labels: Record<string, string>): Promise<Server> {
+    return this.body('PATCH', `servers/${id}/`, { body: { labels } })
+  }
 }
 
 export class Schedules extends Resource {
-  list(query: { server_id?: number } = {}): AsyncGenerator<Schedule> {
+  /** Those of one server each; with `target: 'labels'`, those by label. */
+  list(query: { server_id?: number; target?: 'server' | 'labels' } = {}): AsyncGenerator<Schedule> {
     return this.pages('schedules/', query)
+  }
+
+  /** The servers that it covers now, each with its run in the current or latest window. */
+  async *servers(id: string): AsyncGenerator<CoveredServer> {
+    let after: string | null | undefined
+    do {
+      const page: CoveredServerList = await this.body('GET', `schedules/${id}/servers/`, {
+        query: { limit: 500, after: after ?? undefined },
+      })
+      yield* page.results
+      after = page.after
+    } while (after)
   }
 
   get(id: string): Promise<Schedule> {

@@ -49,6 +49,28 @@ export interface components {
             tpm: boolean;
         };
         /**
+         * CoveredServer
+         * @description A server that a schedule covers now.
+         */
+        CoveredServer: {
+            server: components["schemas"]["ServerName"];
+            /** @description of its run that waits in the current window */
+            starts_at: string | null;
+            /** @description in the current or latest window */
+            last_run: components["schemas"]["ScheduleRun"] | null;
+        };
+        /**
+         * CoveredServerList
+         * @description One page of the list, by ID.
+         */
+        CoveredServerList: {
+            /** @description the number of results on all pages; null if unknown */
+            count: number | null;
+            /** @description the cursor of the next page, for `after`; null: this is the last page */
+            after: string | null;
+            results: components["schemas"]["CoveredServer"][];
+        };
+        /**
          * CreateBody
          * @description The snapshot to create.
          */
@@ -103,7 +125,7 @@ export interface components {
         EditBody: {
             /** @description no control characters */
             description?: string;
-            /** @description at most 20; replaces all labels of the snapshot */
+            /** @description at most 20; they replace all labels of the snapshot */
             labels?: {
                 [key: string]: string;
             };
@@ -354,16 +376,25 @@ export interface components {
         };
         /**
          * Schedule
-         * @description When a server is snapshotted automatically.
+         * @description When a server, or all servers with some labels, are snapshotted automatically.
          */
         Schedule: {
             id: string;
-            server: components["schemas"]["ServerName"];
-            /** @description prefix of its snapshots' names, which end with the time of the run */
+            /** @description null: it is by label */
+            server: components["schemas"]["ServerName"] | null;
+            /** @description null: it is of one server */
+            server_labels: {
+                [key: string]: string;
+            } | null;
+            /** @description the start of its snapshots' names, which end with the time of the run */
             name: string;
-            /** @description `hourly`, `daily`, `weekly`, or a cron expression in UTC */
+            /** @description `hourly`, `daily`, `weekly`, or a cron expression in `time_zone` */
             when: string;
-            /** @description how many of its completed snapshots to keep; the newest are kept */
+            /** @description IANA name */
+            time_zone: string;
+            /** @description null: runs start at once and are retried until the next */
+            window_minutes: number | null;
+            /** @description how many of its completed snapshots of each server to keep: the newest */
             keep: number;
             expire_after_hours: number | null;
             enabled: boolean;
@@ -374,26 +405,32 @@ export interface components {
              * @description UTC, RFC 3339, whole seconds
              */
             created_at: string;
-            /** @description null: the schedule is not enabled */
+            /** @description or the begin of its next window; null: it is not enabled */
             next_run_at: string | null;
             last_run: components["schemas"]["ScheduleRun"] | null;
+            /** @description null: it has none, or none has begun yet */
+            window: components["schemas"]["ScheduleWindow"] | null;
         };
         /**
          * ScheduleBody
-         * @description When to snapshot a server.
+         * @description When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
          */
         ScheduleBody: {
-            server_id: number;
+            server_id?: number;
+            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            server_labels?: {
+                [key: string]: string;
+            };
             /** @description prefix of its snapshots' names, which end with the time of the run */
             name: string;
             /**
-             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
              * @example daily
              * @example 0 3 * * MON-FRI
              */
             when: string;
             /**
-             * @description how many of its completed snapshots to keep; the newest are kept
+             * @description how many of its completed snapshots of each server to keep: the newest
              * @default 3
              */
             keep?: number;
@@ -406,6 +443,13 @@ export interface components {
              * @enum {string}
              */
             consistency?: "stop" | "live";
+            /**
+             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @default UTC
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            window_minutes?: number | null;
         };
         /**
          * ScheduleEditBody
@@ -415,12 +459,12 @@ export interface components {
             /** @description prefix of its snapshots' names, which end with the time of the run */
             name?: string;
             /**
-             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
              * @example daily
              * @example 0 3 * * MON-FRI
              */
             when?: string;
-            /** @description how many of its completed snapshots to keep; the newest are kept */
+            /** @description how many of its completed snapshots of each server to keep: the newest */
             keep?: number;
             /** @description null: never */
             expire_after_hours?: number | null;
@@ -430,6 +474,17 @@ export interface components {
              * @enum {string}
              */
             consistency?: "stop" | "live";
+            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            server_labels?: {
+                [key: string]: string;
+            };
+            /**
+             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            /** @description null: none, only of a schedule of one server */
+            window_minutes?: number | null;
         };
         /**
          * ScheduleList
@@ -456,6 +511,31 @@ export interface components {
             error: string | null;
         };
         /**
+         * ScheduleWindow
+         * @description The current or latest window of a schedule, and its runs: one for each server that it covered then.
+         */
+        ScheduleWindow: {
+            /**
+             * Format: date-time
+             * @description UTC, RFC 3339, whole seconds
+             */
+            starts_at: string;
+            /**
+             * Format: date-time
+             * @description UTC, RFC 3339, whole seconds
+             */
+            ends_at: string;
+            /** @description how many it covered when the window began */
+            servers: number;
+            /** @description how many have not started yet */
+            waiting: number;
+            started: number;
+            /** @description for a reason that does not pass: see the runs of its servers */
+            refused: number;
+            /** @description the window ended before they could start */
+            missed: number;
+        };
+        /**
          * Server
          * @description A server, and whether it accepts new jobs.
          */
@@ -474,14 +554,22 @@ export interface components {
             reachable: boolean;
             /** @description the default of its creates: `stop` or `live`; more may be added. null: the provider's default */
             consistency: string | null;
+            /** @description those that `PATCH` has set */
+            labels: {
+                [key: string]: string;
+            };
         };
         /**
          * ServerEdit
-         * @description The default of a server's creates: whether they stop the server.
+         * @description The fields to change; fields that are left out stay.
          */
         ServerEdit: {
-            /** @description `stop`, `live` (if the provider allows it), or null for the provider's default */
-            consistency: ("stop" | "live") | null;
+            /** @description whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default */
+            consistency?: ("stop" | "live") | null;
+            /** @description at most 20; they replace all labels of the server. Schedules may go by them */
+            labels?: {
+                [key: string]: string;
+            };
         };
         /**
          * ServerName
@@ -709,6 +797,8 @@ export interface components {
 export type BusyJob = components['schemas']['BusyJob'];
 export type Conflict = components['schemas']['Conflict'];
 export type Contents = components['schemas']['Contents'];
+export type CoveredServer = components['schemas']['CoveredServer'];
+export type CoveredServerList = components['schemas']['CoveredServerList'];
 export type CreateBody = components['schemas']['CreateBody'];
 export type Delivery = components['schemas']['Delivery'];
 export type DeliveryList = components['schemas']['DeliveryList'];
@@ -737,6 +827,7 @@ export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleEditBody = components['schemas']['ScheduleEditBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRun = components['schemas']['ScheduleRun'];
+export type ScheduleWindow = components['schemas']['ScheduleWindow'];
 export type Server = components['schemas']['Server'];
 export type ServerEdit = components['schemas']['ServerEdit'];
 export type ServerName = components['schemas']['ServerName'];
