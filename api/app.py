@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from aiohttp import ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.credentials import calls as credentials
 from api.dashboard import routes
@@ -30,7 +30,7 @@ from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
 from api.http.probes import METRICS, PROBES, Probes, exposing
-from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS
+from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS, CELL_TIME
 from api.http.traces import traced
 from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
@@ -68,11 +68,11 @@ from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
-FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
+FIRST_COMPARISON_SECONDS = 1.0  # how long a start waits for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
-AUDIT_SECONDS = 0.1  # how late an entry may be in the log
-LAST_NOTE_SECONDS = 1.0  # a stop does not wait longer to write which tokens were used
-STORE_LOOK_SECONDS = 5.0  # how often a write to Redis is tried
+AUDIT_SECONDS = 0.1  # an entry appears in the log at most this much later
+LAST_NOTE_SECONDS = 1.0  # how long a stop waits to record which tokens were used
+STORE_CHECK_SECONDS = 5.0  # interval between trial writes to Redis
 
 By = TypeVar("By")
 AnyCall = Call[Any]
@@ -80,7 +80,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
-    redis: ArqRedis,
+    redis: Redis,
     settings: ApiSettings,
     *,
     metrics: Metrics | None = None,
@@ -88,7 +88,7 @@ def build(
     process: Process | None = None,
 ) -> web.Application:
     """The application. It neither opens nor closes the Redis client. `resolver`: resolves the host names of webhooks,
-    in place of the system's resolver. `process`: which one of a front end of several processes this is."""
+    in place of the system's resolver. `process`: which of the front end's processes this is."""
     metrics = metrics or Metrics()
     process = process or Process()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
@@ -128,7 +128,7 @@ def build(
         (events.ops_call, following),
     ]
     assets = Assets()
-    watch = StoreWatch(Writes(redis), look_seconds=STORE_LOOK_SECONDS, told=metrics.tried_to_write)
+    watch = StoreWatch(Writes(redis), check_seconds=STORE_CHECK_SECONDS, on_result=metrics.tried_to_write)
     context = Context(
         operators=operator_store,
         store=store,
@@ -139,7 +139,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    keeper = _keeper(redis, settings, clock)  # of each process: it is woken by the calls of its own
+    keeper = _keeper(redis, settings, clock)  # one for each process: the calls of its own process wake it
     audit = Audit(redis, keeper=keeper, now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
@@ -147,6 +147,7 @@ def build(
         client_max_size=BODY_MAX_BYTES,
     )
     app[BODY_SECONDS] = settings.body_seconds
+    app[CELL_TIME] = clock.now
     app.on_response_prepare.append(finish_head)
     if keeper is not None:
         app.cleanup_ctx.append(partial(_keeping, keeper))
@@ -167,7 +168,7 @@ def build(
         ],
         seconds=settings.request_seconds,
     )
-    probes = Probes(watch.look)
+    probes = Probes(watch.check)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposing(exposition.read, settings.metrics_networks))
@@ -179,7 +180,7 @@ def build(
     return app
 
 
-def _keeper(redis: ArqRedis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
+def _keeper(redis: Redis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
     kept = timedelta(days=settings.audit_days)
     return AuditKeeper(redis, kept=kept, now=clock.now) if settings.audit_keeper else None
 
@@ -216,7 +217,7 @@ def _exposition(metrics: Metrics, process: Process) -> Exposition:
     return SharedExposition(metrics.registry, shared.folder, index=process.index, processes=shared.processes)
 
 
-def _streams(redis: ArqRedis, settings: ApiSettings, process: Process) -> Streams:
+def _streams(redis: Redis, settings: ApiSettings, process: Process) -> Streams:
     return Streams(
         Events(redis),
         places=Places(
@@ -230,13 +231,13 @@ def _streams(redis: ArqRedis, settings: ApiSettings, process: Process) -> Stream
     )
 
 
-def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Sessions:
+def _sessions(redis: Redis, settings: ApiSettings, limits: Limits) -> Sessions:
     at_most, idle = timedelta(seconds=settings.session_seconds), timedelta(seconds=settings.session_idle_seconds)
     return Sessions(redis, lifetime=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
 def _refusing(context: Context, docs_url: str) -> Callable[[web.Request, problems.Problem], web.Response]:
-    """A browser at the dashboard gets a page, any other client a problem document."""
+    """The dashboard refuses with a page, the API with a problem document."""
 
     def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
         if routes.is_ours(request):
@@ -263,15 +264,15 @@ def _comparing(clock: CellClock) -> Callable[[web.Application], AsyncIterator[No
 
 def _add_chores(
     app: web.Application,
-    redis: ArqRedis,
+    redis: Redis,
     settings: ApiSettings,
     *,
     clock: CellClock,
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
-    """Add what one process does for the cell for as long as the application runs."""
-    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
+    """Add the tasks that one process runs for the whole cell while the application runs."""
+    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, on_stale_job=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
@@ -333,20 +334,20 @@ def _entering_handlers(
 
 
 def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handler:
-    """The script of the call checks its caller, too. A request that is refused for anything else is refused only to a
-    caller who may make it."""
+    """The call's script also checks the caller. Any other refusal is returned only to a caller who may make the
+    call."""
 
     is_valid = _ensured(call)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         by = callers.enter(request, call)
         try:
-            if not request.content.is_eof():  # a stranger is not waited for
+            if not request.content.is_eof():  # do not wait for the body of an unauthenticated caller
                 await by.identify()
             await is_valid(request)
             return await call.handle(resource, request, by)
         except StoreUnavailable as error:
-            # what may be done is not refused for a limit that it has reached itself
+            # this call has reached the limit itself, which must not refuse it
             ignored = (StoreUnavailable, *((problems.Problem,) if isinstance(error, OutcomeUnknown) else ()))
             if trouble.may_respond(error.__cause__):
                 with suppress(*ignored):
@@ -360,7 +361,7 @@ def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handle
 
 
 def _ensured(call: AnyCall) -> Callable[[web.Request], Awaitable[None]]:
-    """Checked first, so that an invalid request changes nothing."""
+    """Validate the request before the handler runs, so that an invalid one changes nothing."""
     changes, takes_body, query = call.changes, call.body is not None, call.query
 
     async def ensure(request: web.Request) -> None:
@@ -378,12 +379,12 @@ def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, second
         for call, handler in calls:
             if call.path == path:
                 _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=not call.is_stream)
-        # `jobs/bulk/` also matches `jobs/{job_id}/`: without this it would have that path's methods too.
+        # `jobs/bulk/` also matches `jobs/{job_id}/`; without this it would answer that path's methods too.
         app.router.add_route("*", path, _another_method)
 
 
 def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
-    """With a time limit, and a 304 for a client that already has the answer."""
+    """Add a time limit, and a 304 for a client that already has the answer."""
 
     bound = None if call.is_stream else seconds
     changes, is_cacheable = call.changes, call.is_cacheable

@@ -19,9 +19,9 @@ from worker.store.access.audit import AuditKeeper
 from worker.store.errors import StoreUnavailable
 from worker.store.redis_client import connect
 
-KEEP_SECONDS = 1.0  # how late an entry may be in the log
+KEEP_SECONDS = 1.0  # an entry appears in the log at most this much later
 CHECK_SECONDS = 3600.0
-TURN_SECONDS = 300.0  # of the keeper; its calls have limits that are far shorter
+TURN_SECONDS = 300.0  # the limit of one round; the limits of its calls are far shorter
 
 app = typer.Typer(no_args_is_help=True, help="Keep the audit log.")
 log = structlog.stdlib.get_logger()
@@ -29,7 +29,7 @@ log = structlog.stdlib.get_logger()
 
 @app.callback()
 def _audit() -> None:
-    """Without it, typer would make the only command the program."""
+    """Without this callback, typer would turn the only command into the program."""
 
 
 @app.command("keep")

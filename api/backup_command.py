@@ -1,4 +1,4 @@
-"""The commands `backup` and `restore`: of what only Redis knows."""
+"""The commands `backup` and `restore`, for the data that exists only in Redis."""
 
 import time
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.options import Config, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
@@ -21,26 +21,26 @@ _NAME = "vps-snapshots-*.backup"
 LEFT_SECONDS = 86_400.0  # far longer than a backup takes
 
 Identity = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, of an encrypted backup.")
+    Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, for an encrypted backup.")
 ]
 
 
 def backup(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Where the file is written.")],
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder for the backup file.")],
     *,
     keep: Annotated[int, typer.Option(min=1, help="How many backups to keep in the folder.")] = 14,
     recipient: Annotated[
         str | None, typer.Option(metavar="AGE1...", help="age's public key: encrypts the file (needs the program age).")
     ] = None,
-    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="With the audit log.")] = True,
+    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Include the audit log.")] = True,
     config: Config = None,
 ) -> None:
-    """Write what only Redis knows into a file: tokens, node credentials, schedules, webhooks, which server is whose,
-    labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
+    """Back up the data that exists only in Redis to a file: tokens, node credentials, schedules, webhooks, owners of
+    servers, labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
     settings = settings_of(ApiSettings, context, config)
 
-    async def run(redis: ArqRedis) -> tuple[Path, Written]:
+    async def run(redis: Redis) -> tuple[Path, Written]:
         store = Backup(redis)
         made_ms = await store.now_ms()
 
@@ -52,9 +52,9 @@ def backup(
                     yield row
 
         name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
-        last_id = await store.last_id()
+        last_id, life = await store.last_id(), await store.life()
         path = folder / name
-        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient)
+        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
         await store.made(made_ms)
         return path, written
 
@@ -70,7 +70,7 @@ def backup(
 def _tidy(folder: Path, *, keep: int) -> None:
     for old in sorted(folder.glob(_NAME))[:-keep]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(f".{_NAME}*.new"):  # of backups that were killed, but not one that is being written
+    for left in folder.glob(f".{_NAME}*.new"):  # files of killed backups, but not one that is being written
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink()
@@ -81,13 +81,21 @@ def restore(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     *,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Only the audit log, with the Redis account `audit` (--config audit.toml).")
+        bool,
+        typer.Option(
+            "--audit", help="Restore only the audit log, with the Redis account `audit` (--config audit.toml)."
+        ),
     ] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Add to a Redis that has tokens what it lacks.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add missing data to a Redis that already has tokens.")
+    ] = False,
+    removed: Annotated[
+        bool, typer.Option("--removed", help="With --merge: also what was removed since the backup.")
+    ] = False,
     identity: Identity = None,
     config: Config = None,
 ) -> None:
-    """Write a backup into Redis after its data was lost. What Redis has stays as it is."""
+    """Restore a backup into Redis after its data was lost. Existing data is not changed."""
     settings = settings_of(ApiSettings, context, config)
     try:
         found = BackupFile.open(file, identity=identity)
@@ -95,7 +103,9 @@ def restore(
             entries = with_redis(settings.redis, lambda redis: Restore(redis).audit(found))
             typer.echo(f"{entries} entries of the audit log restored", err=True)
             return
-        written = with_redis(settings.redis, lambda redis: _restore(redis, found, settings, merge=merge))
+        written = with_redis(
+            settings.redis, lambda redis: _restore(redis, found, settings, merge=merge, removed=removed)
+        )
     except AuditLogInUse:
         fail("the audit log has entries since the loss; only an empty one can be restored", code=1)
     except (BackupUnusable, OSError) as error:
@@ -103,10 +113,23 @@ def restore(
     print_table(("KIND", "RESTORED"), [(kind, str(number)) for kind, number in sorted(written.items())])
 
 
-async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
+async def _restore(
+    redis: Redis, found: BackupFile, settings: ApiSettings, *, merge: bool, removed: bool
+) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
-        fail("Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds what it lacks", code=1)
-    written = await store.records(found, now_ms=await Backup(redis).now_ms())
+        fail(
+            "Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds the missing data",
+            code=1,
+        )
+    if not removed and await store.has_lost_nothing(found):
+        typer.echo(
+            "Redis has lost nothing since this backup: what is missing was removed, and stays so. If Redis was set back"
+            " to an earlier state, --removed adds it",
+            err=True,
+        )
+    else:
+        removed = True
+    written = await store.records(found, now_ms=await Backup(redis).now_ms(), removed=removed)
     await record(audit_of(redis, settings), "restore", reason=found.path.name)
     return dict(written)

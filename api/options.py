@@ -1,4 +1,4 @@
-"""What the commands of the front end and of the gateway share: options, the call of Redis, and how they fail."""
+"""Shared by the commands of the front end and the gateway: options, access to Redis, and errors."""
 
 import asyncio
 import re
@@ -11,9 +11,10 @@ from socket import gethostname
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from worker.program import logs
 from worker.program.configuration import ConfigurationError, FileSettings, load
 from worker.store.access.audit import Audit
 from worker.store.errors import Refused, StoreUnavailable
@@ -49,8 +50,10 @@ def settings_of(model: type[Settings], context: typer.Context, config: Path | No
         fail(str(error))
 
 
-def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Result]]) -> Result:
-    """What the call returns. A refusal ends the program."""
+def with_redis(settings: RedisSettings, call: Callable[[Redis], Awaitable[Result]]) -> Result:
+    """Run the call and return its result. A refusal ends the program."""
+
+    logs.configure()  # to standard error: standard output may hold a secret that a script reads
 
     async def run() -> Result:
         redis = connect(settings)
@@ -73,8 +76,13 @@ def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Res
 
 
 async def record(audit: Audit, what: str, **fields: str) -> None:
-    """Add a command to the audit log."""
-    await audit.write({**fields, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"})
+    """Add a command to the audit log. It has taken effect even if this fails: then only a warning is printed."""
+    try:
+        await audit.write({**fields, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"})
+    except StoreUnavailable as error:
+        why = f"{error.detail.rstrip('.')}{f' ({error.__cause__})' if error.__cause__ else ''}"
+        may_not = _KEEPER if isinstance(error.__cause__, NoPermissionError) else ""
+        typer.echo(f"warning: `{what}` was done, and may not be in the audit log: {why}.{may_not}", err=True)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

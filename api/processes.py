@@ -1,7 +1,7 @@
 """Runs a front end as several processes that listen on one address.
 
-The parent serves nothing. It holds the listening sockets, so that connections wait for the next process if one dies,
-starts each process that died again, and ends once all have ended after SIGTERM or SIGINT.
+The parent serves nothing. It keeps the listening sockets open, so that connections wait while a process restarts. It
+restarts each process that dies, and ends once all have ended after SIGTERM or SIGINT.
 """
 
 import gc
@@ -25,9 +25,10 @@ from api.http import listeners
 from api.settings import ApiSettings
 from worker.program import alive
 
-AGAIN_SECONDS = 1.0  # until a process that died is started again: one that dies at its start must not take a whole CPU
-OVERDUE_SECONDS = 10.0  # beyond `drain_seconds`, until processes that have not ended are killed
-MISCONFIGURED = 2  # exit code of a process that was refused its settings: it is not started again
+# delay before a process that died is restarted, so that one that dies at its start does not use a whole CPU
+AGAIN_SECONDS = 1.0
+OVERDUE_SECONDS = 10.0  # how long after `drain_seconds` the remaining processes are killed
+MISCONFIGURED = 2  # exit code of a process with invalid settings: it is not restarted
 
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALS = _ENDING | {signal.SIGCHLD}
@@ -39,8 +40,8 @@ log = structlog.get_logger()
 class Shared:
     """What the processes of one front end have in common.
 
-    `folder`: where each serves its metrics to the others. `places`: a file descriptor whose locks count event streams.
-    `parent`: a file descriptor that is at its end once the parent is gone.
+    `folder`: where each process serves its metrics to the others. `places`: a file descriptor whose locks count event
+    streams. `parent`: a file descriptor that reaches end-of-file once the parent is gone.
     """
 
     processes: int
@@ -51,7 +52,8 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One process of a front end. The one with index 0 does the cell's chores. `shared`: None if it is the only one."""
+    """One process of a front end. The process with index 0 does the cell's chores. `shared`: None if it is the only
+    one."""
 
     index: int = 0
     sockets: Sequence[socket.socket] = ()
@@ -85,7 +87,7 @@ def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
         def start(index: int) -> int:
             return os.fork() or _exit_after(serve_as, index)
 
-        gc.freeze()  # a collection would write to the memory that the processes share, and so copy it
+        gc.freeze()  # a garbage collection would write to memory that the processes share, and so copy it
         _Parent(start, sockets, drain_seconds=settings.drain_seconds).run()
 
 
@@ -97,7 +99,7 @@ def _close(sockets: Iterable[Sequence[socket.socket]], *, but: Sequence[socket.s
 
 @contextmanager
 def _signals_blocked() -> Iterator[set[int]]:
-    """They wait until the parent asks for the next one. Yields the mask from before."""
+    """Block the signals, so that they wait until the parent asks for the next one. Yields the previous mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield before
@@ -110,18 +112,18 @@ def _exit_after(serve: Callable[[int], None], index: int) -> NoReturn:
     try:
         serve(index)
         code = 0
-    except SystemExit as error:  # the process has said why
+    except SystemExit as error:  # the process has already printed the reason
         code = error.code if isinstance(error.code, int) else code
     except KeyboardInterrupt:  # during its start
         pass
     except BaseException:
         log.exception("api.process_broke", process=index)
     finally:
-        os._exit(code)  # or the child would do what is for the parent to do at its end
+        os._exit(code)  # otherwise the child would run the parent's cleanup
 
 
 class _Parent:
-    """`start` starts the process of an index, and returns its PID. `sockets`: of each process."""
+    """`start` starts the process with an index, and returns its PID. `sockets`: the sockets of each process."""
 
     def __init__(
         self, start: Callable[[int], int], sockets: Sequence[Sequence[socket.socket]], *, drain_seconds: float
@@ -129,7 +131,7 @@ class _Parent:
         self._start = start
         self._sockets = sockets
         self._running: dict[int, int] = {}  # index by PID
-        self._due = dict.fromkeys(range(len(sockets)), 0.0)  # index: when it starts, on the monotonic clock
+        self._due = dict.fromkeys(range(len(sockets)), 0.0)  # when to start each index, on the monotonic clock
         self._drain_seconds = drain_seconds
 
     def run(self) -> None:
@@ -148,7 +150,7 @@ class _Parent:
         self._end()
 
     def _next_signal(self) -> int | None:
-        """The next one; None once a process is to be started. Meanwhile, systemd is told that the parent lives."""
+        """The next signal; None once a process must be started. Meanwhile, the parent notifies systemd's watchdog."""
         while True:
             alive.tell(alive.ALIVE)
             due = min(self._due.values(), default=math.inf)
@@ -164,7 +166,7 @@ class _Parent:
             try:
                 self._running[self._start(index)] = index
                 del self._due[index]
-            except OSError as error:  # such as no memory: the others go on
+            except OSError as error:  # such as out of memory: the others continue
                 log.error("api.process_not_started", process=index, reason=str(error))  # noqa: TRY400 - the reason is enough
                 self._due[index] = time.monotonic() + AGAIN_SECONDS
 
@@ -172,7 +174,7 @@ class _Parent:
         """Let the processes finish their requests; kill those that do not end."""
         alive.tell(alive.STOPPING)
         log.info("api.stopping")
-        _close(self._sockets)  # or connections would wait for a process until all have ended
+        _close(self._sockets)  # otherwise connections would wait for a process until all have ended
         self._send(signal.SIGTERM)
         overdue = time.monotonic() + self._drain_seconds + OVERDUE_SECONDS
         while self._running:
@@ -185,20 +187,20 @@ class _Parent:
                     log.error("api.process_ended", process=index, code=code)
 
     def _send(self, signum: signal.Signals) -> None:
-        for pid in self._running:  # not waited for yet, so each PID is still its own
+        for pid in self._running:  # not reaped yet, so each PID still belongs to its process
             os.kill(pid, signum)
 
     def _ended(self) -> Iterator[tuple[int, int]]:
-        """Index and exit code of each process that has ended; minus the signal that killed it."""
+        """Index and exit code of each process that has ended; a negative exit code is the signal that killed it."""
         while self._running:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            if pid in self._running:  # not an orphan, which the kernel gives to the process 1 of a container
+            if pid in self._running:  # not an orphan: the kernel gives those to process 1 of a container
                 yield self._running.pop(pid), os.waitstatus_to_exitcode(status)
 
 
 def _next_signal(*, until: float) -> int | None:
-    """The next one; None if none has come by then, on the monotonic clock."""
+    """The next signal; None if none has arrived by that time on the monotonic clock."""
     found = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
     return found.si_signo if found else None

@@ -70,18 +70,18 @@ async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> N
 
 
 def _on_end_of(file: int, call: Callable[[], None]) -> None:
-    """Call it once the file descriptor is at its end."""
+    """Call `stop` once the file descriptor reaches end-of-file."""
     loop = asyncio.get_running_loop()
 
     def ended() -> None:
-        loop.remove_reader(file)  # or it would be called again and again
+        loop.remove_reader(file)  # otherwise it would be called repeatedly
         call()
 
     loop.add_reader(file, ended)
 
 
 def _shown(address: tuple[str, int] | str) -> str:
-    """As in a URL; a Unix socket by its path."""
+    """The address as in a URL; for a Unix socket, its path."""
     if isinstance(address, str):
         return address
     host, port = address[:2]  # an IPv6 address has more parts

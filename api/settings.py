@@ -19,7 +19,7 @@ class Live(StrEnum):
     """Whether snapshots are taken without a stop of the server."""
 
     REFUSED = "refused"
-    ALLOWED = "allowed"  # if a request asks for it
+    ALLOWED = "allowed"  # if a request asks for a live snapshot
     DEFAULT = "default"  # unless a request asks for a stop
 
 
@@ -31,36 +31,43 @@ class ApiSettings(CellSettings):
     unix_socket: Path | None = Field(default=None, description="listen on this socket instead of host and port")
     body_seconds: Seconds = Field(default=10.0, description="how long a client may take to send a body")
     keepalive_seconds: Seconds = Field(
-        default=75.0, description="how long a connection may stay open without a complete request head"
+        default=75.0, description="how long a connection may stay open without complete request headers"
     )
-    request_seconds: Seconds = Field(default=30.0, description="the limit of a whole call; event streams have none")
+    request_seconds: Seconds = Field(default=30.0, description="limit for a whole call; event streams have none")
     stalled_seconds: Seconds = Field(
-        default=30.0, description="how long a client may accept nothing of its response before its connection is closed"
+        default=30.0, description="how long a client may stop reading its response before its connection is closed"
     )
     processes: Annotated[int, Field(ge=1, le=256)] = Field(
         default=1,
-        description="processes that answer requests, one for each CPU of the machine at most; "
-        "limits that are not of one process are of all of them",
+        description="processes that answer requests, at most one per CPU; limits apply to all "
+        "processes together unless they say otherwise",
     )
     connections: Count = Field(
         default=5000,
-        description="connections of one process at a time; another one replaces an idle one, or is refused",
+        description="connections of one process at a time; a further one replaces an idle one, or is refused",
     )
-    calls_per_minute: Count = Field(default=600, description="with one token; with a service token, for each account")
-    failed_logins_per_minute: Count = Field(default=30, description="calls with invalid tokens, from one address")
+    calls_per_minute: Count = Field(
+        default=600, description="limit for each token; for a service token, for each account"
+    )
+    failed_logins_per_minute: Count = Field(
+        default=30, description="limit for calls with invalid tokens from one address"
+    )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(), description="networks of proxies whose X-Forwarded-For is trusted"
     )
     metrics_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
-        description="networks from which Prometheus may read /metrics; for others it does not exist",
+        description="networks from which Prometheus may read /metrics; others get 404",
     )
     metrics_look_seconds: Seconds = Field(default=15.0, description="how often the cell's numbers are read")
     audit_days: Count = Field(default=90, description="how long the audit log is kept")
     audit_entries_per_hour: Count = Field(
-        # the log then holds the entries of 40 tokens that do their worst for a day
+        # the log then holds one day of entries of 40 tokens at this limit
         default=1000,
-        description="audit entries of a token in one process for calls that start no job; others are only in the log",
+        description=(
+            "audit entries of a token in one process for calls that start no job; further calls "
+            "are only in the program's log"
+        ),
     )
     audit_keeper: bool = Field(
         default=True,
@@ -72,10 +79,10 @@ class ApiSettings(CellSettings):
     )
     streams: Count = Field(default=1000, description="event streams of one process at a time")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on an event stream")
-    webhook_seconds: Seconds = Field(default=15.0, description="how long the receiver of a webhook may take to answer")
+    webhook_seconds: Seconds = Field(default=15.0, description="how long the receiver of a webhook may take to respond")
     webhooks: Count = Field(default=100, description="webhooks that the front end serves at a time")
     webhooks_to_private: bool = Field(
-        default=False, description="allow webhooks to http and to private networks: for development only"
+        default=False, description="allow webhooks to http URLs and private networks: for development only"
     )
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(), description="networks that webhooks may reach besides public addresses: your own"
@@ -88,24 +95,29 @@ class ApiSettings(CellSettings):
     )
     webhook_proxy: HttpUrl | None = Field(
         default=None,
-        description="proxy for webhooks; it resolves their names, so it must refuse what they may not reach",
+        description=(
+            "proxy for webhooks; it resolves their host names, so it must refuse addresses that webhooks must not reach"
+        ),
     )
     live: Live = Field(
         default=Live.REFUSED,
-        description="snapshots without a stop of the server: refused, allowed on request, or the default of a request",
+        description="snapshots without a stop of the server: refused, allowed (on request), or default",
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
     retry_within_seconds: Seconds = Field(
         default=RETRY_WITHIN_SECONDS,
-        description="how long after its failure operators can retry a job without force; equal on all front ends",
+        description="how long after a failure operators can retry a job without force; must be equal on all front ends",
     )
     runbook_url: str = Field(default="/ops/runbook/", description="URL of docs/runbook.md, as your operators read it")
     docs_url: str = Field(
         default="/docs", description="URL of the API's documentation, as your customers read it; errors link to it"
     )
-    drain_seconds: Seconds = Field(default=30.0, description="how long requests may run on after SIGTERM")
+    drain_seconds: Seconds = Field(default=30.0, description="how long requests may keep running after SIGTERM")
     bounds: Bounds = Field(
-        default_factory=Bounds, description="what one account may leave in Redis; must equal on all front ends"
+        default_factory=Bounds,
+        description="limits on what one account may store in Redis; must be equal on all front ends",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="log lines of this level and above are written"
+    )

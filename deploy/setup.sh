@@ -18,20 +18,22 @@ LOG=$VENV-setup.log
 
 # Debian 12 packages that `make` needs besides git, make and python3, and why:
 PACKAGES=(
-    redis-server                                    # we start it ourselves, never as a service
-    curl openssl                                    # the calls in `make run` and the README; TLS to Redis in the tests
+    redis-server                                    # started by our programs, never as a service
+    curl openssl                                    # for the calls in `make run` and the README, and TLS to Redis in the tests
 )
 HYPERVISOR_PACKAGES=(
-    libvirt-dev pkg-config gcc                      # libvirt-python is shipped as source only
+    libvirt-dev pkg-config gcc                      # libvirt-python is available only as source
     systemd                                         # the tests verify the units with it
     libvirt-daemon-driver-qemu libvirt-daemon       # libvirt's QEMU driver and its helper programs, without a service
     qemu-system-x86 qemu-utils ovmf
     swtpm swtpm-tools                               # servers with a TPM
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
+# Since Debian 13 libvirt's storage pools are a package of their own
+if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
-# and for failovers a proxy before two front ends and network namespaces
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2)
+# for failovers a proxy before two front ends and network namespaces, and virsh, which a page for providers uses
+TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2 libvirt-clients)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`
@@ -53,10 +55,10 @@ step() {
     die "this step failed; its full output is in $LOG"
 }
 
-# What this venv was built from. The interpreter counts only if PYTHON is set.
+# A fingerprint of the venv's inputs. The interpreter is included only if PYTHON is set.
 fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | sha256sum | cut -d ' ' -f 1; }
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
-# A setup with DRIVER=fake installs neither the hypervisor nor the tools for development; all else needs them.
+# A setup with DRIVER=fake installs neither the hypervisor nor the development tools; everything else needs them.
 has_hypervisor() { [ "${DRIVER:-}" = fake ] || [ "$(sed -n 3p "$VENV/.setup" 2>/dev/null)" = hypervisor ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
@@ -121,10 +123,10 @@ ensure_venv() {
     if [ -n "${PYTHON:-}" ] && [ -d "$VENV" ] && ! is_of_python; then rm -rf "$VENV"; fi
     [ -x "$VENV/bin/pip" ] || step "creating $VENV with $("$python" --version)" "$python" -m venv --clear "$VENV"
     local pip=("$VENV/bin/pip" install --disable-pip-version-check --no-input --progress-bar off)
-    # In two steps, so that the build tools are locked, too: otherwise, pip would fetch them without hashes.
+    # In two steps, so that the build tools are also locked: otherwise, pip would fetch them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
     local lock=$LOCK/dev.txt
-    [ -n "$hypervisor" ] || lock=$LOCK/front-end.txt
+    [ -n "$hypervisor" ] || lock=$LOCK/simulated.txt
     step "installing $(grep -c '^[a-z]' "$lock") Python packages from the lock" \
         "${pip[@]}" --no-build-isolation --require-hashes -r "$lock"
     step "installing this project, editable" "${pip[@]}" --no-build-isolation --no-deps -e .

@@ -14,19 +14,20 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
-MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of <server id= account=> in an adopted domain's metadata
+# namespace of <server id= account=> in an adopted domain's metadata
+MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"
 
-_NUMBER = re.compile(r"[1-9][0-9]{0,14}")  # an id that every program holds exactly, in the one form that we write
+_NUMBER = re.compile(r"[1-9][0-9]{0,14}")  # an ID that every program represents exactly, in canonical form
 
 
 def is_ours(tag: str) -> bool:
-    """Whether a tag has the form of this service's; `vps-0001` has not."""
+    """Whether a tag has this service's form; false for `vps-0001`."""
     name = tag.removeprefix("vps-")
     return name != tag and (not name.isdecimal() or _NUMBER.fullmatch(name) is not None)
 
 
 class Power(StrEnum):
-    """A domain's power state, as far as it matters to its disks."""
+    """A domain's power state, as far as it matters for its disks."""
 
     ON = "on"
     OFF = "off"
@@ -74,11 +75,12 @@ class Layout:
     disks: tuple[Disk, ...]
     skipped: tuple[SkippedDisk, ...]
     nvram: bool  # UEFI variables, saved and restored with the disks
-    free_bytes: int  # on the fullest of the file systems that hold the disks
+    free_bytes: int  # on the file system of the disks with the least free space
     tpm: bool = False  # the state of an emulated TPM, saved and restored with the disks
     firmware: Firmware = Firmware.BIOS
     checkpoints: tuple[str, ...] = ()  # libvirt's records of incremental backups
-    reduced: tuple[str, ...] = ()  # what a running server will have less of after a stop: "2 vCPUs instead of 4"
+    # resources that a running server will have less of after a stop: "2 vCPUs instead of 4"
+    reduced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class HeldDisk:
     target: str  # "vda"
     path: str
     virtual_bytes: int  # a revert restores this size
-    stamp: str = ""  # identifies the snapshot's entry in the image, wherever the file is moved to; "": unknown
+    stamp: str = ""  # identifies the snapshot's entry in the image, even if the file is moved; "": unknown
     # Fingerprint of the backing files. A snapshot does not hold their data and is only valid while they are unchanged.
     # "": no backing file; None: unknown.
     base: str | None = None
@@ -103,7 +105,7 @@ class Contents:
     firmware: Firmware = Firmware.BIOS
     nvram: bool = False
     tpm: bool = False
-    consistency: str | None = None  # of the guest's data, in a word of the caller's; None: unknown
+    consistency: str | None = None  # consistency of the guest's data, in the caller's terms; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class GrownDisk:
 
     target: str
     snapshot_bytes: int
-    virtual_bytes: int  # now
+    virtual_bytes: int  # current size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +122,10 @@ class RestorePlan:
     """What a revert to a snapshot would do to the server now."""
 
     targets: tuple[str, ...]  # the disks to revert
-    not_restored: tuple[SkippedDisk, ...]  # with `present_only`: what is not reverted, and why
+    not_restored: tuple[SkippedDisk, ...]  # with `present_only`: disks that are not reverted, with the reasons
     grown: tuple[GrownDisk, ...]
     bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert invalidates
-    checkpoints: tuple[str, ...]  # libvirt's checkpoints, which it invalidates as well
+    checkpoints: tuple[str, ...]  # libvirt's checkpoints, which a revert also invalidates
     generation_id: bool  # whether the server has a VM generation id, which a restore must renew
     reduced: tuple[str, ...] = ()  # as in Layout
 
@@ -140,15 +142,15 @@ class SnapshotSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSnapshot:
-    """A tag found on a server: on which disks, and what is recorded about it."""
+    """A tag found on a server, with its disks and its record."""
 
     tag: str
     targets: frozenset[str]  # the disks that have it
     complete: bool  # all its parts exist, and it holds every disk that the server has now
-    spec: SnapshotSpec | None  # None: it is on disks only, without a record
+    spec: SnapshotSpec | None  # None: only on the disks, without a record
     current: bool = False  # someone reverted to it (or took it) with the hypervisor's own tools
     contents: Contents | None = None  # None: without a record
-    missing: tuple[str, ...] = ()  # reasons why it is not complete, may be shown to the customer
+    missing: tuple[str, ...] = ()  # reasons why it is not complete; may be shown to the customer
     # Whether it is recorded in the domain's metadata only. If not, it may block migration: call `list_snapshot`.
     settled: bool = True
 
@@ -199,7 +201,7 @@ class DriverError(Exception):
 
     code: ClassVar[str]  # the `code` of a job that fails with this error
     retryable: ClassVar[bool] = False
-    lasting: ClassVar[bool] = False  # the cause may last for minutes and then pass by itself
+    lasting: ClassVar[bool] = False  # the cause may last for minutes and then disappear
 
     @property
     def detail(self) -> str:
@@ -209,8 +211,8 @@ class DriverError(Exception):
 
     @property
     def cause(self) -> str:
-        """What libvirt, QEMU or qemu-img said, in one line of their own words. For operators: it names host paths.
-        "": nothing."""
+        """The message of libvirt, QEMU or qemu-img in one line, "" if there is none. For operators: it contains
+        host paths."""
         said, error = list[str](), self.__cause__
         while error is not None:
             said.append(" ".join(str(error).split()) or type(error).__name__)
@@ -337,8 +339,8 @@ class Hypervisor(Protocol):
         ...
 
     def recall(self, server_id: int, identity: str) -> None:
-        """Find the server also by its domain's identity while it is held: a tool that has redefined the domain may have
-        dropped its mark. A domain that is adopted as the server takes precedence."""
+        """While the server is held, find it also by its domain's identity, because a tool that redefined the domain may
+        have dropped its mark. A domain that is adopted as the server takes precedence."""
         ...
 
     async def power(self, server_id: int) -> Power: ...
@@ -402,7 +404,7 @@ class Hypervisor(Protocol):
         ...
 
     async def free_space(self, server_id: int) -> int:
-        """Free bytes on the fullest of the file systems that hold the server's disks, whether it runs or not."""
+        """Free bytes on the file system of the server's disks with the least space, whether the server runs or not."""
         ...
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
@@ -410,19 +412,20 @@ class Hypervisor(Protocol):
         ...
 
     async def refuse_live(self, server_id: int) -> bool:
-        """Raises what prevents a snapshot of the running domain: `UnsupportedServer`, `ServerInUse` (also if another
-        tool has frozen the guest's file systems) or `InvalidState` (not running). Read-only, on top of `layout`.
+        """Raises an error if something prevents a snapshot of the running domain: `UnsupportedServer`, `ServerInUse`
+        (also if another tool has frozen the guest's file systems) or `InvalidState` (not running). Read-only, on top of
+        `layout`.
 
-        Returns whether the guest's agent answers, so that `freeze` can be expected to work.
+        Returns whether the guest's agent answers, that is, whether `freeze` is likely to work.
         """
         ...
 
     async def freeze(self, server_id: int, *, timeout_seconds: float) -> bool:
-        """Let the agent of a running guest write everything to its disks and hold its file systems until `thaw`.
+        """Make the agent of a running guest flush its data and freeze its file systems until `thaw`.
 
         Record the call durably first: a guest whose file systems stay frozen hangs. Returns False if the agent refuses
-        or holds no file system; then nothing is frozen. Raises `ServerInUse` if they are frozen already, `InvalidState`
-        (not running), or `AgentFailed`, after which they may be frozen.
+        or freezes no file system; then nothing is frozen. Raises `ServerInUse` if they are frozen already,
+        `InvalidState` (not running), or `AgentFailed`, after which they may be frozen.
         """
         ...
 
@@ -440,14 +443,14 @@ class Hypervisor(Protocol):
         ...
 
     async def save_state(self, server_id: int, tag: str) -> None:
-        """Copy NVRAM and TPM of a running domain for `take_live_snapshot`, shortly before it. Idempotent.
+        """Copy NVRAM and TPM of a running domain, shortly before `take_live_snapshot`. Idempotent.
 
         Raises `DiskFailed`.
         """
         ...
 
     async def state_is_at(self, server_id: int, tag: str) -> bool:
-        """Whether NVRAM and TPM are as they were copied for the tag; works whether the domain runs or not."""
+        """Whether NVRAM and TPM still equal the copies of the tag; works whether the domain runs or not."""
         ...
 
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec, *, consistency: str | None = None) -> None:
@@ -504,7 +507,7 @@ class Hypervisor(Protocol):
     async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         """Enlarge the disks (by target) of a domain that is off to these sizes in bytes; never shrinks a disk.
 
-        Returns the targets that the server has: a disk may be detached at any time.
+        Returns the targets that the server still has, because a disk can be detached at any time.
 
         Raises `InvalidState` (not off) or `DiskFailed`.
         """

@@ -1,9 +1,9 @@
 """Runs qemu-img and qemu-io as child processes with limits.
 
-An image may come from a customer, and a damaged or forged one can make QEMU's tools use any amount of memory and time.
-So a child has limits on memory, CPU time, the size of a file and its output, leaves no core dump, gains no privileges
-and keeps only the capability to open files of any owner. It dies with this process (`setpriv --pdeathsig`), and is
-killed and waited for if its call is cancelled: no child may write to a customer's disk after its job has ended.
+Images come from customers, and a damaged or forged one can make QEMU's tools use any amount of memory and time. So a
+child has limits on memory, CPU time, file size and output, writes no core dump, gains no privileges and keeps only the
+capability to open files of any owner. It dies with this process (`setpriv --pdeathsig`), and is
+killed and awaited if its call is cancelled, because no child may write to a customer's disk after its job has ended.
 """
 
 import asyncio
@@ -20,14 +20,15 @@ from functools import cache
 from pathlib import Path
 
 CHILDREN = 64  # at the same time
-# Below the guests on the CPU and, with the scheduler bfq, on the disk: the kernel derives the priority of I/O from it.
-# Not the idle class: a guest that is stopped for the child would wait for as long as other guests keep the disk busy.
+# Below the worker, and below guests without a control group of their own; the unit's weights are for the others. The
+# kernel derives the priority of I/O from it, best-effort 7, the lowest, which the scheduler bfq heeds. Not the idle
+# class: a guest that is stopped for the child would wait for as long as other guests keep the disk busy.
 NICE = 19
 MAX_OUTPUT_BYTES = 32 << 20  # on stdout: 4096 snapshots with long names, as JSON
-KEPT_ERROR_BYTES = 64 << 10  # of stderr, on which a repair writes a line for each cluster: 80 MB for 100 GB
+KEPT_ERROR_BYTES = 64 << 10  # limit for stderr, because a repair writes one line for each cluster: 80 MB for 100 GB
 _WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
 _CHUNK_BYTES = 1 << 16
-_KILL_AFTER_SECONDS = 5  # of CPU time, if a child ignores SIGXCPU
+_KILL_AFTER_SECONDS = 5  # further CPU time of a child that ignores SIGXCPU
 _CAPABILITIES = "-all,+dac_override"  # libvirt gives disks to QEMU's user while their servers run
 _SETPCAP = 1 << 8
 _KINDS = {
@@ -41,22 +42,22 @@ FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -sig
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    memory_bytes: int  # of address space; one arena for all threads, because each reserves 64 MiB more
+    memory_bytes: int  # limit of the address space; one arena for all threads, because each further one reserves 64 MiB
     cpu_seconds: int
-    file_bytes: int  # the largest offset that is written to
+    file_bytes: int  # the largest offset that may be written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     code: int  # negative: the signal that ended it
     out: str
-    err: str  # its start
+    err: str  # the start of stderr
 
 
 async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended:
     """Run a command to its end. `files`: descriptors that it inherits."""
-    # Not through the event loop: uvloop forks, and a forked child was seen to hang before exec, because libvirt's
-    # threads held locks. subprocess uses vfork, which runs none of our code in the child. And from the main thread:
+    # Not through the event loop: uvloop forks, and forked children hung before exec because libvirt's threads
+    # held locks. subprocess uses vfork, which runs none of our code in the child. And from the main thread, because
     # pdeathsig kills the child when the thread that started it ends.
     process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
         (*_limited(limits), *_unprivileged(), *command),
@@ -66,7 +67,7 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
         pass_fds=(*files, *_locks()),
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
-    with suppress(ProcessLookupError):  # it may have ended
+    with suppress(ProcessLookupError):  # it may have ended already
         os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
     try:
@@ -94,14 +95,14 @@ def _limited(limits: Limits) -> list[str]:
 
 
 def _at_most(limit: int, kind: int) -> int:
-    """The limit, or the one that this process has itself, which only root may exceed."""
+    """The limit, but at most this process's own limit, which only root may exceed."""
     own = resource.getrlimit(kind)[1]
     return limit if own == resource.RLIM_INFINITY else min(limit, own)
 
 
 @cache
 def _unprivileged() -> tuple[str, ...]:
-    """As an ordinary user, there are no capabilities that could be dropped."""
+    """The options for an ordinary user, which has no capabilities to drop."""
     dropped = (f"--bounding-set={_CAPABILITIES}", "--inh-caps=-all") if _may_drop() else ()
     return ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", *dropped, "--")
 
@@ -115,14 +116,15 @@ def _may_drop() -> bool:
 
 
 def _locks() -> list[int]:
-    """The node's locks: the next worker waits until a child that outlives this process has exited.
+    """Descriptors of the node's locks, so that the next worker waits until a child that outlives this process has
+    exited.
 
-    Not every descriptor that can be inherited: libvirt opens some for a moment, and one that is closed before the child
-    starts would fail its start.
+    Not all inheritable descriptors: libvirt opens some briefly, and one that is closed before the child starts would
+    make the start fail.
     """
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # closed meanwhile, as the one that listed them
+        with suppress(OSError):  # already closed, such as the one that listed them
             if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)) and _is_locked(name):
                 found.append(int(name))
     return found

@@ -1,8 +1,8 @@
 """Removes the status files of domain starts that were interrupted because libvirt was killed.
 
 libvirt 9.0 writes a domain's status file with `pid='0'` before it forks, and again once the process exists, which then
-executes QEMU. If libvirt is killed in between, its successor takes the domain for active and locks it forever: every
-call on it waits 30 s and fails. No QEMU has run for such a domain, so removing the status file is enough.
+executes QEMU. If libvirt is killed in between, the next libvirt considers the domain active and locks it forever:
+every call on it waits 30 s and fails. No QEMU has run for such a domain, so removing the status file is enough.
 
 `python -I -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drivers import safe_files
 
-_HEAD_BYTES = 4096  # the root element comes after a comment of 250
+_HEAD_BYTES = 4096  # the root element follows a comment of 250 bytes
 _ROOT, _NO_QEMU = b"<domstatus ", b" pid='0'"
 
 

@@ -38,7 +38,7 @@ from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
 TORN = "torn"  # what a guest reads from a disk whose revert was interrupted
-TOTAL_BYTES = 400 << 30  # of the storage
+TOTAL_BYTES = 400 << 30  # size of the storage
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
 
@@ -48,7 +48,7 @@ class Misused(AssertionError):
 
 
 class FakeHypervisor:
-    """With a `state_file`, changes survive the end and the death of the process."""
+    """With a `state_file`, changes survive the exit or death of the process."""
 
     def __init__(
         self, servers: Iterable[FakeServer] = (), *, state_file: Path | None = None, rules_file: Path | None = None
@@ -406,7 +406,7 @@ class FakeHypervisor:
     async def close(self) -> None:
         self._watchers.clear()
 
-    # --- how an effect takes place ---
+    # --- effects ---
 
     async def _look(self, server: FakeServer | None = None) -> None:
         await self.faults.effect(Effect.LOOK, server_id=(server and server.server_id) or 0)

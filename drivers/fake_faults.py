@@ -1,4 +1,4 @@
-"""Fault injection for the fake hypervisor: any effect can fail, hang, be slow, or be where the worker dies."""
+"""Fault injection for the fake hypervisor: any effect can fail, hang, be slow, or kill the worker."""
 
 import asyncio
 import functools
@@ -32,7 +32,7 @@ class Effect(StrEnum):
     SAVE_NVRAM = "save_nvram"
     RESTORE_NVRAM = "restore_nvram"
     DELETE_NVRAM = "delete_nvram"
-    CLEAR_BITMAPS = "clear_bitmaps"  # of one disk
+    CLEAR_BITMAPS = "clear_bitmaps"  # on one disk
     CLEAR_CHECKPOINTS = "clear_checkpoints"
     RESIZE_DISK = "resize_disk"
     RENEW_GENERATION = "renew_generation"
@@ -67,7 +67,7 @@ _ON_DISKS = {
 _ON_NVRAM = {Effect.SAVE_NVRAM, Effect.RESTORE_NVRAM, Effect.DELETE_NVRAM}
 
 
-# what libvirt says of a start that fails, in the words of QEMU
+# libvirt's message for a failed start, with QEMU's text
 NO_MEMORY = (
     "internal error: process exited while connecting to monitor: qemu-system-x86_64:"
     " cannot set up guest memory 'pc.ram': Cannot allocate memory"
@@ -178,8 +178,8 @@ class Faults:
     ) -> None:
         """Perform the effect, or fail as the faults demand.
 
-        An effect with a `half` stands for a child process: it is half done while it runs, and stays so if the call is
-        cancelled, which kills the child. Any other stands for a libvirt call, which finishes in any case.
+        An effect with a `half` simulates a child process: it is half done while it runs, and stays half done if the
+        call is cancelled, which kills the child. Any other effect simulates a libvirt call, which always finishes.
         """
         reach = functools.partial(self._reach, effect, server_id, target)
         reach(Moment.BEFORE)

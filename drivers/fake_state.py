@@ -16,10 +16,11 @@ class FakeDisk:
     tags: dict[str, str] = field(default_factory=dict)  # tag -> its content
     image: str = field(default_factory=lambda: uuid4().hex)  # identifies the file, wherever it is attached
     tag_bytes: dict[str, int] = field(default_factory=dict)  # tag -> size of the disk
-    bitmaps: list[str] = field(default_factory=list)  # of incremental backups; a revert is refused while there are any
+    # dirty bitmaps of incremental backups; a revert is refused while there are any
+    bitmaps: list[str] = field(default_factory=list)
     can_grow: bool = True  # False: an old format that cannot be enlarged while it has snapshots
     dirty: bool = False  # a change was interrupted
-    damaged: bool = False  # not by an interrupted change; the guest does not notice, `repair` fixes it
+    damaged: bool = False  # not because of an interrupted change; the guest does not notice, and `repair` fixes it
     rotten: bool = False  # beyond repair, but only a check finds it; a guest can run on it
     ruined: bool = False  # beyond repair and marked corrupt
     unsupported: str = ""  # why it cannot be snapshotted, to follow "disk vda "
@@ -47,7 +48,7 @@ class FakeServer:
     in_use: str = ""  # what another tool does with it, to follow "the server "; for example "is being migrated"
     reduced: list[str] = field(default_factory=list)  # what it has less of after a stop: "2 vCPUs instead of 4"
     agent: bool = False  # the guest has an agent that answers
-    frozen: bool = False  # its file systems: it hangs at its next write, and at the power button
+    frozen: bool = False  # its file systems are frozen: it hangs at its next write, and ignores the power button
     needs_stop: str = ""  # why no snapshot can be taken while it runs, to follow "disk vda "
     held: bool = False  # migration is blocked
     current: str = ""  # the tag that someone has reverted to outside the driver

@@ -1,7 +1,7 @@
-"""Opens an image, so that qemu-img works on this file and opens no other.
+"""Opens an image, so that qemu-img uses this file and opens no other.
 
-A guest that has broken out of QEMU can write any header into its image. QEMU opens what a header names: a file of the
-host, a device, an address in the network. So the header is checked here, and qemu-img gets the open files as
+A guest that has broken out of QEMU can write any header into its image. QEMU opens whatever a header names: a file of
+the host, a device, a network address. So the header is checked here, and qemu-img gets the open files as
 `/proc/self/fd/N`, and the backing files, where it needs them, by option instead of by name.
 """
 
@@ -18,7 +18,7 @@ from drivers.image_chain import DEPTH
 from drivers.qcow2_header import Header, TablesUnreadable, backing_in, header_in
 from drivers.qcow2_image import Backing, UnknownBacking, backing_named
 
-# of backing files: formats that refer to no other file, and qcow2, whose references are checked here
+# formats of backing files: those that refer to no other file, and qcow2, whose references are checked here
 FORMATS = frozenset({"raw", "qcow2", "qcow", "qed", "vdi", "vpc", "vhdx"})
 
 
@@ -42,8 +42,8 @@ class HeldImage:
     def open(cls, path: str, *, with_backing: bool = False, reads_snapshots: bool = False) -> Self:
         """Open the image, read-only. Blocks.
 
-        `with_backing`: qemu-img shall see the data of backing files, too. `reads_snapshots`: refuse a snapshot table
-        that `qemu-img info` would take very long to print. Raises NotHeld.
+        `with_backing`: include the data of backing files. `reads_snapshots`: refuse a snapshot table that `qemu-img
+        info` would take very long to print. Raises NotHeld.
         """
         with ExitStack() as files:
             try:

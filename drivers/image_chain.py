@@ -26,7 +26,7 @@ def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
         except (OSError, ValueError):
             return
         below = None
-        if form in {None, "qcow2"}:  # a file of another format is not opened: a guest may have named any
+        if form in {None, "qcow2"}:  # files of other formats are not opened, because a guest may have named any file
             with suppress(OSError, ValueError, TablesUnreadable):
                 below = _backing_file(current)
         yield current, status

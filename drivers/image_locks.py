@@ -13,7 +13,7 @@ from enum import StrEnum
 from drivers import safe_files
 
 _DOES, _FORBIDS = 100, 200
-_WRITE, _RESIZE = 1, 3  # of BLK_PERM_*
+_WRITE, _RESIZE = 1, 3  # bits of BLK_PERM_*
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 
 

@@ -1,7 +1,7 @@
 """qemu-img: changes qcow2 images that no QEMU has open, and reads images whether one has them open or not.
 
-The image is opened and its header checked before qemu-img sees it (see `held_image`), always as qcow2, never probing: a
-guest can write any header into a raw disk. Never through a shell. With limits (see `child`).
+The image is opened and its header checked before qemu-img sees it (see `held_image`), always as qcow2 without probing,
+because a guest can write any header into a raw disk. Children run without a shell and with limits (see `child`).
 """
 
 import asyncio
@@ -24,11 +24,12 @@ CLEAN, CORRUPT, LEAKY = 0, 2, 3  # exit codes of `qemu-img check` that are resul
 READ_CPU_SECONDS, CHANGE_CPU_SECONDS = 60, 600  # a fully mapped image of 500 GB takes 0.4 and 4
 MEMORY_BYTES = (
     2 << 30
-)  # of address space: QEMU starts up to 64 threads of 8 MiB. It uses 40 MB for 500 GB, fully mapped
+)  # address space: QEMU starts up to 64 threads of 8 MiB. It uses 40 MB for a fully mapped image of 500 GB
 MAX_MEMORY_BYTES = 4 << 30
-GROWTH_BYTES = 1 << 30  # of a file by one change, or a part of the file: one written by qemu-img itself grows by 1/64
+# growth of a file by one change, or a share of the file: a file written by qemu-img itself grows by 1/64
+GROWTH_BYTES = 1 << 30
 GROWTH_PART = 32
-READ_FILE_BYTES = 64 << 10  # nothing is written; not 0, because a script around qemu-img may write a log
+READ_FILE_BYTES = 64 << 10  # reads write nothing; not 0, because a wrapper script around qemu-img may write a log
 
 
 class QemuImgFailed(Exception):
@@ -41,8 +42,8 @@ class QemuImgFailed(Exception):
 
     @property
     def killed(self) -> bool:
-        """Whether it was killed from outside, by a person or because the host is out of memory, so that another try may
-        succeed. Not if it exceeded a limit or crashed."""
+        """Whether it was killed from outside, by a person or because the host is out of memory, so that a retry may
+        succeed. False if it exceeded a limit or crashed."""
         return self.code in child.FROM_OUTSIDE
 
     @property
@@ -248,7 +249,7 @@ async def _run_for_code(
 
 
 def _limits(of: HeldImage | None, *, changes: bool) -> Limits:
-    """`changes`: of a command that changes the image, or checks all of it."""
+    """The limits of a command. `changes`: it changes the image or checks all of it."""
     if of is None or not changes:
         return Limits(memory_bytes=MEMORY_BYTES, cpu_seconds=READ_CPU_SECONDS, file_bytes=READ_FILE_BYTES)
     # a check counts the references to every cluster of the file in an array, which it copies to enlarge it

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
-MAX_SNAPSHOTS = 4096  # QEMU takes 65,536, with which each `qemu-img info` costs seconds and hundreds of MB
+MAX_SNAPSHOTS = 4096  # QEMU allows 65,536, but then each `qemu-img info` takes seconds and hundreds of MB
 MAX_REFCOUNT_ORDER = 6
 MAX_OFFSET = (1 << 63) - 1
-MAX_NAME_BYTES = 1023  # of a backing file; QEMU's limit
+MAX_NAME_BYTES = 1023  # QEMU's limit for the name of a backing file
 VERSION_WITH_FEATURES = 3
-NEEDS_DATA_FILE = 1 << 2  # of the incompatible features
+NEEDS_DATA_FILE = 1 << 2  # bit of the incompatible features
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")

@@ -55,7 +55,7 @@ class Image:
     refcount_bits: int
     snapshots: tuple[Tagged, ...]
     bitmaps: tuple[Bitmap, ...]
-    folder: str  # which a relative name of a backing file starts from
+    folder: str  # the base of a relative backing file name
     backing_file: str | None  # as in the image: a path, or QEMU's options (json:{…})
     backing_format: str | None
     encrypted: bool

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from drivers import safe_files
 from drivers.qcow2_header import HEAD_BYTES, MAX_OFFSET, MAX_SNAPSHOTS, Header, TablesUnreadable, header_of
 
-MAX_L1_BYTES = 32 << 20  # of one table; QEMU's limit, as the next but one
+MAX_L1_BYTES = 32 << 20  # QEMU's limit for one table
 MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS
 MAX_EXTRA_BYTES = 1024
 READ_TRIES = 5  # if the header changes during the read
@@ -40,7 +40,7 @@ class Tables:
     version: int
     virtual_bytes: int
     snapshots: tuple[Entry, ...]
-    l1: bytes | None = None  # of the active disk, in the same form; None: not read
+    l1: bytes | None = None  # L1 table of the active disk, in the same form; None: not read
 
     def named(self, tag: str) -> tuple[Entry, ...]:
         """The snapshots of this name, of which qcow2 allows several. Ids are not compared."""
@@ -74,7 +74,7 @@ def read(path: str, *, l1_of: str | None = None) -> Tables:
 
 
 def read_open(file: int, *, l1_of: str | None = None) -> Tables:
-    """As `read`, of an image that is open. Also raises OSError."""
+    """Like `read`, for an open image. Also raises OSError."""
     for _ in range(READ_TRIES):
         head = _head(file)
         try:
@@ -133,7 +133,7 @@ def _snapshot_table(file: int, header: Header) -> list[tuple[Entry, int, int]]:
         if at > end:
             raise TablesUnreadable("its snapshot table is too long")
         extra = rest[:extra_bytes]
-        has_size = extra_bytes >= 2 * _U64.size  # behind the size of the VM's memory
+        has_size = extra_bytes >= 2 * _U64.size  # follows the size of the VM's memory
         entry = Entry(
             id=_text(rest[extra_bytes : extra_bytes + id_bytes]),
             name=_text(rest[extra_bytes + id_bytes :]),

@@ -12,23 +12,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_LINKS = 40  # on one path; Linux's own limit
+MAX_LINKS = 40  # Linux's limit for the links on one path
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Planted(OSError):
-    """Another user can have put the file there, or can put another one in its place."""
+    """Another user may have created the file, or could replace it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stranger:
-    """A user who is kept out: the one that QEMU runs as."""
+    """A user who must not be able to replace files: the one that QEMU runs as."""
 
     uid: int
     gids: frozenset[int]
 
     def may_replace_in(self, folder: os.stat_result) -> bool:
-        """Whether the user can rename what others have in the folder. Access control lists are not considered."""
+        """Whether the user can rename files of others in the folder. Access control lists are not considered."""
         if folder.st_uid == self.uid:
             return bool(folder.st_mode & stat.S_IWUSR)
         if folder.st_mode & stat.S_ISVTX:
@@ -95,7 +95,7 @@ def regular(path: str | Path, *, or_block: bool = False) -> Iterator[int]:
 
 
 def status(path: str | Path) -> os.stat_result:
-    """What `os.stat` tells of the file at this path, without opening it. Raises Planted or another OSError."""
+    """The result of `os.stat` for the file at this path, which is not opened. Raises Planted or another OSError."""
     descriptor = opened(path, os.O_PATH)
     try:
         return os.fstat(descriptor)
@@ -113,19 +113,19 @@ def _refuse_open_to(stranger: Stranger | None, folder: int) -> None:
 
 
 def _followed(folder: int, name: str, link: os.stat_result, number: int) -> str:
-    """The target of a link that only root, or our own user, can have made. Raises OSError."""
+    """The target of a link that only root or our own user can have created. Raises OSError."""
     within = os.fstat(folder)
     by_group = within.st_mode & stat.S_IWGRP and within.st_gid not in {0, os.getegid()}
     is_shared = (by_group or within.st_mode & stat.S_IWOTH) and not within.st_mode & stat.S_ISVTX
     if not is_ours(link) or not is_ours(within) or is_shared:
-        raise Planted(errno.ELOOP, "the path has a link that others than root can have made")
+        raise Planted(errno.ELOOP, "the path has a link that users other than root could have created")
     if number > MAX_LINKS:
         raise Planted(errno.ELOOP, "the path has too many links")
     return os.readlink(name, dir_fd=folder)
 
 
 def user_of(folder: Path) -> Stranger | None:
-    """The owner of the folder, if that is neither root nor our own user; None also if there is no such folder."""
+    """The owner of the folder if it is neither root nor our own user; None also if the folder does not exist."""
     with suppress(OSError):
         owner = status(folder)
         if not is_ours(owner):

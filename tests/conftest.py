@@ -2,24 +2,30 @@
 
 import asyncio
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from importlib import import_module
+from contextlib import suppress
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from arq.connections import ArqRedis
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from xdist.remote import Producer
 
+from tests import redis_program
 from tests.logs import log_plainly
 from tests.side_by_side import SideBySide, longest_first
 from worker.store.redis_client import RedisSettings, connect
 
+redis_program.choose()
 TESTS = Path(__file__).parent
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 2 << 30
 START_SECONDS = 120  # far above what Redis takes, for a machine with much else to do
@@ -32,6 +38,24 @@ def pytest_configure() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
     return SideBySide(config, log)
+
+
+def pytest_report_header() -> str:
+    """What the tests stand on, for `make matrix`."""
+    found = {
+        "server": redis_program.version(),
+        "redis-py": metadata.version("redis"),
+        "Python": platform.python_version(),
+        "libvirt": _version_of_libvirt(),
+    }
+    return "versions: " + "; ".join(f"{name}={version}" for name, version in found.items())
+
+
+def _version_of_libvirt() -> str:
+    if find_spec("libvirt") is None:
+        return "none"
+    number = import_module("libvirt").getVersion()
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,12 +109,8 @@ class RedisServer:
         )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            answer = subprocess.run(
-                ["redis-cli", "-s", str(self.socket), "ping"],
-                capture_output=True,
-                check=False,
-            )
-            if answer.stdout.strip() == b"PONG":
+            with suppress(RedisError), SyncRedis(unix_socket_path=str(self.socket)) as client:
+                client.ping()
                 return
             time.sleep(0.02)
         raise RuntimeError(f"redis-server did not answer within {START_SECONDS} s")
@@ -109,7 +129,7 @@ class RedisServer:
             else:
                 name.unlink()
 
-    def client(self) -> ArqRedis:
+    def client(self) -> Redis:
         return connect(RedisSettings(url=f"unix://{self.socket}"))
 
 
@@ -134,7 +154,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[ArqRedis]:
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = redis_server.client()
     await client.flushdb()
     yield client

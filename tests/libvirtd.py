@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +18,11 @@ _START_SECONDS = 60  # a machine with much else to do
 
 
 class Daemon:
-    def __init__(self, folder: Path) -> None:
+    """`inside`: the command that starts a program where it is to run; it becomes the program."""
+
+    def __init__(self, folder: Path, *, inside: Sequence[str] = ()) -> None:
         self.folder = folder
+        self._inside = inside
         self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -28,7 +32,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Return when it listens."""
-        process = self._process = subprocess.Popen([_SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
+        process = self._process = subprocess.Popen([*self._inside, _SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._listens():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.lab.domain import UEFI_VARIABLES, Device, disk, domain_xml
 from deploy.lab.lab import make_disk
@@ -98,7 +98,7 @@ class Two:
     first: Node
     second: Node
     folder: Path
-    redis: ArqRedis
+    redis: Redis
     _virsh: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def close(self) -> None:
@@ -233,7 +233,7 @@ class Two:
 
 
 @asynccontextmanager
-async def two_nodes(redis_server: RedisServer, redis: ArqRedis, folder: Path | None = None) -> AsyncIterator[Two]:
+async def two_nodes(redis_server: RedisServer, redis: Redis, folder: Path | None = None) -> AsyncIterator[Two]:
     """`folder`: for all that they leave; a temporary one where none is given."""
     with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
         folder = folder or Path(name)

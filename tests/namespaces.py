@@ -11,12 +11,13 @@ def _ip(*arguments: str) -> None:
 
 
 class Network:
-    """`hosts`: the address of each machine, by its place. This machine reaches all of them."""
+    """`hosts`: the address of each machine, by its place. This machine, at `here`, reaches all of them."""
 
     def __init__(self, machines: int) -> None:
         chance = random.SystemRandom()
         self._mark = f"vha{chance.randrange(0x10000):04x}"
         self._prefix = f"10.{chance.randrange(200, 250)}.{chance.randrange(1, 255)}"
+        self.here = f"{self._prefix}.1"
         self.hosts = [f"{self._prefix}.{10 + place}" for place in range(machines)]
 
     def inside(self, place: int) -> Sequence[str]:
@@ -51,7 +52,7 @@ class Network:
 
     def make(self) -> None:
         _ip("link", "add", self._mark, "type", "bridge")
-        _ip("address", "add", f"{self._prefix}.1/24", "dev", self._mark)
+        _ip("address", "add", f"{self.here}/24", "dev", self._mark)
         _ip("link", "set", self._mark, "up")
         for place, host in enumerate(self.hosts):
             name, link = self._name(place), self._link(place)

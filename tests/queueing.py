@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -39,7 +38,7 @@ async def until_told(what: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def put(redis: ArqRedis, *job_ids: str) -> None:
+async def put(redis: Redis, *job_ids: str) -> None:
     """Queue jobs in the cell and wake the node, as one."""
     now_ms = int(time.time() * 1000)
     async with redis.pipeline(transaction=True) as pipe:
@@ -80,7 +79,7 @@ class Jobs:
         await until(lambda: self.ended >= set(job_ids))
 
 
-def taker(redis: ArqRedis) -> Take:
+def taker(redis: Redis) -> Take:
     """What the store's `take` does."""
 
     async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
@@ -95,7 +94,7 @@ def taker(redis: ArqRedis) -> Take:
     return take
 
 
-def runner(redis: ArqRedis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable[None]]:
+def runner(redis: Redis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable[None]]:
     """Runs jobs, and tells the cell of their end, however long that takes."""
 
     async def run(job_id: str, _begun: Job | None) -> None:
@@ -110,7 +109,7 @@ def runner(redis: ArqRedis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable
 
 
 @asynccontextmanager
-async def client(socket: Path) -> AsyncIterator[ArqRedis]:
+async def client(socket: Path) -> AsyncIterator[Redis]:
     redis = connect(RedisSettings(url=f"unix://{socket}"))
     try:
         yield redis

@@ -160,7 +160,7 @@ class Cell:
         return self.settings_of("api")
 
     def settings_of(self, account: str, *, wait_for_replicas: int = 0) -> RedisSettings:
-        """As deploy/README.md says for Sentinel."""
+        """As docs/operations/scale.md says for Sentinel."""
         return RedisSettings(
             connect_seconds=1,
             command_seconds=2,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from tests.conftest import RedisServer
@@ -13,7 +13,7 @@ FILLER_BYTES = 64 << 10
 
 
 @asynccontextmanager
-async def full(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
+async def full(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
     await redis.config_set("maxmemory", await _used(redis) + (2 << 20))
     try:
         for n in range(1000):
@@ -29,12 +29,12 @@ async def full(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
         await redis.delete(*[f"job:filler:{n}" for n in range(1000)])
 
 
-async def _used(redis: ArqRedis) -> int:
+async def _used(redis: Redis) -> int:
     return int((await redis.info("memory"))["used_memory"])
 
 
 @asynccontextmanager
-async def replica(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
+async def replica(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
     """Of a primary that is gone."""
     await redis.replicaof("127.0.0.1", 1)
     try:
@@ -44,7 +44,7 @@ async def replica(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def cannot_save(redis: ArqRedis, server: RedisServer) -> AsyncIterator[None]:
+async def cannot_save(redis: Redis, server: RedisServer) -> AsyncIterator[None]:
     """It has failed to write its file, as on a full disk."""
     dump = server.folder / "dump.rdb"
     dump.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ async def cannot_save(redis: ArqRedis, server: RedisServer) -> AsyncIterator[Non
 
 
 @asynccontextmanager
-async def alone(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
+async def alone(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
     await redis.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -71,10 +71,10 @@ async def alone(redis: ArqRedis, _: RedisServer) -> AsyncIterator[None]:
         await redis.config_set("min-replicas-to-write", 0)
 
 
-async def _saved(redis: ArqRedis, status: str) -> bool:
+async def _saved(redis: Redis, status: str) -> bool:
     found = await redis.info("persistence")
     return bool(found["rdb_last_bgsave_status"] == status and not found["rdb_bgsave_in_progress"])
 
 
-Trouble = Callable[[ArqRedis, RedisServer], object]
+Trouble = Callable[[Redis, RedisServer], object]
 TROUBLES = {"OOM": full, "READONLY": replica, "MISCONF": cannot_save, "NOREPLICAS": alone}

@@ -51,13 +51,14 @@ async def worker_process(redis_socket: Path, state_dir: Path, **settings: str) -
     """Of node n1, with two servers, and a gateway for it. Killed at the end, should it run yet."""
     async with (
         gateway(redis_socket, node=settings.get("NODE", "n1")) as reached,
-        _process(state_dir, reached.environment | settings) as worker,
+        at_work(state_dir, reached.environment | settings) as worker,
     ):
         yield worker
 
 
 @asynccontextmanager
-async def _process(state_dir: Path, settings: dict[str, str]) -> AsyncIterator[WorkerProcess]:
+async def at_work(state_dir: Path, settings: dict[str, str]) -> AsyncIterator[WorkerProcess]:
+    """`settings`: without their prefix; they say where its gateway is."""
     ours = {
         "DRIVER": "fake",
         "FAKE_SERVERS": "2",

@@ -1,4 +1,4 @@
-"""Where the gateways are, and what lets a node in."""
+"""The addresses of the gateways, and the node's credential."""
 
 import re
 import stat
@@ -12,7 +12,7 @@ _ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///
 
 
 class GatewayAddress(BaseModel):
-    """Where the gateways are, and what lets this node in."""
+    """The addresses of the gateways, and this node's credential."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,9 +21,10 @@ class GatewayAddress(BaseModel):
         description="wss://HOST:PORT of each gateway, or unix:///SOCKET on the same machine",
     )
     credential_file: Path = Field(
-        default=Path("/etc/vps-snapshots/credential"), description="the node's credential; readable by its owner alone"
+        default=Path("/etc/vps-snapshots/credential"),
+        description="file with the node's credential; only its owner may read it",
     )
-    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
+    tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
 
     @field_validator("urls")
     @classmethod
@@ -40,7 +41,8 @@ class GatewayAddress(BaseModel):
         return self
 
     def credential(self) -> str:
-        """Read anew for each connection, so that a rotated one is used at once. Raises GatewayTrouble."""
+        """The credential. It is read for each connection, so that a rotated one is used at once. Raises
+        GatewayTrouble."""
         try:
             if stat.S_IMODE(self.credential_file.stat().st_mode) & 0o077:
                 raise GatewayTrouble(f"{self.credential_file} can be read by others: chmod 600")
@@ -54,7 +56,8 @@ class GatewayAddress(BaseModel):
 
 
 class GatewayTrouble(Exception):
-    """The gateway can't be reached, does not let us in, or could not do what was asked. `code`: the gateway's word."""
+    """The gateway is unreachable, refuses the credential, or could not execute the call. `code`: the gateway's error
+    code."""
 
     def __init__(self, text: str, *, code: str = "") -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""The store behind a gateway: one connection, over which the calls of this process travel."""
+"""The store behind a gateway: one connection for all calls of this process."""
 
 import asyncio
 import itertools
@@ -49,14 +49,14 @@ from worker.store.outcome import Outcome
 from worker.store.redis_client import Observer
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
-CALL_SECONDS = 5.0  # bound on one call with its answer, in addition to what the call itself waits
+CALL_SECONDS = 5.0  # limit for a call and its answer, in addition to the wait of the call itself
 CONNECT_SECONDS = 5.0
 PING_SECONDS = 5.0
-SILENT_SECONDS = 5.0  # without an answer to a ping, or to a close
+SILENT_SECONDS = 5.0  # the limit for an answer to a ping or a close
 ANSWER_BYTES = 64 << 20
 AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, and the limit up to which it doubles
-LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
-ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
+LASTING_SECONDS = 1.0  # a connection that lasted this long is replaced at once
+ELSEWHERE_SECONDS = 5.0  # how long a gateway may only return errors until the next one is tried
 
 _TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
 
@@ -65,14 +65,14 @@ log = structlog.stdlib.get_logger()
 
 @dataclass(frozen=True)
 class _Link:
-    """A connection on which a gateway knows us, and the protocol that both speak."""
+    """A connection after `hello`, and the protocol that both sides speak."""
 
     connection: ClientConnection
     protocol: int
 
 
 class GatewayClient:
-    """A `NodePort`. No call is sent a second time by itself: one whose answer was lost may have been done.
+    """A `NodePort`. No call is repeated automatically: a call whose answer was lost may have been executed.
 
     `machine` and `who` are as in `NodeStore`. `observer` gets the result of each call.
     """
@@ -106,7 +106,7 @@ class GatewayClient:
             await asyncio.sleep(pause)
 
     async def _connected(self, url: str) -> float:
-        """One connection, or an attempt at one; how many seconds it lasted."""
+        """Open a connection and serve it until it ends. Returns how many seconds it lasted."""
         if self._link.done():
             self._link = asyncio.get_running_loop().create_future()
         link = self._link
@@ -128,13 +128,13 @@ class GatewayClient:
         return max(0.0, time.monotonic() - began)
 
     def _lost(self, link: asyncio.Future[_Link], url: str, error: Exception | None) -> None:
-        cause = self._cause(error) if error else "this process stops"
+        cause = self._cause(error) if error else "this process is stopping"
         trouble = GatewayTrouble(f"{url}: {cause}")
         self._link = asyncio.get_running_loop().create_future()
         for waiting in (link, self._link, *self._asked.values()):
             if not waiting.done():
                 waiting.set_exception(trouble)
-                waiting.exception()  # it may have no reader
+                waiting.exception()  # nobody may be awaiting it
         if error and cause != self._last_cause:
             self._last_cause = cause
             log.warning("gateway.not_reached", url=url, cause=cause)
@@ -152,7 +152,7 @@ class GatewayClient:
 
     @asynccontextmanager
     async def _opened(self, url: str) -> AsyncIterator[_Link]:
-        """A connection on which the gateway knows us."""
+        """Open a connection and send `hello`."""
         options: dict[str, Any] = {
             "additional_headers": {"Authorization": f"Bearer {self._address.credential()}"},
             "compression": None,
@@ -178,7 +178,7 @@ class GatewayClient:
     def _take_answer(self, frame: str | bytes) -> None:
         call_id, told = _read(frame)
         asked = self._asked.get(call_id)
-        if asked is None or asked.done():  # nobody waits for it any more
+        if asked is None or asked.done():  # nobody waits for the answer any longer
             return
         if isinstance(told, GatewayTrouble):
             asked.set_exception(told)
@@ -188,21 +188,21 @@ class GatewayClient:
     # --- one call ---
 
     async def _call(self, name: str, *, waits: float = 0.0, **fields: Any) -> Any:
-        """The answer. `waits`: seconds for which the call itself waits. Raises GatewayTrouble with a code that callers
-        tell apart, and StoreUnavailable for any other trouble."""
+        """Send a call and return its answer. `waits`: seconds for which the call itself waits. Raises GatewayTrouble
+        for the codes that callers distinguish, and StoreUnavailable for any other error."""
         call = CALLS[name]
         began = time.monotonic()
         try:
             ask = call.ask.fitting(**fields)
             async with asyncio.timeout(CALL_SECONDS + waits):
                 answer = call.answer.validate_python(await self._asked_for(name, ask))
-        except ValidationError as error:  # what we say is too much for the protocol, or the answer is of no use
+        except ValidationError as error:  # the call exceeds the protocol's limits, or the answer is invalid
             log.exception("gateway.misunderstood", call=name)
             raise StoreUnavailable.of() from error
         except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
             if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
                 raise
-            self._meet(error)
+            self._count_trouble(error)
             raise StoreUnavailable.of() from error
         self._trouble_since = None
         if self._observer is not None and not waits:
@@ -220,8 +220,8 @@ class GatewayClient:
         finally:
             del self._asked[call_id]
 
-    def _meet(self, error: Exception) -> None:
-        """Count the trouble. Where it lasts, another gateway may be better off."""
+    def _count_trouble(self, error: Exception) -> None:
+        """Count the error. If errors last, try another gateway."""
         if self._observer is not None:
             self._observer.failed(error)
         now = time.monotonic()
@@ -232,7 +232,7 @@ class GatewayClient:
                 self._link.result().connection.transport.abort()
 
     async def _claim(self, name: str, **fields: Any) -> Any:
-        """As `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
+        """Like `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
         try:
             return await self._call(name, **fields)
         except GatewayTrouble as trouble:
@@ -258,7 +258,7 @@ class GatewayClient:
         ask = {"running": running, "free": free, "seconds": seconds, "begin": True}
         try:
             given: tuple[JobId | Job, ...] = await self._call("take", waits=seconds, **ask)
-        except asyncio.CancelledError:  # the gateway still waits, and would begin a job that nobody starts
+        except asyncio.CancelledError:  # otherwise the gateway would keep waiting and begin a job that nobody starts
             stopping = asyncio.ensure_future(self._stop_taking())
             self._stopping.add(stopping)
             stopping.add_done_callback(self._stopping.discard)
@@ -321,10 +321,10 @@ class GatewayClient:
 
 
 def _read(frame: str | bytes) -> tuple[int, Any]:
-    """The id of a call and what it was answered: a value, or GatewayTrouble. Raises ValueError."""
+    """The ID of a call and its answer: a value, or GatewayTrouble. Raises ValueError."""
     match from_json(frame, cache_strings="none"):
         case {"id": int(call_id), "answer": answer}:
             return call_id, answer
         case {"id": int(call_id), "error": str(code), **rest}:
             return call_id, GatewayTrouble(str(rest.get("detail") or code), code=code)
-    raise ValueError("the gateway has sent what is no answer")
+    raise ValueError("the gateway sent an invalid answer")

@@ -31,7 +31,7 @@ class Housekeeping:
     def _seconds_since_last_round(self) -> float:
         now = time.monotonic()
         seconds, self._last_round = now - self._last_round, now
-        return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
+        return min(seconds, 2 * ROUND_SECONDS)  # does not count time during which the process was suspended
 
     def _look_at_the_clock(self) -> None:
         seconds = self._wall_clock.stepped_by()
@@ -41,10 +41,10 @@ class Housekeeping:
     async def round(self) -> None:
         self._look_at_the_clock()
         chores = (
-            self._runner.thaw_left,  # first: such a guest hangs
+            self._runner.thaw_left,  # comes first, because a frozen guest hangs
             *(self._retry_deletes, self._tidy_journal, self._runner.safety.drop_due, self._runner.safety.make_room),
         )
-        for chore in chores:  # one that fails must not keep the others from being done
+        for chore in chores:  # a failed chore must not stop the others
             try:
                 with guarded("housekeeping", StoreUnavailable, JournalFailed, chore=chore.__name__):
                     await chore()

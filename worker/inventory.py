@@ -17,11 +17,11 @@ from worker.store.nodes.node_store import ClaimRefused, LeaseLost, ReportedServe
 from worker.store.nodes.port import NodePort
 from worker.store.reports import NodeFacts, Pool
 
-FACTS_SECONDS = 60.0  # between two reads of versions and free space
-FACTS_WAIT_SECONDS = 5.0  # how long a report waits for them; if they take longer, a later report carries them
-REPORT_SECONDS = 5.0  # with each heartbeat: some changes fire no event
-CONFLICT_SECONDS = 15.0  # far longer than the end of a migration takes
-RETRY_SECONDS = 1.0  # after a failed report: a store that lost its data must be filled again quickly
+FACTS_SECONDS = 60.0  # interval between reads of versions and free space
+FACTS_WAIT_SECONDS = 5.0  # how long a report waits for them; if they take longer, a later report includes them
+REPORT_SECONDS = 5.0  # as often as the heartbeat, because some changes fire no event
+CONFLICT_SECONDS = 15.0  # much longer than the end of a migration takes
+RETRY_SECONDS = 1.0  # after a failed report; short, because a store that lost its data must be filled again quickly
 LIST_SECONDS = 30.0  # limit for listing the node's domains; listing hundreds takes milliseconds
 SETTLE_SECONDS = 0.1  # a starting guest fires several events at once
 
@@ -37,21 +37,24 @@ class Inventory:
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
         *,
-        slots: int = 0,
+        slots: Callable[[], int] = lambda: 0,
+        slots_max: int = 0,
         boot: str = "",
         report_seconds: float = REPORT_SECONDS,
         conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` sends a server's snapshots to the store when the store does not know the server. `reconcile` is
-        called when an operator has requested reconciliation. `slots`: jobs that the node runs at a time; 0: not told.
-        `boot`: the ID of the kernel's start; "": not told. `report_seconds`: interval between reports while nothing
-        changes. `conflict_seconds`: how long two nodes may both report a server before it is logged as an error."""
+        called when an operator has requested reconciliation. `slots`: jobs that the node runs at a time now, and
+        `slots_max` at most; 0: not told. `boot`: the ID of the kernel's start; "": not told. `report_seconds`: interval
+        between reports while nothing changes. `conflict_seconds`: how long two nodes may both report a server before it
+        is logged as an error."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
         self._slots = slots
+        self._slots_max = slots_max
         self._boot = boot
         self._report_seconds = report_seconds
         self._conflict_seconds = conflict_seconds
@@ -62,9 +65,14 @@ class Inventory:
         self._conflicts: dict[ServerId, float] = {}  # server -> start of the conflict, on the monotonic clock
         self._logged_conflicts: frozenset[ServerId] = frozenset()
         self._duplicates: frozenset[int] = frozenset()
-        self._told_trouble: str | None = None  # why the last report was not accepted
+        self._told_trouble: str | None = None  # why the last report was refused
         self._fresh: set[ServerId] = set()
         self._has_fresh = asyncio.Event()
+
+    def tell_facts(self) -> None:
+        """With the next report, which comes soon."""
+        self._facts_at = -FACTS_SECONDS
+        self._changed.set()
 
     async def report(self) -> bool:
         """Send the store this node's servers. Returns whether the store accepted the report."""
@@ -100,7 +108,7 @@ class Inventory:
         return True
 
     def _not_reported(self, error: Exception) -> None:
-        """Log it once, until the next report is accepted or the trouble is another."""
+        """Log the reason once, until it changes or a report is accepted."""
         trouble = f"{type(error).__name__} {error}"
         if trouble != self._told_trouble:
             cause = error.__cause__ if isinstance(error, StoreUnavailable) else None
@@ -108,7 +116,7 @@ class Inventory:
         self._told_trouble = trouble
 
     async def _correct(self, domain: Domain, account_id: AccountId) -> None:
-        """Write the account that the store holds into the domain: after a loss of the store, only the domain has it."""
+        """Write the store's account into the domain, which is the only copy if the store loses its data."""
         known = {"server_id": domain.server_id, "account_id": account_id}
         try:
             await self._hypervisor.adopt(domain.name, **known)
@@ -129,7 +137,7 @@ class Inventory:
 
     @property
     def _awaits_migration(self) -> bool:
-        """Whether a server has been migrated here and its former node has not reported it gone yet."""
+        """Whether a server was migrated here and its former node still reports it."""
         return self._conflicts.keys() > self._logged_conflicts
 
     async def _domains(self) -> list[Domain]:
@@ -153,7 +161,8 @@ class Inventory:
                 await self._publish(server_id)
 
     async def _facts(self) -> NodeFacts | None:
-        """The node's versions and storage, at most once every FACTS_SECONDS; None in between or while it is slow."""
+        """The node's versions and storage, at most once every FACTS_SECONDS; otherwise None, also while the read is
+        slow."""
         if time.monotonic() - self._facts_at < FACTS_SECONDS:
             return None
         # Only one read at a time: while a disk hangs, every further read would block another thread.
@@ -170,7 +179,8 @@ class Inventory:
             hypervisor=about.hypervisor,
             emulator=about.emulator,
             pools=pools,
-            slots=self._slots,
+            slots=self._slots(),
+            slots_max=self._slots_max,
             boot=self._boot,
         )
 

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from structlog.typing import EventDict, WrappedLogger
 
 MAX_LINES, MAX_CHARACTERS = 200, 2000  # per job, per line
-MAX_JOBS = 1000  # with buffered lines; beyond that the lines of the oldest job are dropped
+MAX_JOBS = 1000  # jobs with buffered lines; beyond that, the lines of the oldest job are dropped
 
 
 class JobLog:

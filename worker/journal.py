@@ -23,20 +23,22 @@ from worker.program.adapters import adapter
 from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
-VERSION = 2
+VERSION = 2  # of the file; an older worker does not open one with a higher number
+JOB_VERSION = 1  # of one job, in its task; an older worker leaves a job with a higher number to a newer one
 PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
-CACHE_KIB = 256  # of pages: SQLite's own 2 MiB would fill with jobs that have ended
+CACHE_KIB = 256  # page cache: SQLite's default of 2 MiB would fill with ended jobs
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
-KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
+KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job, equal to that of its record in the store
 
-LEFT_AT_LEAST_SECONDS = 3600.0  # of a tag that knows a moment only: the wall clock alone must not end its retention
+# minimum retention of a tag that has only a deadline, because a wrong wall clock must not end it
+LEFT_AT_LEAST_SECONDS = 3600.0
 
 Record = TypeVar("Record", Task, Facts, Outcome)
 
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
     task TEXT NOT NULL,                  -- JSON: what to do
     step TEXT NOT NULL,                  -- recorded; it may or may not have started or finished
@@ -45,18 +47,18 @@ CREATE TABLE IF NOT EXISTS jobs (
     outcome TEXT,                        -- JSON; NULL until the job has ended
     published INTEGER NOT NULL DEFAULT 0,
     changed_at REAL NOT NULL             -- Unix seconds
-) STRICT;
-CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0;
-CREATE TABLE IF NOT EXISTS spare_tags (
+) STRICT""",
+    "CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0",
+    """CREATE TABLE IF NOT EXISTS spare_tags (
     tag TEXT PRIMARY KEY,
     server_id INTEGER NOT NULL,
     drop_after REAL NOT NULL,            -- Unix seconds; used by versions that do not know `left_seconds`
     left_seconds REAL                    -- until it is deleted; NULL: written by such a version
-) STRICT;
-CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed outside of any job
+) STRICT""",
+    """CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed outside of any job
     server_id INTEGER PRIMARY KEY
-) STRICT;
-"""
+) STRICT""",
+)
 
 log = structlog.stdlib.get_logger()
 
@@ -85,6 +87,10 @@ class NewerJournal(Exception):
     """A later version of the worker wrote the journal. Nothing was changed."""
 
 
+class JobUnreadable(Exception):
+    """A later version of the worker wrote that job, or it is damaged."""
+
+
 class JournalFailed(Exception):
     """The write failed (disk full, I/O error). The journal is unchanged."""
 
@@ -92,7 +98,8 @@ class JournalFailed(Exception):
 class Journal:
     """The journal of one node, open in one process at a time (the one that holds the node's lock file).
 
-    Opening it and every write may raise JournalFailed.
+    Opening it and every write may raise JournalFailed. Opening it may also raise NewerJournal; otherwise all jobs that
+    have not ended can be read. `find` may raise JobUnreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,6 +110,13 @@ class Journal:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
             raise JournalFailed(f"{path} cannot be opened: {error}") from error
+        try:
+            self.owed()  # its guest may be off: no part of the worker may go on without it
+        except JobUnreadable as error:
+            self.close()
+            raise NewerJournal(
+                f"{path}: {error}. It has not ended. Install the version that began it again, and let it end"
+            ) from error
         self._reserve_ballast()
 
     def _open(self) -> sqlite3.Connection:
@@ -124,7 +138,7 @@ class Journal:
                 os.posix_fallocate(file, 0, BALLAST_BYTES)
             finally:
                 os.close(file)
-        except OSError:  # no room now; housekeeping tries again
+        except OSError:  # no space now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 
     def _durably(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
@@ -140,7 +154,7 @@ class Journal:
                 raise JournalFailed(str(still)) from still
 
     def _release_ballast(self) -> bool:
-        """Returns False if there was nothing to release."""
+        """Release the reserved space. Returns False if none was reserved."""
         if not self._ballast.exists():
             return False
         log.error("journal.disk_full", detail="the reserved disk space was released", ballast=str(self._ballast))
@@ -172,10 +186,10 @@ class Journal:
     def begin(self, task: Task, step: Step) -> Entry:
         """Record a job before its first effect. A job that is already in the journal is left unchanged."""
         insert = (
-            "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
-            " ON CONFLICT DO NOTHING"
+            "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at)"
+            " VALUES (?, json_set(?, '$.v', ?), ?, ?, 0, ?) ON CONFLICT DO NOTHING"
         )
-        self._durably((insert, (task.job_id, _json(task), step, _json(Facts()), time.time())))
+        self._durably((insert, (task.job_id, _json(task), JOB_VERSION, step, _json(Facts()), time.time())))
         entry = self.find(task.job_id)
         assert entry is not None, "just written"  # noqa: S101 - for mypy
         return entry
@@ -190,7 +204,7 @@ class Journal:
         self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
     def conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
-        """Record the outcome, before it is published, and with it the job's safety tag, if it left one.
+        """Record the outcome before it is published, together with the job's safety tag if it left one.
 
         `safety_kept_seconds`: retention of that tag.
         """
@@ -209,7 +223,7 @@ class Journal:
         self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
-        """Record that the store has the outcome: nothing is left to do for the job."""
+        """Record that the store has the outcome, so that nothing is left to do for the job."""
         self._durably(("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,)))
 
     def find(self, job_id: JobId) -> Entry | None:
@@ -221,12 +235,16 @@ class Journal:
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
     def left_frozen(self) -> list[Entry]:
-        """The ended jobs that may have left their guest's file systems frozen."""
+        """The ended jobs that may have left their guest's file systems frozen. Unreadable ones are left out."""
         frozen = "outcome IS NOT NULL AND CASE WHEN json_valid(facts) THEN json_extract(facts, '$.frozen') END"
-        return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE {frozen}")]
+        found = []
+        for row in self._db.execute(f"{_SELECT} WHERE {frozen}"):
+            with suppress(JobUnreadable):
+                found.append(_entry(row))
+        return found
 
     def thawed(self, job_id: JobId) -> None:
-        """Record that the guest of an ended job is not frozen any more."""
+        """Record that the guest of an ended job is no longer frozen."""
         self._durably(("UPDATE jobs SET facts = json_set(facts, '$.frozen', json('false')) WHERE id = ?", (job_id,)))
 
     def age_safety_tags(self, seconds: float) -> None:
@@ -290,49 +308,67 @@ class Journal:
         return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
-        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago, by this process's time: the wall
-        clock's at its start, counted on."""
+        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago. The time is the wall clock at
+        the start of this process plus the monotonic time since then."""
         self._reserve_ballast()
         now = self._uptime_began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (now - KEPT_SECONDS,)))
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
-    """End the retention of a tag that a stranded job has left: the journal's worker, which may be running, deletes it
-    in its next round. Returns the tag's server; None if no such tag is kept. Raises JournalFailed or NewerJournal."""
+    """End the retention of a tag that a stranded job has left. The node's worker deletes the tag in its next round.
+    Returns the tag's server; None if no such tag is kept. Raises JournalFailed or NewerJournal."""
     update = (
         "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE tag = ? AND drop_after = ? RETURNING server_id"
     )
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
-            _ensure_known(db, path)
-            _ensure_ages(db)
+            _migrate(db, path)
             found = db.execute(update, (time.time(), tag, KEPT_FOR_A_PERSON)).fetchall()
     except sqlite3.Error as error:
         raise JournalFailed(f"{path}: {error}") from error
     return ServerId(found[0][0]) if found else None
 
 
-def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
-    """Returns the journal's version. Raises NewerJournal."""
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """In one transaction: a kill leaves the journal as it was. Raises NewerJournal."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise NewerJournal(f"{path} has version {version}; this program supports up to {VERSION}")
-    return version
+    if version == VERSION and _has_ages(db):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _SCHEMA:
+            db.execute(statement)
+        if not _has_ages(db):  # added without a new version: older workers ignore the column
+            db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
+            # Tags that a newer restore has replaced were due from the moment of its record. No clock is asked.
+            db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.OperationalError):
+            db.execute("ROLLBACK")
+        raise
+    if version:
+        log.info("journal.migrated", journal=str(path), former_version=version, version=VERSION)
+
+
+def _has_ages(db: sqlite3.Connection) -> bool:
+    found = db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone()
+    return found is not None
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Does not write to an up-to-date journal: it must open on a full disk."""
+    """Open the database. An up-to-date journal is not written to, so that it also opens on a full disk."""
     _make_private(path)
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        if _ensure_known(db, path) < VERSION:
-            db.executescript(_SCHEMA)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-        _ensure_ages(db)
+        _migrate(db, path)
     except BaseException:
         db.close()
         raise
@@ -340,8 +376,8 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Create the journal, or correct its mode, so that only its owner can read it: it holds customers' names and texts.
-    SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
+    """Create the journal, or correct its mode, so that only its owner can read it: it contains customers' names and
+    texts. SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
     try:
         for file in (path, *(path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))):
             create = os.O_CREAT if file == path else 0
@@ -356,30 +392,36 @@ def _make_private(path: Path) -> None:
         raise sqlite3.OperationalError(str(error)) from error
 
 
-def _ensure_ages(db: sqlite3.Connection) -> None:
-    # Added without a new version: older workers ignore the column and can still use the journal.
-    if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
-        db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
-        # Tags that a newer restore has replaced were due from the moment of its record. No clock is asked.
-        db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
-
-
 def _json(record: Task | Facts | Outcome) -> str:
     return adapter(type(record)).dump_json(record).decode()
 
 
 def _read(kind: type[Record], text: str) -> Record:
-    """Without the cache of strings that pydantic's own reading of JSON fills, with those of the last 4,000 jobs."""
+    """Parse JSON without pydantic's string cache, which would keep the strings of the last 4,000 jobs."""
     return adapter(kind).validate_python(from_json(text, cache_strings="none"))
 
 
 def _entry(row: tuple[str, str, str, int, str | None, int]) -> Entry:
+    """Raises JobUnreadable."""
     task, step, facts, interruptions, outcome, published = row
-    return Entry(
-        task=_read(Task, task),
-        step=Step(step),
-        facts=_read(Facts, facts),
-        interruptions=interruptions,
-        outcome=_read(Outcome, outcome) if outcome else None,
-        published=bool(published),
-    )
+    try:
+        return Entry(
+            task=_known_task(task),
+            step=Step(step),
+            facts=_read(Facts, facts),
+            interruptions=interruptions,
+            outcome=_read(Outcome, outcome) if outcome else None,
+            published=bool(published),
+        )
+    except ValueError as error:  # pydantic's, too
+        reason = str(error).splitlines()[0]
+        raise JobUnreadable(
+            f"a job at the step {step} was written by a newer version or is damaged ({reason})"
+        ) from error
+
+
+def _known_task(text: str) -> Task:
+    version = from_json(text).get("v", 1)
+    if version > JOB_VERSION:
+        raise ValueError(f"version {version}; this program supports up to {JOB_VERSION}")
+    return _read(Task, text)

@@ -18,9 +18,9 @@ from worker.store.nodes.node_store import LeaseHeld
 from worker.store.nodes.port import NodePort
 
 LEASE_SECONDS = 15.0  # after this long without a heartbeat, a worker on another machine may take the lease
-HEARTBEAT_SECONDS = 5.0  # three per lease: two may be lost
+HEARTBEAT_SECONDS = 5.0  # three per lease, so that two may be lost
 ORPHAN_SECONDS = 30.0  # limit for the children of a killed worker to exit; the kernel kills them soon after it
-RETRY_SECONDS = 0.5  # between two attempts while the store is unreachable
+RETRY_SECONDS = 0.5  # interval between attempts while the store is unreachable
 ASKED_SECONDS = 5.0  # limit for asking the store who holds the lease
 
 log = structlog.stdlib.get_logger()
@@ -45,7 +45,7 @@ def machine_id(state_folder: Path) -> str:
 
 
 def boot_id() -> str:
-    """Identifies this start of the host's kernel; "" if it cannot be read."""
+    """The kernel's boot ID; "" if it cannot be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -91,7 +91,7 @@ class HypervisorLock:
             if _is_alive(held_by) or time.monotonic() > deadline:
                 raise NodeTaken(f"{self._name} is held by {held_by}: this node already has a worker")
             time.sleep(0.02)
-        os.set_inheritable(file, True)  # by qemu-img: the next worker waits until it has exited
+        os.set_inheritable(file, True)  # inherited by qemu-img, so that the next worker waits until it has exited
 
     def _holder(self, file: int) -> str:
         """The process that holds the lock, as "pid N"; "" if unknown."""
@@ -110,7 +110,8 @@ class NodeLock(HypervisorLock):
     def _wait(self, file: int, orphan_seconds: float) -> None:
         super()._wait(file, orphan_seconds)
         os.ftruncate(file, 0)
-        with suppress(OSError):  # on a full disk the lock holds without a name in it, and unfinished jobs must go on
+        # on a full disk, the lock works without a name in its file, and unfinished jobs must continue
+        with suppress(OSError):
             os.write(file, who_am_i().encode())
 
     def _holder(self, file: int) -> str:
@@ -165,12 +166,19 @@ class Lease:
         self._gained = gained
         self._lost = lost
         self._held = False
-        self._in_trouble = False  # since the last answer of the store
+        self._in_trouble = False  # whether the store has been unreachable since its last answer
+        self._absences = 0
         self._valid_until = -math.inf  # on CLOCK_BOOTTIME, which advances while the process or the machine is suspended
 
     @property
     def held(self) -> bool:
         return self._held
+
+    @property
+    def absences(self) -> int:
+        """Another number whenever the lease has run out, or was renewed after that: servers may have been placed on
+        other nodes meanwhile."""
+        return self._absences + (_now() >= self._valid_until)
 
     async def still_ours(self) -> bool:
         """Whether no other worker has taken the lease, for example while this process was suspended.
@@ -189,7 +197,7 @@ class Lease:
         return holder is None
 
     async def take_at_start(self) -> None:
-        """Take the lease; wait as long as the store is unreachable. Raises NodeTaken, naming the holder."""
+        """Take the lease; wait while the store is unreachable. Raises NodeTaken, naming the holder."""
         while True:
             try:
                 holder = await self._renewed()
@@ -223,7 +231,7 @@ class Lease:
         await self._turn(held=holder is None)
 
     def _trouble(self, event: str, error: StoreUnavailable) -> None:
-        """Once for each outage: `gateway.not_reached` tells each change of its cause."""
+        """Log the outage once; `gateway.not_reached` logs each change of its cause."""
         if not self._in_trouble:
             log.warning(event, cause=str(error.__cause__))
         self._in_trouble = True
@@ -240,6 +248,7 @@ class Lease:
         asked_at = _now()
         holder = await self._store.take_lease(seconds=LEASE_SECONDS)
         self._in_trouble = False
+        self._absences = self.absences + 1 if _now() >= self._valid_until else self._absences
         self._valid_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
         return holder
 

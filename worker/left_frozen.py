@@ -1,4 +1,4 @@
-"""Thaws guests outside of the steps of a job: a failed job has left one frozen, or one cannot go on for now."""
+"""Thaws guests outside of the steps of a job: after a failed job, or when a job cannot continue for now."""
 
 import asyncio
 from collections import defaultdict
@@ -15,7 +15,7 @@ log = structlog.stdlib.get_logger()
 
 
 async def thaw_all(journal: Journal, hypervisor: Hypervisor, locks: defaultdict[ServerId, asyncio.Lock]) -> None:
-    """Try once for each such guest. A busy server is left to the next round. Raises JournalFailed."""
+    """Try once for each such guest. Busy servers wait for the next round. Raises JournalFailed."""
     for entry in journal.left_frozen():
         server_id = entry.task.server_id
         if locks[server_id].locked():

@@ -1,7 +1,7 @@
-"""The Redis of this worker's own: arq's queue of the jobs that run here.
+"""The worker's private Redis: arq's queue of the jobs that run here.
 
-It is a child of the worker, on a socket in a folder that only the worker reads, and dies with the worker. It keeps
-nothing: what is owed is in the journal, and what has not begun is in the cell's queue.
+It is a child of the worker, on a socket in a folder that only the worker can read, and dies with the worker. It
+has no persistence: unfinished jobs are in the journal, and jobs that have not begun are in the cell's queue.
 """
 
 import asyncio
@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.program.configuration import ConfigurationError
 from worker.store.redis_client import RedisSettings, connect
 
+PROGRAMS = ("redis-server", "valkey-server")  # the first that is installed; either will do
 START_SECONDS = 10.0
 MEMORY = "64mb"  # a job takes less than 1 kB, and at most 100 run
 
@@ -26,11 +27,11 @@ log = structlog.stdlib.get_logger()
 
 
 class LocalRedisDied(Exception):
-    """The worker can't start jobs without it. systemd starts the worker again, which starts another one."""
+    """The worker cannot start jobs without it. systemd restarts the worker, which starts another one."""
 
 
 class LocalRedis:
-    def __init__(self, client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, client: Redis, process: "subprocess.Popen[bytes]") -> None:
         self.client = client
         self.process = process
 
@@ -49,15 +50,16 @@ class LocalRedis:
 
 @asynccontextmanager
 async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
-    """A redis-server while the block runs. `folder` is made, or made empty. Raises ConfigurationError."""
-    program = shutil.which("redis-server")
+    """A Redis or Valkey while the block runs. `folder` is created or emptied. Raises ConfigurationError."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        raise ConfigurationError("redis-server is not installed: the worker starts one of its own for arq's queue")
+        names = " nor ".join(PROGRAMS)
+        raise ConfigurationError(f"neither {names} is installed: the worker starts one of its own for arq's queue")
     place = _emptied(folder)
     try:
         process = _started(program, folder)
         try:
-            # Through the folder's descriptor: a socket's path may have 107 characters at most.
+            # Uses the folder's descriptor, because a socket's path may have at most 107 characters.
             client = connect(RedisSettings(url=f"unix:///proc/self/fd/{place}/redis.sock"))
             try:
                 await _answers(client, process)
@@ -65,14 +67,14 @@ async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
             finally:
                 await client.aclose(close_connection_pool=True)
         finally:
-            process.kill()  # it has nothing to keep
+            process.kill()  # it has nothing to save
             process.wait()
     finally:
         os.close(place)
 
 
 def _emptied(folder: Path) -> int:
-    """A descriptor of the folder."""
+    """Create or empty the folder, and return a descriptor of it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -82,7 +84,7 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     settings = {
         "port": "0",
         "dir": str(folder),
-        "unixsocket": "redis.sock",  # in that folder
+        "unixsocket": "redis.sock",  # relative to that folder
         "save": "",
         "appendonly": "no",
         "maxmemory": MEMORY,
@@ -90,7 +92,8 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
         "daemonize": "no",
     }
     arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    # pdeathsig kills it when this thread ends. Not with uvloop, which would pass on our open files, and so our locks.
+    # pdeathsig kills it when this thread ends. Not with uvloop, which would pass on our open files and therefore our
+    # locks.
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "--", program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -99,8 +102,8 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-async def _answers(client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
-    """Return when it does. Raises ConfigurationError if it does not start."""
+async def _answers(client: Redis, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until it responds. Raises ConfigurationError if it does not start."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):
             while process.poll() is None:

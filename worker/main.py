@@ -16,6 +16,7 @@ import typer
 import uvloop
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
+from worker.disk_load import DiskLoad
 from worker.gateway_client import GatewayClient
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -44,7 +45,8 @@ from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
 ID_MAX = 2**63 - 1  # the largest id that the API accepts and SQLite can store
-TURN_SECONDS = 300.0  # of the loops for jobs and heartbeats; their calls have limits that are far shorter
+# limit for one turn of the loops for jobs and heartbeats; the limits of their calls are far shorter
+TURN_SECONDS = 300.0
 
 log = structlog.stdlib.get_logger()
 app = typer.Typer(
@@ -66,7 +68,8 @@ def run(config: Config = None) -> None:
     logs.configure(also=(job_log,), count=(metrics.log_events,))
     try:
         with (
-            _locked(settings.state_dir),  # outside the event loop: it may wait for the children of a dead worker
+            # outside the event loop, because it may wait for the children of a dead worker
+            _locked(settings.state_dir),
             exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
         ):
             uvloop.run(_serve(settings, job_log, metrics))
@@ -83,7 +86,8 @@ def adopt(
 ) -> None:
     """Make a libvirt domain of this node a server of the API.
 
-    The account counts for a server that the service does not know yet. It changes with `vps-snapshots server give`.
+    The account applies only to a server that the service does not know yet. To change it later, use `vps-snapshots
+    server give`.
     """
     settings = _settings(config)
     try:
@@ -92,8 +96,8 @@ def adopt(
         _refuse(str(error))
     typer.echo(
         f"domain {domain} is server {server_id} of account {account}\n"
-        "If the service already knows the server, its account stays and is written back; `vps-snapshots server give`"
-        " changes it."
+        "If the service already knows the server, its account does not change and is written back to the domain. To"
+        " change it, use `vps-snapshots server give`."
     )
 
 
@@ -101,7 +105,8 @@ def adopt(
 def rebuild(config: Config = None) -> None:
     """Make this node's running worker publish its servers' snapshots and jobs again.
 
-    Use it after Redis was restored from an old backup. If Redis has lost its data, the worker does this by itself.
+    Use it after Redis was restored from an old backup. If Redis has lost all its data, the worker does this
+    automatically.
     """
     settings = _settings(config)
     try:
@@ -135,7 +140,7 @@ def list_in_virsh(
 def drop_kept(
     tag: Annotated[str, typer.Argument(help="The snapshot's tag on the disks: vps-safety-JOB.")], config: Config = None
 ) -> None:
-    """Make this node's worker delete the safety snapshot that a stranded job has kept, once you no longer need it."""
+    """Delete the safety snapshot that a stranded job left, once you no longer need it. The worker deletes it."""
     journal = _settings(config).state_dir / "journal.sqlite"
     try:
         server_id = drop_kept_tag(journal, tag)
@@ -144,7 +149,7 @@ def drop_kept(
     if server_id is None:
         _refuse(f"{journal} has no tag {tag} that is kept for an operator")
     typer.echo(
-        f"the worker, if it runs, will delete {tag} from the disks of server {server_id} in {ROUND_SECONDS:.0f} s"
+        f"if the worker is running, it will delete {tag} from the disks of server {server_id} in {ROUND_SECONDS:.0f} s"
     )
 
 
@@ -161,7 +166,7 @@ def survey(
     Changes nothing and needs no gateway.
     """
     if folder is not None and not folder.is_dir():
-        _refuse(f"{folder} is no folder")
+        _refuse(f"{folder} is not a folder")
     try:
         surveyed = asyncio.run(_survey(folder, libvirt))
     except (DriverError, OSError) as error:
@@ -280,7 +285,7 @@ def _fence(settings: WorkerSettings) -> HypervisorLock | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Means:
-    """What the parts of the worker are made from."""
+    """The objects from which the parts of the worker are built."""
 
     settings: WorkerSettings
     hypervisor: Hypervisor
@@ -298,6 +303,7 @@ class _Parts:
     queue: NodeWorker
     reconciler: Reconciler
     inventory: Inventory
+    load: DiskLoad
     lease: Lease
     housekeeping: Housekeeping
     local_redis: LocalRedis
@@ -311,7 +317,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         loop.add_signal_handler(signum, stop.set)
     async with _opened(settings, job_log, metrics) as means:
         parts = _wired(means)
-        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
+        if not stop.is_set():  # asked to stop during the start: the next process finishes the jobs
             await _live(parts, settings, stop)
 
 
@@ -325,7 +331,7 @@ async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
-        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for the children of a dead worker
+        if fence := await asyncio.to_thread(_fence, settings):  # may wait for the children of a dead worker
             stack.callback(fence.release)
         local = await stack.enter_async_context(local_redis(settings.state_dir / "queue"))
         gateway = _gateway(settings, metrics)
@@ -342,8 +348,9 @@ async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -
 
 
 async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Work until asked to stop or a part fails, then wait for the running jobs. Raises what the failed part raised."""
-    owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
+    """Work until asked to stop or a part fails, then wait for the running jobs. Raises the exception of the failed
+    part."""
+    owed = parts.runner.resume()  # comes first: started jobs must finish even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
     alive.tell(alive.READY)
     taken = asyncio.Event()
@@ -360,7 +367,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
                 await parts.queue.stop(LAST_WORDS_SECONDS)
                 await parts.runner.thaw_interrupted()
     finally:
-        await parts.lease.give_back()  # after the heartbeats have stopped: one more would take the lease again
+        await parts.lease.give_back()  # after the heartbeats have stopped: another one would take the lease again
     log.info("worker.stopped")
 
 
@@ -399,9 +406,11 @@ def _wired(means: _Means) -> _Parts:
         policy=settings.policy,
         limits=settings.limits,
         metrics=metrics,
-        may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
-        worked=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
+        may_continue=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
+        absences=lambda: lease.absences,
+        on_work_done=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
+    load = DiskLoad(most=settings.max_jobs, busy_percent=settings.disk_busy_percent, pressure=settings.io_pressure_file)
     queue = NodeWorker(
         means.local_redis.client,
         take=store.take,
@@ -409,6 +418,7 @@ def _wired(means: _Means) -> _Parts:
         run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
         turned=turns.counted("jobs"),
+        allowed=lambda: load.allowed,
     )
     reconciler = Reconciler(
         hypervisor=means.hypervisor,
@@ -425,17 +435,20 @@ def _wired(means: _Means) -> _Parts:
         publish=reconciler.server,
         reconcile=reconciler.soon,
         metrics=metrics,
-        slots=settings.max_jobs,
+        slots=lambda: load.allowed,
+        slots_max=settings.max_jobs,
         boot=boot_id(),
     )
+    load.on_change(inventory.tell_facts)
 
     async def lease_gained() -> None:
-        await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
+        await inventory.report()  # before taking jobs, because a job may be queued for a server that the store has lost
         queue.resume()
 
     lease = Lease(store, gained=lease_gained, lost=queue.pause, turned=turns.counted("heartbeats"))
     metrics.follow(
         running=lambda: runner.working,
+        allowed=lambda: load.allowed,
         owed=lambda: runner.owed,
         lease_held=lambda: lease.held,
         journal_bytes=journal.size_bytes,
@@ -446,6 +459,7 @@ def _wired(means: _Means) -> _Parts:
         queue=queue,
         reconciler=reconciler,
         inventory=inventory,
+        load=load,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
         local_redis=means.local_redis,
@@ -467,6 +481,7 @@ async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
         group.create_task(parts.inventory.keep_reporting())
         group.create_task(parts.inventory.keep_publishing())
         group.create_task(parts.housekeeping.keep_house())
+        group.create_task(parts.load.keep_looking())
         group.create_task(parts.reconciler.keep_reconciling())
 
 

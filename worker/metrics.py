@@ -13,7 +13,7 @@ from worker.store.reports import Pool
 GATEWAY_ERRORS = ("connection", "timeout", "refused")
 COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # values of the label `outcome`
 
-# Seconds. A create takes 3 to 10 minutes if the guest shuts down slowly, and seconds if it does not.
+# Seconds. A create takes 3 to 10 minutes if the guest shuts down slowly, otherwise seconds.
 JOB_BUCKETS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
 PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
@@ -24,10 +24,10 @@ class GatewayMetrics(Instruments):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self._up = self._gauge("gateway_up", "1 if the last call got an answer.")
-        text = "Duration of this node's calls that were answered, without the wait for jobs."
+        self._up = self._gauge("gateway_up", "1 if the last call was answered.")
+        text = "Duration of this node's answered calls, without the wait for jobs."
         self._seconds = self._histogram("gateway_request_duration_seconds", text, COMMAND_BUCKETS)
-        text = "Calls of this node that got no answer, or none of use."
+        text = "Calls of this node without a valid answer."
         self._errors = self._counter("gateway_request_errors", text, "error")
         for error in GATEWAY_ERRORS:
             self._errors.labels(error)
@@ -49,7 +49,7 @@ class Metrics(ProgramMetrics):
         super().__init__()
         self.gateway = GatewayMetrics(self.registry)
         self._jobs = self._counter("jobs", "Jobs that have ended.", "kind", "outcome")
-        self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
+        self._failures = self._counter("job_failures", "Jobs that failed or stranded a server, by error code.", "code")
         self._retries = self._counter("job_step_retries", "Retries of a step.", "kind", "step")
         self._resumptions = self._counter("job_resumptions", "Jobs resumed after a worker process died.", "kind")
         self._findings = self._counter("reconcile_findings", "Findings of reconciliation.", "finding")
@@ -67,6 +67,7 @@ class Metrics(ProgramMetrics):
         self._size = self._gauge("storage_size_bytes", "Size of a file system that holds disks.", "pool")
         self._pools: set[str] = set()
         self._running = self._gauge("jobs_running", "Jobs that are working on a VM.")
+        self._allowed = self._gauge("jobs_allowed", "Jobs that may run at a time: fewer while the disks are busy.")
         self._owed = self._gauge("jobs_owed", "Started jobs whose outcome is not in the store yet.")
         self._lease = self._gauge("lease_held", "1 if this worker holds the node's lease.")
         self._journal = self._gauge("journal_bytes", "Size of the journal and its write-ahead log.")
@@ -85,12 +86,14 @@ class Metrics(ProgramMetrics):
         self,
         *,
         running: Callable[[], int],
+        allowed: Callable[[], int],
         owed: Callable[[], int],
         lease_held: Callable[[], bool],
         journal_bytes: Callable[[], int],
     ) -> None:
         """Set the functions that are called at each scrape, in the scrape's thread."""
         self._running.set_function(running)
+        self._allowed.set_function(allowed)
         self._owed.set_function(owed)
         self._lease.set_function(lease_held)
         self._journal.set_function(journal_bytes)

@@ -1,8 +1,8 @@
-"""arq's worker with our own main loop: it is given jobs instead of polling, and no trouble with Redis ends it.
+"""arq's worker with our own main loop: the cell gives it jobs, so it does not poll, and errors of Redis do not end it.
 
-arq's queue is in a Redis of this process's own (`worker.local_redis`), which holds the jobs that run and nothing else.
-The cell's queue is on the trusted side: it gives a job again until the job is over, or is named as one that runs here.
-The journal records which jobs have started, so a job may be delivered twice.
+arq's queue is in a private Redis of this process (`worker.local_redis`), which contains only the running jobs. The
+cell's queue is on the trusted side: it gives a job again until the job is over or the worker reports it as running. The
+journal records which jobs have started, so a job may be delivered twice.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.worker import Retry, Worker, func
+from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
@@ -25,16 +25,17 @@ from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
 
 if TYPE_CHECKING:
+    from arq.connections import ArqRedis
     from arq.typing import WorkerCoroutine
 
 REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
-BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
-ENDED_AGAIN_SECONDS = 1.0  # until a job is run again whose end the cell has not noted
-MOST_TASKS = 500  # jobs that work or whose end is not told yet: `take` names them
-PUT_BACK_SECONDS = 1.0  # at exit, for arq to note that jobs were cancelled
-_DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
-NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
+BROKEN_AGAIN_SECONDS = 5.0  # delay before a job whose run raised an unexpected error (such as a full disk) is retried
+ENDED_AGAIN_SECONDS = 1.0  # delay before a job that the cell gives again after its end is run again
+MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
+PUT_BACK_SECONDS = 1.0  # at exit, for arq to record that jobs were cancelled
+_DAMAGED = ("WRONGTYPE", "value is not an integer")  # Redis's errors for a damaged record of arq's
+NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
 
 log = structlog.stdlib.get_logger()
 
@@ -46,7 +47,7 @@ class Take(Protocol):
 
 
 class _Putting(Pipeline):
-    """Puts a job into arq's queue before it does what arq wants of it."""
+    """A pipeline that first puts a job into arq's queue."""
 
     def put(self, queue_name: str, job_id: str) -> None:
         now_ms = int(time.time() * 1000)
@@ -61,13 +62,13 @@ class _Putting(Pipeline):
 class _Queue:
     """arq's Redis, as arq sees it."""
 
-    def __init__(self, redis: ArqRedis, name: str) -> None:
+    def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         self._name = name
         self._next = ""
 
     def put_with_next(self, job_id: str) -> None:
-        """Put the job into the queue with the next transaction: each trip to Redis delays the job's start."""
+        """Put the job into the queue with the next transaction, because each round trip to Redis delays its start."""
         self._next = job_id
 
     def pipeline(self, *, transaction: bool) -> Pipeline:
@@ -80,21 +81,23 @@ class _Queue:
 
 
 class NodeWorker(Worker):
-    """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None if
-    the cell has not begun it now.
+    """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None
+    unless the cell has just begun it.
 
-    `redis`: of this process's own. `turned` is called at each turn of its loop.
+    `redis`: of this process's own. `turned` is called at each turn of its loop. `allowed` returns how many jobs may run
+    now, if fewer than `max_jobs`; those that run go on.
     """
 
     def __init__(
         self,
-        redis: ArqRedis,
+        redis: Redis,
         *,
         take: Take,
         node: str,
         run: Callable[[str, Job | None], Awaitable[None]],
         max_jobs: int,
         turned: Callable[[], None] = lambda: None,
+        allowed: Callable[[], int] | None = None,
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
@@ -117,7 +120,7 @@ class NodeWorker(Worker):
                 )
             ],
             queue_name=queue.queue_name(node),
-            redis_pool=redis,
+            redis_pool=cast("ArqRedis", redis),  # it calls nothing that arq has added
             max_jobs=max_jobs,
             handle_signals=False,
             job_serializer=queue.serialize,
@@ -127,19 +130,21 @@ class NodeWorker(Worker):
         self._pool = cast("ArqRedis", self._queue)
         self._take = take
         self._turned = turned
+        self._allowed = allowed or (lambda: max_jobs)
         self._taking: asyncio.Task[Sequence[JobId | Job]] | None = None
-        self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started
-        self._starting: set[str] = set()  # jobs that arq does not run yet
-        self._started = asyncio.Event()  # set when the last of them runs
+        self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started here
+        self._starting: set[str] = set()  # jobs that arq has not started yet
+        self._started = asyncio.Event()  # set when arq has started the last of them
         self._busy: set[asyncio.Task[None]] = set()  # tasks of the jobs that hold a slot
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
-        self._resting: dict[str, float] = {}  # jobs that are not run again before that moment of the monotonic clock
+        # jobs that must wait before they run again, until this time on the monotonic clock
+        self._resting: dict[str, float] = {}
         self._finishing: set[asyncio.Task[None]] = set()
         self._in_trouble = False
-        self.allow_pick_jobs = False  # until we hold the lease
+        self.allow_pick_jobs = False  # until the lease is held
 
     def resume(self) -> None:
         """Start taking jobs. Call it once the node's lease is held."""
@@ -163,8 +168,8 @@ class NodeWorker(Worker):
             self._over.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no new jobs; return when the running jobs have ended. After `drain_seconds` they are cancelled: the cell
-        still has them in its queue."""
+        """Take no new jobs; return when the running jobs have ended. After `drain_seconds` they are cancelled; they are
+        still in the cell's queue."""
         self.pause()
         self._stopping.set()
         self._wake.set()
@@ -192,7 +197,7 @@ class NodeWorker(Worker):
 
     async def _given(self) -> Sequence[JobId | Job]:
         """The jobs to start now, once there are any; none from time to time, and after a pause."""
-        free = min(self.max_jobs - len(self._busy), MOST_TASKS - len(self.tasks))
+        free = min(self.max_jobs - len(self._busy), self._allowed() - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
             await _wait(self._wake, TAKE_SECONDS)
             return ()
@@ -209,9 +214,10 @@ class NodeWorker(Worker):
             self._taking = None
 
     async def _start(self, given: Iterable[JobId | Job]) -> None:
-        """Start the jobs. Returns when arq runs them: to ask the cell for more before that would delay them."""
-        # Replaces arq's start_jobs, which looks for jobs in its queue, checks in four commands whether another worker
-        # was faster, leaks a slot if Redis fails in between, and takes the mark of a dead process for a live worker's.
+        """Start the jobs. Returns once arq runs them, because asking the cell for more before that would delay them."""
+        # Replaces arq's start_jobs, which reads jobs from its queue, checks in four commands whether another worker
+        # was faster, leaks a slot if Redis fails in between, and mistakes the mark of a dead process for a live
+        # worker's.
         for one in given:
             job_id = one.id if isinstance(one, Job) else one
             if not self.allow_pick_jobs or job_id in self.tasks:
@@ -233,13 +239,13 @@ class NodeWorker(Worker):
             self._started.set()
 
     def free_slot(self, job_id: str) -> None:
-        """The job's work is over, and only its end is to be told: the next one need not wait for that."""
+        """Free the job's slot when its work is over, before its end is published."""
         if job_id in self.tasks:
             self._let_go(self.tasks[job_id])
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
-        self._wake.set()  # start the next job now, not at the next look
+        self._wake.set()  # start the next job now
 
     def _forget_ended(self) -> None:
         for job_id, task in list(self.tasks.items()):
@@ -252,13 +258,13 @@ class NodeWorker(Worker):
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
-            self._queue.put_with_next(job_id)  # it is the first that arq asks of Redis
+            self._queue.put_with_next(job_id)  # the first call that arq makes to Redis for a job
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
             if any(words in str(error) for words in _DAMAGED):
-                await self._insist(lambda: self._forget(job_id))  # the cell gives it again
+                await self._retry_until_done(lambda: self._forget(job_id))  # the cell will give it again
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
-            await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin
+            await asyncio.sleep(RETRY_SECONDS)  # keep its slot for a while: if only this job fails, the loop would spin
 
     async def finish_job(  # noqa: PLR0917 - arq's signature
         self,
@@ -271,14 +277,14 @@ class NodeWorker(Worker):
         keep_in_progress: float | None,  # noqa: ARG002
     ) -> None:
         self.free_slot(job_id)
-        # Whether it is over, the cell's queue knows: it gives a job again that is not.
+        # The cell's queue knows whether the job is over; if not, it gives the job again.
         self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
-        await self._insist(lambda: self._forget(job_id))
+        await self._retry_until_done(lambda: self._forget(job_id))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
         log.error("queue.record_unusable", job_id=job_id)  # the cell gives the job again, with a new record
         self._resting[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
-        await self._insist(lambda: self._forget(job_id))
+        await self._retry_until_done(lambda: self._forget(job_id))
 
     async def _forget(self, job_id: str) -> None:
         async with self.pool.pipeline(transaction=True) as pipe:
@@ -286,8 +292,9 @@ class NodeWorker(Worker):
             pipe.delete(*(prefix + job_id for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)))
             await pipe.execute()
 
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Retry the call until Redis accepts it or the worker stops: the next one finds the outcome in the journal."""
+    async def _retry_until_done(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Retry the call until Redis accepts it or the worker stops; the next worker finds the outcome in the
+        journal."""
         task = asyncio.ensure_future(self._until_taken(call))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)

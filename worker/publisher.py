@@ -19,7 +19,8 @@ from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun
 
 RETRY_SECONDS = (0.2, 2.0)  # between two attempts to publish: the first wait, and the limit up to which it doubles
-UNKNOWN_TRIES = 6  # for an outcome whose job the store does not know: its server may have left the node for good
+# attempts for an outcome whose job the store does not know: its server may have left the node permanently
+UNKNOWN_TRIES = 6
 
 log = structlog.stdlib.get_logger()
 
@@ -42,7 +43,7 @@ class Publisher:
         self._news = asyncio.Event()
 
     def step(self, job_id: JobId, step: Step, *, attempt: int = 1) -> None:
-        """Publish that the step has started, soon; returns at once."""
+        """Publish soon that the step has started; returns at once."""
         self._add(job_id, JobReport(steps=(StepBegun(step=step, at=time.time(), attempt=attempt),)))
         self._steps[job_id] = step
         self._news.set()
@@ -52,8 +53,8 @@ class Publisher:
         self._add(job_id, JobReport(resumed=1))
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
-        """Return once the store has the outcome, however long that takes. `power`: the server's power state now, or
-        ""."""
+        """Publish the outcome. Returns once the store has it, however long that takes. `power`: the server's power
+        state now, or ""."""
         self._steps.pop(job_id, None)  # the outcome supersedes it
         self._add(job_id, JobReport(steps=(StepBegun(step=None, at=time.time(), attempt=1),)))
         report = self._taken(job_id)

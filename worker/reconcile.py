@@ -44,16 +44,16 @@ from worker.store.nodes.node_store import (
 )
 from worker.store.nodes.port import NodePort
 
-ROUND_SECONDS = 300.0  # between two rounds over every server of the node
-UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, before it is a finding: it may pass by itself
+ROUND_SECONDS = 300.0  # interval between rounds over all servers of the node
+UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, until it is a finding: the cause may be temporary
 RECHECK_SECONDS = 3.0  # before a busy server is checked again
-RECHECKS = 5  # after that it waits for the next round: a job may be queued for hours
+RECHECKS = 5  # after that, the server waits for the next round: a job may be queued for hours
 
 log = structlog.stdlib.get_logger()
 
 
 class FindingKind(StrEnum):
-    """What can differ, and what reconciliation does about it."""
+    """The kinds of differences, and how reconciliation handles each."""
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks, not in the store: published
     UNLISTED_SNAPSHOT = "unlisted_snapshot"  # complete, but without metadata: metadata written again
@@ -128,7 +128,8 @@ class Reconciler:
             log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
 
     async def _find_shared_disks(self) -> None:
-        """On failure the last result stays: hung storage of one server must not stop checks of the others."""
+        """Find disks that several domains use. If this fails, the last result stays, because hung storage of one server
+        must not stop the checks of the others."""
         try:
             self._shared = await self._hypervisor.shared_disks()
         except DriverError as error:
@@ -146,7 +147,8 @@ class Reconciler:
                 await self.server(server_id)
                 if self._pending.get(server_id) == 0:
                     del self._pending[server_id]
-            for server_id in sorted(self._runner.still_held):  # until it succeeds: nobody can migrate it before
+            # repeated until it succeeds, because the server cannot be migrated before
+            for server_id in sorted(self._runner.still_held):
                 await self.server(server_id)
 
     async def server(self, server_id: ServerId) -> None:
@@ -170,7 +172,7 @@ class Reconciler:
             JournalFailed,
         ) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
-        except Exception:  # one odd server must not crash the worker over and over
+        except Exception:  # one unusual server must not crash the worker repeatedly
             log.exception("reconcile.broke", server_id=server_id)
 
     async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:
@@ -187,7 +189,7 @@ class Reconciler:
         """Publish the snapshots and jobs that the store does not know."""
         making_or_deleting = {JobKind.CREATE, JobKind.DELETE}
         at_work = {task.snapshot_id for task in self._open_tasks(server_id) if task.kind in making_or_deleting}
-        # A create writes the metadata last: a snapshot with metadata was complete, and is a customer's.
+        # A create writes the metadata last, so a snapshot with metadata was complete and belongs to a customer.
         taken = {
             snapshot_id: (snapshot.tag, snapshot.spec)
             for snapshot in found
@@ -215,12 +217,12 @@ class Reconciler:
             and snapshot_id not in at_work
             and tag not in safety
         ]
-        described = [  # of a known snapshot the store writes only the contents
+        described = [  # for a known snapshot, the store writes only the contents
             _published(snapshot_id, record, record.status, contents=contents)
             for snapshot_id, contents in held.items()
             if (record := known.on_disk.get(snapshot_id)) is not None and record.contents is None
         ]
-        open_tasks = self._open_tasks(server_id)  # read again: a job that has ended meanwhile must not reappear
+        open_tasks = self._open_tasks(server_id)  # read again, because a job that has ended meanwhile must not reappear
         begun = [_begun(task) for task in open_tasks]
         creates = [task for task in open_tasks if task.kind is JobKind.CREATE]
         made = [_published(task.snapshot_id, task, SnapshotStatus.IN_PROGRESS) for task in creates]
@@ -250,7 +252,7 @@ class Reconciler:
         else:
             self._pending.pop(server_id, None)
             safety = self._journal.safety_tags(server_id)
-            # what the store can't read is left as it is
+            # leave what the store cannot read unchanged
             ours = {
                 found_id: one for found_id, one in ids.items() if one.tag not in safety and found_id in known.on_disk
             }
@@ -370,13 +372,13 @@ class Reconciler:
     def _track_safeties(
         self, server_id: ServerId, found: Iterable[FoundSnapshot], safety: frozenset[str], known: Known
     ) -> list[Finding]:
-        """Add untracked safety snapshots to the journal: a migrated server brings its own. There may be only the record
-        of one that was being deleted."""
+        """Add untracked safety snapshots to the journal: a migrated server brings its own. A safety snapshot that was
+        being deleted may have only a record."""
         safeties = [snapshot for snapshot in found if snapshot.tag.startswith(SAFETY_PREFIX)]
         untracked = [snapshot.tag for snapshot in safeties if snapshot.tag not in safety]
         for tag in untracked:
             self._journal.track_safety_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
-        # The server's former nodes have ended the retention of older ones only in their own journals.
+        # The server's former nodes ended the retention of older ones only in their own journals.
         if older := _before(f"{SAFETY_PREFIX}{known.undoable}", safeties):
             self._journal.supersede(server_id, older)
         return [Finding(kind=FindingKind.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
@@ -393,7 +395,7 @@ def _before(tag: str, safeties: Iterable[FoundSnapshot]) -> list[str]:
 
 
 def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:
-    """Tags that may be all that is left of a customer's snapshot, for example if its server was moved and the store
+    """Tags that may be the only trace of a customer's snapshot, for example if its server was moved and the store
     lost its data."""
     return [
         Finding(kind=FindingKind.STRAY_TAG, tag=snapshot.tag)

@@ -11,7 +11,8 @@ import structlog
 
 from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import left_frozen, traces
-from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
+from worker.journal import KEPT_FOR_A_PERSON, Entry, JobUnreadable, Journal, JournalFailed
+from worker.left import has_left
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace
@@ -19,10 +20,10 @@ from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task
 from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
-from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
+from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step, bounded_cause
 from worker.store.nodes.node_store import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
-from worker.store.outcome import Outcome, bounded_cause
+from worker.store.outcome import LEFT_ITS_NODE, Outcome
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
 POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job
@@ -37,19 +38,19 @@ log = structlog.stdlib.get_logger()
 class Limits:
     """Limits for one step of one job. Times are in seconds."""
 
-    # One step; stopping gets the grace period on top. Ten times what `qemu-img snapshot -c` took for three disks of
-    # 1 TB (12 s each).
+    # Limit for one step; the step `stopping` also gets the grace period. Ten times what `qemu-img snapshot -c` took for
+    # three disks of 1 TB (12 s each).
     step_seconds: float = 360.0
-    # How long a guest's agent is asked to thaw, within the job; after that, housekeeping goes on asking. A guest that
-    # never answers must not keep the jobs of others waiting.
+    # How long the job retries a thaw; after that, housekeeping continues. A guest that never answers must not block
+    # other jobs.
     thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
-    # How long a lasting error is retried, for example while libvirtd restarts: the VM could not start without it.
+    # How long a persistent error is retried, for example while libvirtd restarts: the VM could not start without it.
     lasting_seconds: float = 30.0
     # How long a failed start is retried: a device, a lock or a machine name may not be free yet.
     start_seconds: float = 60.0
-    interruptions: int = 3  # worker deaths in one step; after one more, the step is assumed to be the cause and fails
+    interruptions: int = 3  # worker deaths in one step; one more, and the step is assumed to be the cause and fails
     safety_kept_seconds: float = 86_400.0  # retention of a restore's safety snapshot
 
 
@@ -70,11 +71,13 @@ class Runner:
         policy: Policy,
         limits: Limits,
         metrics: Metrics | None = None,
-        may_go_on: Callable[[], Awaitable[bool]] = _always,
-        worked: Callable[[JobId], None] = lambda _: None,
+        may_continue: Callable[[], Awaitable[bool]] = _always,
+        absences: Callable[[], int] = lambda: 0,
+        on_work_done: Callable[[JobId], None] = lambda _: None,
     ) -> None:
-        """`may_go_on`: whether this worker still holds the node; asked before each forward step. `worked`: called when
-        a job works on its VM no more, and before its outcome is published."""
+        """`may_continue`: returns whether this worker still holds the node; called before each forward step.
+        `absences`: see `Lease`. `on_work_done`: called when a job no longer works on its VM, before its outcome is
+        published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -82,8 +85,9 @@ class Runner:
         self._policy = policy
         self._limits = limits
         self._metrics = metrics or Metrics()
-        self._may_go_on = may_go_on
-        self._worked = worked
+        self._may_continue = may_continue
+        self._absences = absences
+        self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
@@ -100,24 +104,31 @@ class Runner:
 
     async def run(self, job_id: JobId, begun: Job | None = None) -> None:
         """Run a job from the queue; returns once its outcome is published, or if the store refuses the job. `begun`:
-        the job, if the store has begun it for us as it gave it.
+        the job, if the store has already begun it.
 
-        A job that has already started is not started again: this waits for its current run.
+        A job that has already started is not started again: this waits for its current run. One that the journal has
+        from a newer version, or that undoes such a one, waits for that version.
         """
         with structlog.contextvars.bound_contextvars(job_id=job_id):
-            entry = self._journal.find(job_id)
-            known = entry is not None
-            if entry is not None and entry.outcome is not None and entry.published:
-                # Delivered again: the worker died before the queue was updated, or Redis was restored from a backup.
-                await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
+            try:
+                await self._run(job_id, begun)
+            except JobUnreadable as error:
+                log.error("job.unreadable", reason=str(error))  # noqa: TRY400 - the reason is enough
+
+    async def _run(self, job_id: JobId, begun: Job | None) -> None:
+        entry = self._journal.find(job_id)
+        known = entry is not None
+        if entry is not None and entry.outcome is not None and entry.published:
+            # Delivered again: the worker died before the queue was updated, or Redis was restored from a backup.
+            await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
+            return
+        if entry is None:
+            job = begun or await self._begin(job_id)
+            if job is None:
                 return
-            if entry is None:
-                job = begun or await self._begin(job_id)
-                if job is None:
-                    return
-                self._metrics.begun(job)
-                entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
-            await asyncio.shield(self._pursue(entry, resumed=known))
+            self._metrics.begun(job)
+            entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
+        await asyncio.shield(self._run_to_end(entry, resumed=known))
 
     def _task_of(self, job: Job) -> Task:
         undone = self._journal.find(job.undoes) if job.undoes else None
@@ -126,7 +137,7 @@ class Runner:
 
     def resume(self) -> list[asyncio.Task[None]]:
         """Resume the unfinished jobs of an earlier process, immediately and without the store."""
-        return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
+        return [self._run_to_end(entry, resumed=True) for entry in self._journal.owed()]
 
     async def thaw_left(self) -> None:
         """Thaw the guests that failed jobs have left frozen. Raises JournalFailed."""
@@ -144,12 +155,12 @@ class Runner:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
     async def thaw_interrupted(self) -> None:
-        """End the jobs whose guests are frozen, and thaw these: nobody knows when the next process goes on."""
+        """End the jobs whose guests are frozen, and thaw the guests, because the next process may start much later."""
         frozen = [entry for entry in self._journal.owed() if entry.facts.frozen]
         tasks = [self._running[entry.task.job_id] for entry in frozen if entry.task.job_id in self._running]
         for task in tasks:
             task.cancel()
-        if tasks:  # a call that hangs holds up neither the thaw nor the stop
+        if tasks:  # a hung call must delay neither the thaw nor the stop
             await asyncio.wait(tasks, timeout=LAST_WORDS_SECONDS)
         await asyncio.gather(*(left_frozen.thaw(self._hypervisor, entry) for entry in frozen))
 
@@ -182,8 +193,8 @@ class Runner:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
 
-    def _pursue(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
-        """The single task that runs the job to its end. Only the exit of the process cancels it."""
+    def _run_to_end(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
+        """The task that runs the job to its end. There is one per job, and only the exit of the process cancels it."""
         job_id = entry.task.job_id
         if job_id not in self._running:
             task = asyncio.create_task(self._to_the_end(entry, resumed=resumed), name=f"job {job_id}")
@@ -205,17 +216,20 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
-                        await self.safety.mend(task.server_id)
+                        if resumed and await has_left(self._store, task.server_id):
+                            outcome = self._give_up(entry)
+                            break
+                        await self.safety.repair_interrupted(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
-                    entry, resumed = self._journal.find(task.job_id) or entry, True  # resume as after a crash
+                    entry, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
                     if entry.facts.frozen:
                         async with self._servers[task.server_id]:
                             await left_frozen.thaw(self._hypervisor, entry)
                     await asyncio.sleep(RETRY_MOST_SECONDS)
             traces.job_over(outcome)
-            self._worked(task.job_id)
+            self._on_work_done(task.job_id)
             power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # the next process publishes it again, which is harmless
@@ -247,7 +261,7 @@ class Runner:
         """Run the steps, each recorded before its first effect, and record the outcome."""
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
-        facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
+        facts, interruptions, interrupted, absences = entry.facts, entry.interruptions, resumed, self._absences()
         if resumed:
             interruptions += 1
             self._journal.interrupted(task.job_id)
@@ -255,6 +269,10 @@ class Runner:
             self._publisher.resumed(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
+            if (now := self._absences()) != absences:
+                absences = now
+                if await has_left(self._store, task.server_id):
+                    return self._give_up(replace(entry, facts=facts))
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
                     detail = f"The node's worker died {interruptions} times in this step."
@@ -275,6 +293,17 @@ class Runner:
         _log_end(outcome, seconds=seconds)
         return outcome
 
+    def _give_up(self, entry: Entry) -> Outcome:
+        """End a job whose server another node has: its disks are left as they are."""
+        task = entry.task
+        snapshot_status = SnapshotStatus.FAILED if task.kind is JobKind.CREATE else None
+        outcome = replace(LEFT_ITS_NODE, snapshot_status=snapshot_status)
+        self._journal.conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
+        seconds = max(0.0, time.time() - entry.facts.begun_at)
+        self._metrics.ended(task.kind, outcome, seconds=seconds)
+        _log_end(outcome, seconds=seconds)
+        return outcome
+
     def _keep(self, outcome: Outcome) -> float:
         if outcome.failure is not None and outcome.failure.stranded:
             return KEPT_FOR_A_PERSON  # it may be the only copy of the disks' former state
@@ -286,8 +315,8 @@ class Runner:
         return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
     async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
-        """Run one step, with retries. `tried`: how often earlier processes have started it."""
-        if step in FORWARD and not await self._may_go_on():
+        """Run one step, with retries. `tried`: how many times earlier processes have started it."""
+        if step in FORWARD and not await self._may_continue():
             return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
@@ -307,7 +336,8 @@ class Runner:
                 reason, cause = Failure(code=error.code, detail=error.detail), error.cause
                 if isinstance(error, NotEnoughSpace) and await self.safety.make_room_for(work.task):
                     continue
-                # A step whose failure strands the VM is retried after any error: giving up is the worst outcome.
+                # A step whose failure strands the VM is retried after any error, because giving up is the worst
+                # outcome.
                 waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, cause=cause or None, exc_info=error)
@@ -325,16 +355,17 @@ class Runner:
 
     def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
         """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the
-        server, else None."""
+        server, otherwise None."""
         if error.lasting:
             patience = self._limits.lasting_seconds if limit is None else limit
             return min(patience, self._limits.thaw_seconds) if isinstance(error, AgentFailed) else patience
         return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure, cause: str = "") -> Next:
-        """The step after one that has failed for good. `cause`: what the hypervisor said."""
+        """The step after one that has failed permanently. `cause`: the hypervisor's message."""
         facts = work.facts
-        # The start may have succeeded although the worker died or the reply was lost: check before reporting it as off.
+        # The start may have succeeded even though the worker died or the reply was lost, so check before reporting it
+        # as off.
         if step is Step.STARTING and await self._power(work.task.server_id) == Power.ON:
             log.warning("step.done_after_all", step=step, code=reason.code)
             facts = replace(facts, on_again=facts.on_again or time.time())
@@ -356,8 +387,8 @@ class Runner:
 
 
 def _has_moved(facts: Facts, reason: Failure) -> bool:
-    """Whether the server has gone to another node: it was refused because it was being moved, and has left this node.
-    libvirt moves no server that a job holds, so the job had changed nothing."""
+    """Whether the server has moved to another node: the job was refused during a migration, and the server has left
+    this node. libvirt does not migrate a server that a job holds, so the job has changed nothing."""
     refused_as_in_use = facts.failure is not None and facts.failure.code == ServerInUse.code
     return refused_as_in_use and reason.code == DomainNotFound.code
 

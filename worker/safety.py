@@ -1,7 +1,7 @@
 """Safety snapshots: the data that a restore has overwritten, kept on the disks for some time so that it can be undone.
 
-The journal has their tags, and tags that a failed job could not delete. They are deleted when their retention ends, or
-earlier if the storage is nearly full.
+The journal lists their tags, and tags that a failed job could not delete. They are deleted when their retention ends,
+or earlier if the storage is nearly full.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ log = structlog.stdlib.get_logger()
 
 
 class SafetySnapshots:
-    """The safety snapshots of one node. `locks`: to hold while touching a server's disks. `free_floor_bytes`: storage
-    that is kept free for the guests' writes. `step_seconds`: limit for one change of the disks."""
+    """The safety snapshots of one node. `locks`: the lock to hold while touching a server's disks.
+    `free_floor_bytes`: storage that is kept free for the guests' writes. `step_seconds`: limit for one change of the
+    disks."""
 
     def __init__(
         self,
@@ -41,19 +42,19 @@ class SafetySnapshots:
 
     async def drop_due(self) -> None:
         """Repair disks whose change was interrupted; delete the tags whose retention has ended."""
-        # Busy servers are left to the next round, instead of waiting for their jobs.
+        # Busy servers wait for the next round, so that this one does not wait for their jobs.
         for server_id in self._journal.changing():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:
-                    await self.mend(server_id)
+                    await self.repair_interrupted(server_id)
         for due in self._journal.due_safety_tags():
             if not self._locks[due.server_id].locked():
                 async with self._locks[due.server_id]:
                     await self._drop(due)
 
     async def make_room(self) -> None:
-        """Delete safety snapshots early if the storage has too little space for the guests' writes: a running guest
-        matters more than an undo."""
+        """Delete safety snapshots early if the storage has too little space for the guests' writes, because a
+        running guest matters more than an undo."""
         for server_id in self._journal.with_droppable_tags():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:
@@ -67,7 +68,7 @@ class SafetySnapshots:
         await self._give_up(task.server_id, tags)
         return bool(tags - self._journal.safety_tags(task.server_id))
 
-    async def mend(self, server_id: ServerId) -> None:
+    async def repair_interrupted(self, server_id: ServerId) -> None:
         """Repair the disks if a process died while it changed them outside of a job. Call it before anything else
         touches them; the caller holds the server's lock."""
         if server_id in self._journal.changing():
@@ -76,7 +77,7 @@ class SafetySnapshots:
                     await whole(self._hypervisor, server_id)
             except DomainNotFound:  # migrated; the jobs of the other node check the disks first
                 self._journal.changed(server_id)
-            except (DriverError, TimeoutError) as error:  # the job's own checks decide
+            except (DriverError, TimeoutError) as error:  # the checks of the job decide
                 log.warning("disks.not_mended", server_id=server_id, reason=_reason(error))
             else:
                 self._journal.changed(server_id)
@@ -112,7 +113,7 @@ class SafetySnapshots:
         except (DriverError, TimeoutError, JournalFailed) as error:
             log.warning("spare_tag.kept", tag=safety.tag, server_id=safety.server_id, reason=_reason(error))
         else:
-            with suppress(JournalFailed):  # deleted again the next time
+            with suppress(JournalFailed):  # it will be deleted again the next time
                 self._journal.dropped(safety.tag)
             log.info("spare_tag.deleted", tag=safety.tag, server_id=safety.server_id)
 

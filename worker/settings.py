@@ -23,26 +23,44 @@ class WorkerSettings(FileSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. Times are in seconds."""
 
     node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
-        default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
+        default_factory=lambda: socket.gethostname().split(".")[0],
+        description="the name of this node, unique in the cell",
     )
-    state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
+    state_dir: Path = Field(
+        default=Path("/var/lib/vps-snapshots"), description="folder of the journal and the lock file"
+    )
     gateway: GatewayAddress = Field(default_factory=GatewayAddress)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
-    libvirt_uri: str = Field(default="qemu:///system")
+    libvirt_uri: str = Field(default="qemu:///system", description="libvirt of this node")
     fake_servers: int = Field(
         default=3,
         ge=0,
         le=100_000,
-        description="with driver fake: number of servers, in addition to those in its state file",
+        description="number of servers with the driver fake, in addition to those in its state file",
     )
-    max_jobs: int = Field(default=4, ge=1, le=100, description="jobs that run at the same time, each on another server")
+    max_jobs: int = Field(
+        default=4, ge=1, le=100, description="jobs that run at the same time, each on a different server"
+    )
+    disk_busy_percent: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="share of the time in which something waits for a disk, `some avg10` of io_pressure_file, above"
+        " which fewer jobs run at a time, down to one; all again below the half of it; 0: never fewer",
+    )
+    io_pressure_file: Path = Field(
+        default=Path("/proc/pressure/io"),
+        description="of the whole node, or `io.pressure` of a control group, such as that of machine.slice",
+    )
     grace_seconds: float = Field(
         default=Policy.grace_seconds, ge=0, le=3600, description="time for a guest to shut down before its power is cut"
     )
     live_snapshots: bool = Field(
         default=True,
-        description="whether snapshots without a stop, which the front ends' setting `live` allows, are taken here",
+        description=(
+            "whether this node takes snapshots without a stop; the front ends' setting `live` must allow them too"
+        ),
     )
     freeze_seconds: float = Field(
         default=Policy.freeze_seconds,
@@ -74,8 +92,8 @@ class WorkerSettings(FileSettings):
         if isinstance(given, dict):
             if "redis" in given:
                 raise ValueError(
-                    "[redis]: nodes reach a gateway now, and never Redis. Put [gateway] with urls in its place, and the"
-                    " node's credential in a file: see deploy/README.md, Add a node"
+                    "[redis]: nodes now connect to a gateway instead of Redis. Replace it with [gateway] and its urls,"
+                    " and put the node's credential into a file: see docs/operations/install.md, Node"
                 )
             if moved := sorted(given.keys() & {"node_silent_seconds", "waiting_seconds"}):
                 raise ValueError(f"{', '.join(moved)}: now a setting of the gateway and the front ends; remove it here")

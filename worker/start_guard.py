@@ -1,11 +1,12 @@
 """Called by a libvirt hook before each VM start: refuses a VM whose disks an interrupted job was changing.
 
-After a power failure the host may start its VMs before its worker. A guest that boots on a disk with an interrupted
-revert destroys the snapshot that it was being reverted to. The journal tells which servers are affected; their jobs
-repair the disks when the worker resumes them, and start the servers that had been running.
+After a power failure the host may start its VMs before its worker. A guest that boots from a disk with an
+interrupted revert destroys the snapshot. The journal shows which servers are affected; their jobs repair the disks when
+the worker resumes them, and start the servers that were running.
 
-`python -I -m worker.start_guard WORKER.toml <DOMAIN.xml` exits with 75 if the VM must not start yet. It imports little
-to start fast. It reads only `state_dir`, and only from the file: libvirt does not have the worker's environment.
+`python -I -m worker.start_guard WORKER.toml <DOMAIN.xml` exits with 75 if the VM must not start yet. It imports few
+modules to start fast. It reads only `state_dir`, and only from the file, because libvirt does not have the worker's
+environment.
 """
 
 import sqlite3
@@ -23,7 +24,7 @@ STATE_DIR = Path("/var/lib/vps-snapshots")  # the default in worker.settings
 LOCKED_SECONDS = 2.0  # limit for the worker to finish a write to its journal
 
 # Steps that can leave a disk inconsistent if interrupted. An interrupted delete only leaks space.
-# ADAPTING: until it is done, a disk may be smaller than the one that the customer pays for.
+# ADAPTING: until it is done, a disk may be smaller than the customer's disk should be.
 TEARING = frozenset(
     {
         *(Step.CHECKING, Step.SNAPSHOTTING, Step.THAWING, Step.SAFEGUARDING, Step.CLEARING),
@@ -41,7 +42,7 @@ def may_start(journal: Path, domain_xml: str) -> bool:
     if mark is None or not journal.exists():
         return True
     unfinished = (
-        "SELECT step FROM jobs WHERE published = 0"  # for the index
+        "SELECT step FROM jobs WHERE published = 0"  # so that SQLite uses the index
         " AND outcome IS NULL AND json_extract(task, '$.server_id') = ?"
     )
     with closing(sqlite3.connect(f"file:{journal}?mode=rw", uri=True, timeout=LOCKED_SECONDS)) as database:

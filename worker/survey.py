@@ -67,5 +67,5 @@ def _disk(disk: SurveyedDisk) -> str:
 
 
 def _printable(text: str) -> str:
-    """One line without control characters: anyone may have chosen the names and paths in it."""
+    """The text as one line without control characters, because anyone may have chosen the names and paths in it."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -58,7 +58,7 @@ def step_failed(code: str) -> None:
 
 
 class _Traced:
-    """Any driver; each call gets a span."""
+    """Wraps any driver; each call gets a span."""
 
     def __init__(self, hypervisor: Hypervisor) -> None:
         self._hypervisor = hypervisor

@@ -40,7 +40,7 @@ class Options:
     profile: Callable[[], Profile | None] = lambda: None
 
     def token(self) -> str:
-        """Of the file or the variable; '' if neither is given. Raises CliError."""
+        """The token of the file or the variable; '' if neither is given. Raises CliError."""
         return os.environ.get(TOKEN_VARIABLE, "") if self.token_file is None else _read(self.token_file)
 
 
@@ -49,7 +49,7 @@ class Access:
     url: str
     token: str = field(repr=False)
     account: int | None
-    timeout_seconds: float  # of one call
+    timeout_seconds: float  # limit for one call
 
 
 def access(options: Options) -> Access:

@@ -17,7 +17,7 @@ from worker.store.model import JobKind
 BULK_MAX = 100  # jobs of one call
 FILTERS = ("kind", "node", "account_id", "server_id", "error_code", "text")
 OVERWRITING = {kind for kind in JobKind if kind.overwrites}
-PREVIEW = 10  # jobs of each part that are listed before the confirmation
+PREVIEW = 10  # jobs listed in each part of the confirmation
 
 COLUMNS = (
     Column(title="JOB", of=lambda one: one["id"]),
@@ -86,7 +86,7 @@ def retry_jobs(
         told = await _post(client, order | {"dry_run": True}, ids)
         retried = [one["job"] for one in told if one["done"]]
         if retried:
-            _foretell(output, told, retried)
+            _print_preview(output, told, retried)
             if not yes:
                 confirm(_question(retried, force=force))
         left_out = [one | {"job": None} for one in told if not one["done"]]
@@ -101,8 +101,8 @@ def _question(retried: list[Body], *, force: bool) -> str:
     return f"{'Force the retry of' if force else 'Retry'} {words.plural(len(retried), 'job')}{overwriting}?"
 
 
-def _foretell(output: Output, told: list[Body], retried: list[Body]) -> None:
-    """What a retry will do, restores apart, and what it leaves out."""
+def _print_preview(output: Output, told: list[Body], retried: list[Body]) -> None:
+    """List what a retry will do, restores separately, and what it leaves out."""
     described = [
         (job, f"{formats.what(job)}, failed {_ago(job['finished_at'] or job['queued_at'])}") for job in retried
     ]
@@ -134,7 +134,7 @@ async def _post(client: Client, order: Body, ids: list[str]) -> list[Body]:
 
 
 def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
-    """Those of --match, which is given if no jobs are."""
+    """The filters of --match, which is required if no jobs are given."""
     if bool(jobs) is bool(match):
         raise typer.BadParameter("specify either job IDs or --match")
     filters: dict[str, str] = {}

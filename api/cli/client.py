@@ -14,7 +14,7 @@ from api.cli.exits import CliError, Exit, OperatorsOnly, Refused, Unreachable
 from api.cli.later import asyncio
 
 Result = TypeVar("Result")
-Body = dict[str, Any]  # as in the API's document; `--json` prints it unchanged
+Body = dict[str, Any]  # in the form of the API's document; `--json` prints it unchanged
 Query = Mapping[str, str | int | None]  # None: left out
 
 PAGE_MAX = 500  # results of one page
@@ -25,7 +25,7 @@ READ_ONLY = "store_read_only"  # a problem's code: it lasts until an operator ha
 MISSED = "missed"  # the client's own kind of event: events were lost
 OUTAGE_SECONDS = 600.0  # how long the API may be unreachable while a job or the events are followed
 
-LIMIT_WINDOW_SECONDS = 60.0  # of the service's rate limits
+LIMIT_WINDOW_SECONDS = 60.0  # the window of the service's rate limits
 _RATE_LIMIT = re.compile(r";r=([0-9]{1,9});t=([0-9]{1,9})")
 
 _RETRYABLE = {
@@ -51,7 +51,7 @@ class Reply:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     body: Body  # {} if there is none
-    job_id: str | None  # of the job that was created
+    job_id: str | None  # the ID of the job that was created
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ class Client:
 
     @property
     def seconds_for_each_call(self) -> float:
-        """How long to wait between calls for the token's limit to last: the rest of its calls, spread over the time
-        until it has more. 0 if the service names no limit."""
+        """The interval between calls that spreads the token's remaining calls evenly until its limit is reset. 0 if
+        the service reports no limit."""
         if self._allowance is None:
             return 0.0
         left, seconds = self._allowance
@@ -120,7 +120,8 @@ class Client:
     async def either(
         self, operators: Callable[[], Awaitable[Result]], customers: Callable[[], Awaitable[Result]]
     ) -> Result:
-        """The customers' call, or the operators' if the token acts for no account. Which it is, is asked once."""
+        """The customer's call, or the operators' call if the token acts for no account. The kind of token is determined
+        once."""
         if self._is_operator:
             return await operators()
         try:
@@ -135,14 +136,14 @@ class Client:
         return found
 
     async def _as_operator(self, operators: Callable[[], Awaitable[Result]], refused: CliError) -> Result:
-        """Raises `refused` for a customer's token that lacks a permission."""
+        """Raises `refused` if it is a customer's token that lacks a permission."""
         try:
             return await operators()
         except Refused as also:
             raise refused if also.code == "permission_denied" else also from also
 
     async def collect(self, path: str, query: Query, *, limit: int | None) -> Body:
-        """An operators' list, from all of its cursor pages. `limit` None: no limit."""
+        """All pages of an operators' list, by cursor. `limit` None: no limit."""
         results: list[Body] = []
         first: Body = {}
         after: str | None = None
@@ -156,7 +157,7 @@ class Client:
                 return {**first, "after": after, "results": results}
 
     async def collect_pages(self, path: str, query: Query, *, limit: int | None) -> Body:
-        """A customer's list, from all of its numbered pages. `limit` None: no limit."""
+        """All pages of a customer's list, by page number. `limit` None: no limit."""
         results: list[Body] = []
         number = 1
         size = PAGE_MAX if limit is None else min(PAGE_MAX, limit)
@@ -170,8 +171,8 @@ class Client:
     async def events(
         self, *, listening: Callable[[], None], lost: Callable[[Unreachable], None]
     ) -> AsyncIterator[Event]:
-        """Events from now on: of all accounts, or of the token's account. It resumes after a lost connection.
-        Raises Unreachable if the first connection fails, or if there was none for OUTAGE_SECONDS."""
+        """The events from now on, of all accounts or of the token's account. Resumes after a lost connection.
+        Raises Unreachable if the first connection fails, or after OUTAGE_SECONDS without a connection."""
         path = "ops/events/" if self._is_operator else "events/"
         seen: dict[str, str] = {}  # the Last-Event-ID header, if any
         clock = asyncio.get_running_loop().time
@@ -210,7 +211,7 @@ class Client:
         sent = {**self._headers, **(headers or {})}
         for n in range(LIMITED_TRIES):
             reply = await self._wire.send(method, path, query=query or {}, body=body, headers=sent)
-            # without RateLimit the token was invalid, and waiting does not help
+            # no RateLimit header: the token is invalid, so waiting does not help
             limited = reply.status == HTTPStatus.TOO_MANY_REQUESTS and "RateLimit" in reply.headers
             if not limited or n == LIMITED_TRIES - 1:
                 break
@@ -222,13 +223,13 @@ class Client:
 
 
 def _acts_for_nobody(refused: Refused) -> bool:
-    """Whether a customer's call was refused as one with an operator's token is: for a permission that it lacks, or for
-    the account that it does not name."""
+    """Whether the refusal of a customer's call suggests an operator's token: a missing permission, or a missing
+    account."""
     return refused.code == "permission_denied" or "X-Account-Id" in str(refused)
 
 
 def _allowance(headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """How many calls are left, and the seconds until there are more: of the header RateLimit."""
+    """The remaining calls, and the seconds until more are available, from the RateLimit header."""
     found = _RATE_LIMIT.search(headers.get("RateLimit", ""))
     return (int(found[1]), int(found[2])) if found else None
 
@@ -267,7 +268,7 @@ async def _events(lines: AsyncIterator[str], seen: dict[str, str]) -> AsyncItera
         name, colon, value = line.partition(":")
         if name:
             fields[name] = value.removeprefix(" ")
-        elif not colon:  # else a heartbeat
+        elif not colon:  # otherwise it is a heartbeat
             if "data" in fields:
                 yield Event(
                     id=fields.get("id", ""), kind=fields.get("event", "message"), data=_json(fields["data"].encode())

@@ -35,7 +35,7 @@ def _completing(
     def complete(context: typer.Context, incomplete: str) -> list[Offer]:
         try:
             offers = asyncio.run(ask(context))
-        except (CliError, LookupError, TypeError):  # an error can't be shown while a line is typed
+        except (CliError, LookupError, TypeError):  # an error cannot be shown while the user types
             return []
         return [offer for offer in offers if offer[0].startswith(incomplete)]
 

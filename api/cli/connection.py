@@ -14,7 +14,7 @@ from api.cli.later import asyncio
 from api.cli.output import printable
 
 PROGRAM = "vps-snapshots"
-# raised by a body that differs from the API's document: another service's, or another version's
+# raised for a body that differs from the API's document: another service, or another version of this one
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
@@ -30,7 +30,7 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
         sys.stdout.flush()
     except CliError as error:
         code = _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # `| head` has what it wants
+    except BrokenPipeError:  # `| head` has closed the pipe
         _discard_output()
         code = Exit.OK
     except OSError as error:  # network errors are Unreachable
@@ -46,7 +46,7 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
 
 
 def _discard_output() -> None:
-    """What is still buffered would be written at the exit."""
+    """Python would write the buffered output at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

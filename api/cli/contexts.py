@@ -45,8 +45,8 @@ def list_contexts(*, as_json: Json = False) -> None:
 def create_context(context: typer.Context, name: NameArgument, *, as_json: Json = False) -> None:
     """Create or replace a context, and use it.
 
-    It has the URL and account of the global options, and the token of VPS_SNAPSHOTS_TOKEN or --token-file, else the
-    one that is typed or piped in.
+    It stores the URL and account of the global options, and the token of VPS_SNAPSHOTS_TOKEN or --token-file, or
+    else the token that you type or pipe in.
     """
     given = context.find_root().obj
     with _ending():
@@ -106,7 +106,7 @@ def _refuse(name: str) -> NoReturn:
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """A CliError ends the command."""
+    """End the command on a CliError."""
     try:
         yield
     except CliError as error:

@@ -53,7 +53,7 @@ def rotate_credential(
     *,
     expires_in: Lifetime = None,
     overlap: Annotated[
-        timedelta, typer.Option(parser=period, metavar="10m", help="How long the former credential is still valid.")
+        timedelta, typer.Option(parser=period, metavar="10m", help="How long the former credential stays valid.")
     ] = timedelta(minutes=10),
     out: Out = None,
     yes: Yes = False,
@@ -119,13 +119,14 @@ def make_secret(
     as_json: bool,
     question: str | None,
 ) -> None:
-    """Create something with a secret, which is written to `out` or printed. `made`: what the body says was created."""
+    """Create something with a secret, which is written to `out` or printed. `made`: describes it, from the response's
+    body."""
 
     async def make(client: Client) -> Body:
         to = path if isinstance(path, str) else await path(client)
         if out is None:
             return await client.post(to, body)
-        with private(out) as file:  # before the call: the secret cannot be had again
+        with private(out) as file:  # opened before the call: the secret cannot be read again
             new = await client.post(to, body)
             file.write_text(f"{new.pop('secret')}\n")
         return new

@@ -11,7 +11,7 @@ POLL_SECONDS = 1.0
 
 
 def end(node: Body) -> str:
-    """When a pause ends by itself, as in " until its host is back"; "" if it does not."""
+    """The automatic end of a pause, as in " until its host is back"; "" if there is none."""
     paused = node["paused"]
     if not paused:
         return ""
@@ -20,9 +20,11 @@ def end(node: Body) -> str:
     return f" until {formats.at(paused['until'])} UTC" if paused.get("until") else ""
 
 
-async def empty(client: Client, nodes: list[Body], output: Output, *, max_seconds: float | None) -> list[Body]:
-    """The nodes, once no job is running on any of them. Raises CliError if one is silent, no longer paused or still
-    busy after `max_seconds`, once the others are empty."""
+async def wait_until_empty(
+    client: Client, nodes: list[Body], output: Output, *, max_seconds: float | None
+) -> list[Body]:
+    """Wait until no job is running on any of the nodes, and return them. If a node is silent, no longer paused, or
+    still busy after `max_seconds`, raises CliError once the others are empty."""
     named = len(nodes) > 1
     waits = [_one(client, node, output, max_seconds=max_seconds, named=named) for node in nodes]
     found = await asyncio.gather(*waits, return_exceptions=True)

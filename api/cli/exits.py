@@ -5,7 +5,7 @@ from typing import Self
 
 
 class Exit(IntEnum):
-    """Scripts rely on these numbers; they never change. Each has its meaning, for --help."""
+    """Exit codes and their meanings for --help. The numbers never change: scripts rely on them."""
 
     meaning: str
 
@@ -36,7 +36,7 @@ class CliError(Exception):
 
 
 class Refused(CliError):
-    """The service refused the request. `code`: of its problem document, else ''."""
+    """The service refused the request. `code`: the code of the problem document, '' if there is none."""
 
     def __init__(self, exit_code: Exit, text: str, *, code: str) -> None:
         super().__init__(exit_code, text)

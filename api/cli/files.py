@@ -11,7 +11,7 @@ from api.cli.exits import CliError, Exit
 
 @contextmanager
 def private(path: Path) -> Iterator[Path]:
-    """A new file that only its owner can read. It takes the place of `path` at the end. Raises CliError."""
+    """A new file that only its owner can read. It replaces `path` when the block ends. Raises CliError."""
     if path.is_dir():
         raise CliError(Exit.USAGE, f"Cannot write {path}: it is a folder.")
     try:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import formats, jobs, nodes, servers, snapshots
+from api.cli import formats, jobs, nodes, servers, snapshots, tokens
 from api.cli.client import Body, Client, segment
 from api.cli.connection import run
 from api.cli.exits import Exit
@@ -25,6 +25,7 @@ _SHOWN = {
     "job": jobs.show_one,
     "node": nodes.show_one,
 }
+ENTRIES = 20  # of the audit log, of a token or a request
 
 
 def find(
@@ -33,10 +34,10 @@ def find(
     *,
     as_json: Json = False,
 ) -> None:
-    """Find a server, snapshot, job, account, node or token by its ID or name.
+    """Find a server, snapshot, job, account, node, token or request by its ID or name.
 
-    Jobs are found by 8 digits or more, deleted snapshots by their ID for 30 days. If one thing is meant, its details
-    are shown.
+    Jobs are found by 8 digits or more, deleted snapshots by their ID for 30 days, requests by their whole ID. If one
+    thing is meant, its details are shown; of a token or a request, what it did.
     """
     output = Output(as_json=as_json)
 
@@ -49,6 +50,10 @@ def find(
             _SHOWN[one["kind"]](output, await client.get(f"ops/{one['kind']}s/{segment(one['id'])}/"))
         else:
             output.table(COLUMNS, hits, none="Nothing has this ID or name.")
+            if one is not None and one["kind"] in {"token", "request"}:
+                did = await client.get("ops/audit/", {f"{one['kind']}_id": one["id"], "limit": ENTRIES})
+                output.heading("Audit log")
+                output.table(tokens.AUDIT_COLUMNS, did["results"], none="No entries.")
         return Exit.OK if hits else Exit.NOT_FOUND
 
     run(context, search)

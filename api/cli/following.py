@@ -15,20 +15,20 @@ from api.cli.output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-POLL_SECONDS, POLL_FACTOR, POLL_MOST_SECONDS = 0.5, 1.5, 10.0  # without a stream of events
-SURE_SECONDS = 30.0  # with one: an event may be lost where nobody notices it
-LISTEN_AGAIN_SECONDS = 30.0  # until a stream is asked for again that was refused
-TICK_SECONDS = 0.5  # how often the time shown goes on
+POLL_SECONDS, POLL_FACTOR, POLL_MOST_SECONDS = 0.5, 1.5, 10.0  # without an event stream
+SURE_SECONDS = 30.0  # with an event stream: an event may get lost unnoticed
+LISTEN_AGAIN_SECONDS = 30.0  # after a refusal, until the next attempt to open a stream
+TICK_SECONDS = 0.5  # how often the displayed time is updated
 ENDED = {"completed", "failed"}
 
 
 async def job(client: Client, job_id: str) -> Body:
-    """A job, with everything that the token may see."""
+    """The job, with everything that the token may see."""
     path = f"jobs/{segment(job_id)}/"
     return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
 
-async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds: float | None) -> Exit:
+async def until_end(client: Client, job_id: str, output: Output, *, max_seconds: float | None) -> Exit:
     """Follow the job and print its result. Raises CliError: STILL_RUNNING after `max_seconds`."""
     found = await job(client, job_id)
     command = f"vps-snapshots job show {job_id} --follow"
@@ -36,10 +36,10 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
         async with (
             asyncio.timeout(max_seconds),
             _reporter(found, output) as reporter,
-            _news(client, job_id, is_needed=found["state"] not in ENDED) as news,
+            _watching(client, job_id, is_needed=found["state"] not in ENDED) as watch,
         ):
             while found["state"] not in ENDED:
-                await news.wait(reporter.tick)
+                await watch.wait(reporter.tick)
                 found = await retrying(lambda: job(client, job_id), on_outage=reporter.outage)
                 reporter.report(found)
     except TimeoutError:
@@ -54,9 +54,9 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
     return exit_of(found)
 
 
-class _News:
-    """Says when to look at a job: after each of its events, or, where there is no stream of events, from time to time,
-    ever more seldom while nothing changes, and only as often as the token's limit lasts."""
+class _JobWatch:
+    """Says when to read the job: after each of its events, or, without an event stream, at intervals that grow while
+    nothing changes and that stay within the token's rate limit."""
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._client = client
@@ -75,7 +75,7 @@ class _News:
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
     async def wait(self, tick: Callable[[], None]) -> None:
-        """Until it is time to look; `tick` is called meanwhile."""
+        """Wait until it is time to read the job; call `tick` meanwhile."""
         clock = asyncio.get_running_loop().time
         until = clock() + (SURE_SECONDS if self._is_listening else self._next_poll())
         while not self._changed.is_set() and (left := until - clock()) > 0:
@@ -92,7 +92,7 @@ class _News:
 
     def _heard(self) -> None:
         self._is_listening = True
-        self._changed.set()  # something may have happened before
+        self._changed.set()  # an event may have occurred before the stream opened
 
     def _lost(self, _: Unreachable) -> None:
         self._is_listening, self._poll_seconds = False, POLL_SECONDS
@@ -100,11 +100,11 @@ class _News:
 
 
 @asynccontextmanager
-async def _news(client: Client, job_id: str, *, is_needed: bool) -> AsyncIterator[_News]:
-    news = _News(client, job_id)
-    listening = asyncio.create_task(news.listen()) if is_needed else None
+async def _watching(client: Client, job_id: str, *, is_needed: bool) -> AsyncIterator[_JobWatch]:
+    watch = _JobWatch(client, job_id)
+    listening = asyncio.create_task(watch.listen()) if is_needed else None
     try:
-        yield news
+        yield watch
     finally:
         if listening is not None:
             listening.cancel()
@@ -154,7 +154,7 @@ class _Lines:
             self._output.note(formats.job_state(job))
 
     def tick(self) -> None:
-        """Nothing: a line says no time."""
+        """Do nothing: lines show no elapsed time."""
 
     def outage(self, error: Unreachable) -> None:
         if not self._has_outage:
@@ -171,7 +171,7 @@ class _Bar:
         self._job: Body | None = None
 
     def tick(self) -> None:
-        """The time goes on."""
+        """Update the elapsed time."""
         if self._job is not None:
             self._bar.update(self._task, left=_left(self._job))
 

@@ -78,7 +78,7 @@ def job_state(job: Body) -> "Text":
 
 
 def server_state(server: Body) -> "Text":
-    """The most important part of a server's state. A service of an earlier version does not tell its job's state."""
+    """The most important part of a server's state. Earlier versions of the service do not return its job's state."""
     if server.get("stranded_by"):
         return word("stranded")
     return word("queued" if (server["job"] or {}).get("state") == "queued" else server["status"])
@@ -91,13 +91,13 @@ def taken(server: Body) -> str:
 
 
 def off_for(thing: Body) -> str | None:
-    """How long the guest of a server or a job is off for a job."""
+    """How long a server's guest has been off for a job."""
     since = thing.get("off_since")
     return words.elapsed(moment(since)) if since else None
 
 
 def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
-    """Why a queued job has not begun. A service of an earlier version does not say."""
+    """Why a queued job has not started. Earlier versions of the service do not return it."""
     waiting = job.get("waiting")
     if not waiting:
         return ()
@@ -105,7 +105,7 @@ def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
 
 
 def is_stranded(job: Body) -> bool:
-    """Whether the server still needs a repair. A job as its account sees it does not say whether it was repaired."""
+    """Whether the server still needs a repair. The customer's view of a job does not show whether it was repaired."""
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution") and not job.get("resolved_at"))
 
 
@@ -136,7 +136,7 @@ def job_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
 
 
 def run_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
-    """How long a job ran and its guest was off."""
+    """The job's duration and the guest's downtime."""
     downtime = job["downtime_seconds"]
     return (
         ("took", between(job["started_at"], job["finished_at"])),
@@ -158,6 +158,10 @@ def named(thing: Body | None) -> str:
     return f"{thing['name']} ({thing['id']})" if thing else "-"
 
 
+def labels(held: Body | None) -> str | None:
+    return ", ".join(f"{key}={value}" for key, value in held.items()) if held else None
+
+
 def what(job: Body) -> str:
     """What a job does."""
     of = f" of {job['snapshot']['name']}" if job["snapshot"] else ""
@@ -171,7 +175,8 @@ def node_state(node: Body) -> "Text":
 
 
 def failed_lately(node: Body) -> str:
-    """The jobs that failed in the last hour, stranded ones in brackets; "-" where an older service does not say."""
+    """The jobs that failed in the last hour, stranded ones in parentheses; "-" if an older service does not return
+    it."""
     ended = node.get("last_hour")
     if not ended:
         return "-"
@@ -184,7 +189,7 @@ def ended_lately(node: Body) -> str | None:
 
 
 def free(node: Body) -> str:
-    """The free space of the pool that has the least."""
+    """The free space of the pool with the least."""
     return words.size(min(pool["free_bytes"] for pool in node["pools"])) if node["pools"] else "-"
 
 

@@ -22,7 +22,7 @@ SHORT_ID = 8  # digits of a job's ID at a terminal: they are enough for every co
 
 
 class ShownState(StrEnum):
-    """A job's state for people: to them, a cancelled job has not failed."""
+    """A job's state as shown to people: a cancelled job is not shown as failed."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -131,7 +131,7 @@ def show_job(
         output = Output(as_json=as_json)
 
         async def follow_job(client: Client) -> Exit:
-            return await following.to_the_end(client, await resolve.job(client, job), output, max_seconds=max_wait)
+            return await following.until_end(client, await resolve.job(client, job), output, max_seconds=max_wait)
 
         run(context, follow_job)
     else:
@@ -165,7 +165,7 @@ def retry_job(
         if not as_json:
             output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
-            return await following.to_the_end(client, new["id"], output, max_seconds=max_wait)
+            return await following.until_end(client, new["id"], output, max_seconds=max_wait)
         if as_json:
             output.document(new)
         return Exit.OK
@@ -180,7 +180,7 @@ def cancel_job(
     """Cancel a job that has not started."""
 
     async def cancel(client: Client) -> Body:
-        found = await _found(client, job)  # says whose token it is: a refused change would be in the audit log
+        found = await _found(client, job)  # finds out the kind of token; a refused change would add an audit entry
         path = f"jobs/{segment(found['id'])}/cancel/"
         return await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))
 
@@ -222,7 +222,7 @@ async def _describe(client: Client, question: str, job: str) -> str:
 
 
 async def _ask_retry(client: Client, job_id: str, *, force: bool) -> str:
-    """Raises CliError if it would be refused."""
+    """Raises CliError if the retry would be refused."""
     options.ensure_terminal("Retry?")
     found = await following.job(client, job_id)
     retry = found.get("retry")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 
 def _later(name: str) -> ModuleType:
-    """As in "Implementing lazy imports", in Python's documentation of importlib."""
+    """Import lazily, as in "Implementing lazy imports" in Python's documentation of importlib."""
     spec = find_spec(name)
     if name in sys.modules or spec is None or spec.loader is None:
         return sys.modules[name]

@@ -17,7 +17,7 @@ _ALSO = "SEE ALSO"
 
 
 def pages() -> dict[str, str]:
-    """The text of each page by its file's name."""
+    """The text of each page, by file name."""
     root = typer.main.get_command(app)
     return dict(_pages_of(PROGRAM, root, root.make_context(PROGRAM, [], resilient_parsing=True)))
 
@@ -70,7 +70,7 @@ def _section(name: str, text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Without what roff would read as an order."""
+    """Escape what roff would read as a request."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^([.\'])", r"\\&\1", escaped, flags=re.MULTILINE)
 

@@ -68,7 +68,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
     reason: Reason,
     until: Until = None,
     until_back: Annotated[
-        bool, typer.Option("--until-back", help="Resume each node when its host has been started again.")
+        bool, typer.Option("--until-back", help="Resume each node when its host has rebooted.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until no job is running.")] = True,
     max_wait: MaxWait = None,
@@ -84,7 +84,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
 
     async def drain(client: Client) -> list[Body]:
         paused = [await client.post(f"ops/nodes/{segment(node)}/pause/", body) for node in nodes]
-        return await draining.empty(client, paused, notes, max_seconds=max_wait) if wait else paused
+        return await draining.wait_until_empty(client, paused, notes, max_seconds=max_wait) if wait else paused
 
     def show(output: Output, paused: Body) -> None:
         running = "no running jobs" if wait else f"{paused['running']} running"
@@ -118,7 +118,7 @@ def _each(
     as_json: bool,
     question: str | None,
 ) -> None:
-    """As `perform`, for several nodes. The JSON of one is the node itself."""
+    """Like `perform`, for several nodes. With one node, the JSON is the node itself."""
 
     async def several(client: Client) -> Body:
         found = await call(client)

@@ -33,8 +33,19 @@ def whole_hours(text: str | timedelta) -> timedelta:
     return found
 
 
+LabelChanges = Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= removes a label.")]
+
+
+def label_pairs(labels: list[str]) -> dict[str, str]:
+    """KEY=VALUE, as the API has labels."""
+    pairs = [label.partition("=") for label in labels]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise typer.BadParameter("labels look like KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
 def lifetime_hours(lifetime: timedelta | None) -> dict[str, Any]:
-    """The field of a body; left out: it never expires."""
+    """The body's field; if it is left out, the credential never expires."""
     return {} if lifetime is None else {"lifetime_hours": lifetime // timedelta(hours=1)}
 
 
@@ -69,7 +80,8 @@ def rfc3339(when: datetime | None) -> str | None:
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Retry also if something newer is run over, such as a later job of the server.")
+    bool,
+    typer.Option("--force", help="Retry even if that overrides something newer, such as a later job of the server."),
 ]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
@@ -91,7 +103,7 @@ Moment = Annotated[
 ]
 Until = Annotated[
     datetime | None,
-    typer.Option(parser=_future, metavar="WHEN", help="Resume at this time: from now (90m, 12h, 7d), or a timestamp."),
+    typer.Option(parser=_future, metavar="WHEN", help="Resume after this time (90m, 12h, 7d) or at this timestamp."),
 ]
 AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by account.")]
 ServerFilter = Annotated[
@@ -102,7 +114,7 @@ NodeFilter = Annotated[
     str | None, typer.Option("--node", metavar="NAME", help="Filter by node.", autocompletion=completion.nodes)
 ]
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="ID, or 8 digits of it or more.", autocompletion=completion.jobs)
+    str, typer.Argument(metavar="JOB", help="ID, or at least its first 8 digits.", autocompletion=completion.jobs)
 ]
 JobArguments = Annotated[list[str] | None, typer.Argument(metavar="JOB...", autocompletion=completion.jobs)]
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)]
@@ -146,7 +158,8 @@ def _asked(question: str) -> str:
         interrupted.setblocking(False)
         before = signal.set_wakeup_fd(interrupted.fileno())
         try:
-            # input() would notice a Ctrl-C that comes just before it only after the answer; select() returns for it.
+            # input() would notice a Ctrl-C that comes just before it only after the answer; select() is interrupted by
+            # it.
             select.select([sys.stdin, interrupts], [], [])
         finally:
             signal.set_wakeup_fd(before)

@@ -28,7 +28,7 @@ class Column:
     of: "Callable[[dict[str, Any]], str | int | Text]"
     yields: int = 0
     right: bool = False
-    digits: int | None = None  # of an ID, how many a terminal shows; None: all
+    digits: int | None = None  # how many digits of an ID a terminal shows; None: all
 
 
 class Output:
@@ -67,7 +67,7 @@ class Output:
             self._plain(columns, rows)
 
     def list(self, columns: Sequence[Column], listed: dict[str, Any], *, none: str) -> None:
-        """A list of the API, and whether there are more rows."""
+        """A list from the API, and whether there are more rows."""
         self.table(columns, listed["results"], none=none)
         rows, count = len(listed["results"]), listed.get("count")
         if listed.get("after") or (count is not None and count > rows):
@@ -75,7 +75,7 @@ class Output:
             self.note(f"{rows:,}{of} rows; use --limit or --all for more")
 
     def facts(self, pairs: "Iterable[tuple[str, str | Text | None]]") -> None:
-        """Names and values, one per line, without those that have no value."""
+        """Names and values, one per line; pairs without a value are left out."""
         known = [(name, _clean(value)) for name, value in pairs if value]
         wide = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -86,7 +86,7 @@ class Output:
         self.say(styled(text, "bold"))
 
     def _paged(self, shown: "Table", *, lines: int) -> None:
-        """By a pager, if it is longer than the screen."""
+        """Print through a pager if the text is longer than the screen."""
         pager = shlex.split(os.environ.get("PAGER", "less"))
         if lines < self.console.height or not pager or not sys.stdin.isatty() or shutil.which(pager[0]) is None:
             self.console.print(shown)
@@ -123,7 +123,7 @@ def printable(text: str) -> str:
 
 
 def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: int) -> "Table":
-    """At most `width` wide: columns are dropped, then texts are cut."""
+    """The table within `width` columns: it drops columns first, then cuts texts."""
     from rich.table import Table  # noqa: PLC0415 - as above
 
     kept = _fitting(columns, rows, width)
@@ -150,7 +150,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: i
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, short: bool = False) -> "list[list[Text]]":
-    """`short`: with as many digits of IDs as a terminal shows."""
+    """`short`: shorten IDs as on a terminal."""
     return [[_clean(column.of(row))[: column.digits if short else None] for column in columns] for row in rows]
 
 

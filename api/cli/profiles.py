@@ -18,7 +18,7 @@ FILE_VARIABLE = "VPS_SNAPSHOTS_CONFIG"
 
 
 def file() -> Path:
-    """Of the contexts: ~/.config/vps-snapshots/contexts.json, as the XDG specification has it."""
+    """The file of the contexts: ~/.config/vps-snapshots/contexts.json, according to the XDG specification."""
     if named := os.environ.get(FILE_VARIABLE):
         return Path(named)
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
@@ -50,7 +50,7 @@ def read() -> dict[str, Any]:
     except OSError as error:
         raise CliError(Exit.USAGE, f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise CliError(Exit.USAGE, f"{path} is no file of contexts.") from error
+        raise CliError(Exit.USAGE, f"{path} is not a contexts file.") from error
 
 
 def write(known: dict[str, Any]) -> None:

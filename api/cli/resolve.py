@@ -1,18 +1,19 @@
 """IDs from what people type: the first digits of a job's ID, the name of a server or snapshot."""
 
 import re
+from collections.abc import Sequence
 
-from api.cli.client import Body, Client
+from api.cli.client import Body, Client, Query
 from api.cli.exits import CliError, Exit
 
 _JOB_ID, _DIGITS = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{8,31}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
-LISTED = 500  # the latest jobs and snapshots of an account, among which a customer's are looked for
+LISTED = 500  # how many of an account's latest jobs and snapshots are searched
 
 
 async def job(client: Client, text: str) -> str:
-    """The ID of the job that begins with these digits, of which there are 8 or more. Other text is left to the service
-    to refuse. Raises CliError."""
+    """The ID of the job that begins with these digits, at least 8. Any other text is passed on for the service to
+    refuse. Raises CliError."""
     digits = text.lower()
     if not _DIGITS.fullmatch(digits):
         return digits if _JOB_ID.fullmatch(digits) else text
@@ -32,12 +33,12 @@ async def jobs(client: Client, texts: list[str]) -> list[str]:
 
 
 async def server(client: Client, text: str) -> int:
-    """The ID of a server, also by its name. Raises CliError."""
+    """The ID of a server, from its ID or name. Raises CliError."""
     if _NUMBER.fullmatch(text):
         return int(text)
 
     async def of_account() -> list[str]:
-        """An account has no list of its servers: those that have had a job or have a snapshot are known."""
+        """An account cannot list its servers, so only servers with a job or a snapshot are found."""
         found: list[Body] = []
         for path in ("snapshots/", "jobs/"):
             found += (await client.collect_pages(path, {}, limit=LISTED))["results"]
@@ -54,7 +55,7 @@ async def server_if_any(client: Client, text: str | None) -> int | None:
 
 
 async def snapshot(client: Client, text: str) -> int:
-    """The ID of a snapshot, also by its name. Raises CliError."""
+    """The ID of a snapshot, from its ID or name. Raises CliError."""
     if _NUMBER.fullmatch(text):
         return int(text)
 
@@ -68,16 +69,19 @@ async def snapshot(client: Client, text: str) -> int:
     return int(_one("snapshot", text, await client.either(of_all, of_account)))
 
 
-async def listed(client: Client, kind: str, path: str, text: str, *, named: str) -> str:
-    """The ID of something in an account's list, also by the first digits of its ID, 8 or more, or by its field `named`.
-    Raises CliError."""
+async def listed(
+    client: Client, kind: str, path: str, text: str, *, named: str, queries: Sequence[Query] = ({},)
+) -> str:
+    """The ID of something in an account's list, or in those of several queries, also by the first digits of its ID, 8
+    or more, or by its field `named`. Raises CliError."""
     if _JOB_ID.fullmatch(text):
         return text
-    return _among((await client.collect_pages(path, {}, limit=LISTED))["results"], kind, text, named)
+    pages = [await client.collect_pages(path, query, limit=LISTED) for query in queries]
+    return _among([one for page in pages for one in page["results"]], kind, text, named)
 
 
 async def in_whole_list(client: Client, kind: str, path: str, text: str, *, named: str) -> str:
-    """The same, of a list that has no pages."""
+    """Like `listed`, for a list without pages."""
     return text if _JOB_ID.fullmatch(text) else _among((await client.get(path))["results"], kind, text, named)
 
 

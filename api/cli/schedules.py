@@ -6,14 +6,25 @@ from typing import Annotated, Literal
 import typer
 
 from api.cli import formats, options, resolve
-from api.cli.client import Body, Client
+from api.cli.client import Body, Client, Query
 from api.cli.commands import perform
 from api.cli.help import group
 from api.cli.output import Column, Output
 
-app = group("Create, change or delete a schedule, which makes snapshots of a server (account token).")
+app = group("Create, change or delete a schedule, which makes snapshots of servers (account token).")
 
 SCHEDULES = "schedules/"
+BY_LABEL: Query = {"target": "labels"}
+
+
+def _target(schedule: Body) -> str:
+    """Its server, or the labels of its servers."""
+    return formats.labels(schedule.get("server_labels")) or formats.named(schedule["server"])
+
+
+def _when(schedule: Body) -> str:
+    zone = schedule.get("time_zone", "UTC")
+    return str(schedule["when"]) if zone == "UTC" else f"{schedule['when']} {zone}"
 
 
 def _last(schedule: Body) -> str:
@@ -24,15 +35,32 @@ def _last(schedule: Body) -> str:
 COLUMNS = (
     Column(title="SCHEDULE", of=lambda schedule: schedule["id"][:8]),
     Column(title="NAME", of=lambda schedule: schedule["name"]),
-    Column(title="SERVER", of=lambda schedule: formats.named(schedule["server"])),
-    Column(title="WHEN", of=lambda schedule: schedule["when"], yields=1),
+    Column(title="SERVER", of=_target),
+    Column(title="WHEN", of=_when, yields=1),
     Column(title="KEEP", of=lambda schedule: schedule["keep"], yields=3, right=True),
     Column(title="NEXT RUN (UTC)", of=lambda schedule: formats.at(schedule["next_run_at"]), yields=2),
     Column(title="LAST RUN", of=_last, yields=4),
 )
 
 ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, 8 digits of it or more, or name.")]
-WHEN = "hourly, daily, weekly, or a cron expression in UTC."
+COVERED_COLUMNS = (
+    Column(title="SERVER", of=lambda one: formats.named(one["server"])),
+    Column(title="STARTS (UTC)", of=lambda one: formats.at(one["starts_at"])),
+    Column(title="LAST RUN", of=_last, yields=1),
+    Column(title="JOB", of=lambda one: (one["last_run"] or {}).get("job_id") or "", yields=2),
+)
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Start of the names of its snapshots.")]
+WHEN = "hourly, daily, weekly, or a cron expression, in UTC or the time zone."
+TimeZone = Annotated[str | None, typer.Option(metavar="ZONE", help="Time zone of --when, such as Europe/Berlin.")]
+Window = Annotated[
+    timedelta | None,
+    typer.Option(
+        parser=options.period,
+        metavar="2h",
+        help="How long after --when runs may start; they are spread over this time by server.",
+    ),
+]
+LABELS = "Of the servers; repeat it to ask for several labels."
 Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
 ExpireAfter = Annotated[
     timedelta | None,
@@ -49,12 +77,17 @@ def list_schedules(
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List an account's schedules, newest first."""
+    """List an account's schedules, newest first: those by label, then those of one server."""
     rows = None if everything else limit
 
     async def collect(client: Client) -> Body:
         query = {"server_id": await resolve.server_if_any(client, server_id)}
-        return await client.collect_pages(SCHEDULES, query, limit=rows)
+        of_servers = await client.collect_pages(SCHEDULES, query, limit=rows)
+        if server_id is not None:
+            return of_servers
+        by_label = await client.collect_pages(SCHEDULES, BY_LABEL, limit=rows)
+        results = [*by_label["results"], *of_servers["results"]]
+        return {"count": by_label["count"] + of_servers["count"], "results": results[:rows]}
 
     def show(output: Output, listed: Body) -> None:
         output.list(COLUMNS, listed, none="No schedules.")
@@ -73,24 +106,69 @@ def show_schedule(context: typer.Context, schedule: ScheduleArgument, *, as_json
 
 
 @app.command("create")
-def create_schedule(
+def create_schedule(  # noqa: PLR0913 - an option is a parameter
     context: typer.Context,
     server: options.ServerArgument,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Start of the names of its snapshots.")],
+    name: NameArgument,
     *,
     when: Annotated[str, typer.Option(help=WHEN)],
+    time_zone: TimeZone = None,
+    window: Window = None,
     keep: Keep = None,
     expire_after: ExpireAfter = None,
     consistency: Consistency = None,
     as_json: options.Json = False,
 ) -> None:
-    """Create a schedule."""
-    body = _given(name=name, when=when, keep=keep, consistency=consistency) | _hours(expire_after)
+    """Create a schedule of one server."""
+    body = _given(name=name, when=when, keep=keep, consistency=consistency, time_zone=time_zone)
+    body |= _hours(expire_after) | _minutes(window)
 
     async def create(client: Client) -> Body:
         return await client.post(SCHEDULES, {"server_id": await resolve.server(client, server), **body})
 
     perform(context, create, _show_one, as_json=as_json)
+
+
+@app.command("create-by-label")
+def create_by_label(  # noqa: PLR0913 - an option is a parameter
+    context: typer.Context,
+    name: NameArgument,
+    *,
+    label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help=LABELS)],
+    when: Annotated[str, typer.Option(help=WHEN)],
+    time_zone: TimeZone = None,
+    window: Window = None,
+    keep: Keep = None,
+    expire_after: ExpireAfter = None,
+    consistency: Consistency = None,
+    as_json: options.Json = False,
+) -> None:
+    """Create a schedule of all servers with these labels, also of those that are labelled later."""
+    body = {"server_labels": options.label_pairs(label)}
+    body |= _given(name=name, when=when, keep=keep, consistency=consistency, time_zone=time_zone)
+    body |= _hours(expire_after) | _minutes(window)
+    perform(context, lambda client: client.post(SCHEDULES, body), _show_one, as_json=as_json)
+
+
+@app.command("servers")
+def list_covered(
+    context: typer.Context,
+    schedule: ScheduleArgument,
+    *,
+    limit: options.Limit = 100,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the servers of a schedule, each with its run in the current or latest window."""
+    rows = None if everything else limit
+
+    async def collect(client: Client) -> Body:
+        return await client.collect(f"{await _path(client, schedule)}servers/", {}, limit=rows)
+
+    def show(output: Output, listed: Body) -> None:
+        output.list(COVERED_COLUMNS, listed, none="No servers.")
+
+    perform(context, collect, show, as_json=as_json)
 
 
 @app.command("edit")
@@ -100,18 +178,23 @@ def edit_schedule(  # noqa: PLR0913 - an option is a parameter
     *,
     name: Annotated[str | None, typer.Option(help="Start of the names of its snapshots.")] = None,
     when: Annotated[str | None, typer.Option(help=WHEN)] = None,
+    time_zone: TimeZone = None,
+    window: Window = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=LABELS)] = None,
     keep: Keep = None,
     expire_after: ExpireAfter = None,
-    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots for ever.")] = False,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots forever.")] = False,
     consistency: Consistency = None,
     enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it runs.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Change a schedule, or switch it on or off."""
-    body = _given(name=name, when=when, keep=keep, consistency=consistency, enabled=enabled) | _hours(expire_after)
+    body = _given(name=name, when=when, keep=keep, consistency=consistency, enabled=enabled, time_zone=time_zone)
+    body |= _hours(expire_after) | _minutes(window)
+    body |= {"server_labels": options.label_pairs(label)} if label else {}
     body |= {"expire_after_hours": None} if never_expire else {}
     if not body:
-        raise typer.BadParameter("say what to change")
+        raise typer.BadParameter("specify what to change")
 
     async def edit(client: Client) -> Body:
         return await client.patch(await _path(client, schedule), body)
@@ -127,7 +210,7 @@ def delete_schedule(
 
     async def question(client: Client) -> str:
         found = await client.get(await _path(client, schedule))
-        return f"Delete schedule {found['name']} of {formats.named(found['server'])}?"
+        return f"Delete schedule {found['name']} of {_target(found)}?"
 
     async def delete(client: Client) -> Body:
         path = await _path(client, schedule)
@@ -141,7 +224,8 @@ def delete_schedule(
 
 
 async def _path(client: Client, text: str) -> str:
-    return f"{SCHEDULES}{await resolve.listed(client, 'schedule', SCHEDULES, text, named='name')}/"
+    found = await resolve.listed(client, "schedule", SCHEDULES, text, named="name", queries=({}, BY_LABEL))
+    return f"{SCHEDULES}{found}/"
 
 
 def _given(**fields: object) -> Body:
@@ -152,19 +236,32 @@ def _hours(period: timedelta | None) -> Body:
     return {} if period is None else {"expire_after_hours": period // timedelta(hours=1)}
 
 
+def _minutes(window: timedelta | None) -> Body:
+    return {} if window is None else {"window_minutes": window // timedelta(minutes=1)}
+
+
 def _show_one(output: Output, schedule: Body) -> None:
     expires, last = schedule["expire_after_hours"], schedule["last_run"]
+    minutes, window = schedule.get("window_minutes"), schedule.get("window")
     output.facts(
         (
             ("schedule", schedule["id"]),
             ("name", schedule["name"]),
-            ("server", formats.named(schedule["server"])),
-            ("when", schedule["when"]),
+            ("labels" if schedule.get("server_labels") else "server", _target(schedule)),
+            ("when", _when(schedule)),
+            ("window", minutes and f"{minutes} minutes"),
             ("enabled", "yes" if schedule["enabled"] else "no"),
             ("keeps", f"the newest {schedule['keep']}"),
             ("expire after", None if expires is None else f"{expires} hours"),
             ("consistency", schedule["consistency"]),
             ("next run", schedule["next_run_at"] and f"{formats.at(schedule['next_run_at'])} UTC"),
+            ("last window", window and _counted(window)),
             ("last run", last and f"{formats.at(last['at'])} UTC, {last['error'] or 'job ' + str(last['job_id'])}"),
         )
     )
+
+
+def _counted(window: Body) -> str:
+    """The runs of a window."""
+    runs = ", ".join(f"{window[result]} {result}" for result in ("waiting", "started", "refused", "missed"))
+    return f"{formats.at(window['starts_at'])} UTC: {runs}"

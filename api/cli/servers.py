@@ -8,13 +8,25 @@ from api.cli import completion, formats, jobs, resolve
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
 from api.cli.help import group
-from api.cli.options import AccountId, All, Json, Limit, Moment, NodeFilter, ServerArgument, Yes, rfc3339
+from api.cli.options import (
+    AccountId,
+    All,
+    Json,
+    LabelChanges,
+    Limit,
+    Moment,
+    NodeFilter,
+    ServerArgument,
+    Yes,
+    label_pairs,
+    rfc3339,
+)
 from api.cli.output import Column, Output
 
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
 TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]
 
-app = group("Show a server, or say where it is and whose.")
+app = group("Show a server, or set its node or its account.")
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
@@ -73,7 +85,9 @@ def list_servers(  # noqa: PLR0913 - an option is a parameter, and the API has s
     stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
     no_snapshot_days: Annotated[
         int | None,
-        typer.Option(min=1, max=366, metavar="DAYS", help="Only servers without a completed snapshot of these days."),
+        typer.Option(
+            min=1, max=366, metavar="DAYS", help="Only servers without a completed snapshot in this many days."
+        ),
     ] = None,
     off: Annotated[
         bool, typer.Option("--off", help="Only servers whose guests are off for a job, longest first.")
@@ -103,12 +117,12 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
 @app.command("take")
 def take_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
     """Tell the other operators that you repair a stranded server."""
-    _hands(context, server, "take", "is yours, until it is resolved", yes=yes, as_json=as_json)
+    _hands(context, server, "take", "is taken by you until it is resolved", yes=yes, as_json=as_json)
 
 
 @app.command("release")
 def release_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
-    """Tell the other operators that you do not repair a stranded server any more."""
+    """Tell the other operators that you no longer repair a stranded server."""
     _hands(context, server, "release", "is released", yes=yes, as_json=as_json)
 
 
@@ -136,11 +150,11 @@ def set_server(
     *,
     consistency: Annotated[
         Literal["stop", "live", "default"],
-        typer.Option("--consistency", help="Whether creates stop it, if they do not say so; default: the provider's."),
+        typer.Option("--consistency", help="Default of the server's creates: stop or live; default: the provider's."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say whether creates stop a server, if they do not say so themselves."""
+    """Set whether creates stop a server by default."""
     body: Body = {"consistency": None if consistency == "default" else consistency}
 
     async def patch(client: Client) -> Body:
@@ -150,6 +164,22 @@ def set_server(
         output.say(f"server {server}: {consistency}")
 
     perform(context, patch, show, as_json=as_json)
+
+
+@app.command("label")
+def label_server(
+    context: typer.Context, server: ServerArgument, labels: LabelChanges, *, as_json: Json = False
+) -> None:
+    """Set or remove labels of a server, by which schedules may find it. The others stay (account token)."""
+    changes = label_pairs(labels)
+
+    async def patch(client: Client) -> Body:
+        path = f"servers/{await resolve.server(client, server)}/"
+        before = (await client.get(path))["labels"]
+        after = {key: value for key, value in {**before, **changes}.items() if value}
+        return await client.patch(path, {"labels": after})
+
+    perform(context, patch, show_one, as_json=as_json)
 
 
 @app.command("declare")
@@ -162,7 +192,7 @@ def declare_server(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Say that a server exists, on which node it is and which account owns it."""
+    """Declare a server, its node and the account that owns it."""
     body = {"node": node, "account_id": account_id}
     _put(context, str(server), "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
 
@@ -171,7 +201,7 @@ def declare_server(
 def place_server(
     context: typer.Context, server: ServerArgument, *, node: TheNode, yes: Yes = False, as_json: Json = False
 ) -> None:
-    """Say that a server is on another node now: its node has failed."""
+    """Assign a server to another node, because its own has failed."""
     _put(context, server, "node/", {"node": node}, f"is on {node}", yes=yes, as_json=as_json)
 
 
@@ -235,6 +265,7 @@ def show_one(output: Output, server: Body) -> None:
                 f"{job['id']} ({job['kind']}{', queued' if job.get('state') == 'queued' else ''})" if job else None,
             ),
             ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
+            ("labels", formats.labels(server.get("labels"))),
             ("reachable", "yes" if server["reachable"] else "no: its node is not responding or no longer has it"),
             ("power", server.get("power")),
             ("node", server.get("node")),

@@ -50,7 +50,7 @@ def list_snapshots(
 
     async def of_server(client: Client) -> Body:
         if server_id is None:
-            await client.get("ops/nodes/", {"limit": 1})  # refused for a token that is no operator's
+            await client.get("ops/nodes/", {"limit": 1})  # refused unless it is an operator token
             raise CliError(Exit.NOT_ALLOWED, "With an operator token, name a server with --server-id.")
         found = (await client.get(f"ops/servers/{await resolve.server(client, server_id)}/"))["snapshot_list"]
         return {"count": len(found), "results": found[:rows]}
@@ -90,7 +90,7 @@ HISTORY_COLUMNS = (
 
 
 def show_known(output: Output, snapshot: Body) -> None:
-    """A snapshot as its account sees it, or as operators do, who also see one that is deleted."""
+    """The account's view of a snapshot, or the operators' view, which includes deleted snapshots."""
     if "history" not in snapshot:
         _show_one(output, snapshot)
         return
@@ -107,7 +107,7 @@ def show_known(output: Output, snapshot: Body) -> None:
         )
     output.facts((("account", str(snapshot["account_id"] or "-")),))
     output.heading("History")
-    output.table(HISTORY_COLUMNS, snapshot["history"], none="An earlier version of the service kept none.")
+    output.table(HISTORY_COLUMNS, snapshot["history"], none="Earlier versions of the service kept none.")
 
 
 def _show_one(output: Output, snapshot: Body) -> None:
@@ -122,7 +122,7 @@ def _show_one(output: Output, snapshot: Body) -> None:
             ("protected", "yes" if snapshot["protected"] else None),
             ("schedule", snapshot["schedule_id"]),
             *formats.contents_facts(snapshot.get("contents")),
-            ("labels", ", ".join(f"{key}={value}" for key, value in snapshot["labels"].items())),
+            ("labels", formats.labels(snapshot["labels"])),
             ("description", snapshot["description"]),
         )
     )
@@ -225,15 +225,12 @@ def protect_snapshot(
 def label_snapshot(
     context: typer.Context,
     snapshot: options.SnapshotArgument,
-    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= removes a label.")],
+    labels: options.LabelChanges,
     *,
     as_json: options.Json = False,
 ) -> None:
     """Set or remove labels of a snapshot. The others stay."""
-    pairs = [label.partition("=") for label in labels]
-    if not all(key and equals for key, equals, _ in pairs):
-        raise typer.BadParameter("labels look like KEY=VALUE")
-    changes = {key: value for key, _, value in pairs}
+    changes = options.label_pairs(labels)
 
     async def edit(client: Client) -> Body:
         path = f"snapshots/{await resolve.snapshot(client, snapshot)}/"
@@ -252,9 +249,9 @@ def edit_snapshot(
     description: Annotated[str | None, typer.Option(help="New description.")] = None,
     expires_in: Annotated[
         timedelta | None,
-        typer.Option("--expires-in", parser=options.period, metavar="30d", help="Delete it after this time."),
+        typer.Option("--expires-in", parser=options.period, metavar="30d", help="Delete the snapshot after this time."),
     ] = None,
-    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep it until it is deleted.")] = False,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Remove the expiry.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Change a snapshot's description, or when it expires."""
@@ -264,7 +261,7 @@ def edit_snapshot(
     if never_expire:
         body["expires_at"] = None
     if not body:
-        raise typer.BadParameter("say what to change")
+        raise typer.BadParameter("specify what to change")
     _edit(context, snapshot, body, as_json=as_json)
 
 
@@ -318,7 +315,7 @@ def _start(
         answer = await call(client)
         _show_started(output, answer, follow=follow)
         if answer.job_id and (follow or answer.body.get("state") == "failed"):
-            return await following.to_the_end(client, answer.job_id, output, max_seconds=max_wait)
+            return await following.until_end(client, answer.job_id, output, max_seconds=max_wait)
         return Exit.OK
 
     run(context, start)

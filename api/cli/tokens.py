@@ -30,10 +30,10 @@ app = group("Create or revoke an API token.")
 
 
 What = Literal["changes", "logins", "all"]
-Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
+Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI", "SERVICE"]
 
 
-class Permission(StrEnum):  # typer has no lists of a Literal
+class Permission(StrEnum):  # typer does not support lists of a Literal
     READ = "snapshots:read"
     WRITE = "snapshots:write"
     CREATE = "snapshots:create"
@@ -82,7 +82,7 @@ def create_token(  # noqa: PLR0913 - an option is a parameter
     permission: Annotated[list[Permission], typer.Option(help="Permission of the token; repeat for several.")],
     account_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Account that owns the token.")] = None,
     service: Annotated[
-        bool, typer.Option("--service", help="For service and operator tokens, which belong to no account.")
+        bool, typer.Option("--service", help="Create a service or operator token, which belongs to no account.")
     ] = False,
     expires_in: Lifetime = None,
     out: Out = None,
@@ -153,7 +153,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the audit log in words, newest first: every request that changes something."""
+    """Show the audit log, newest first: every request that changes something."""
     if verify:
         perform(context, _checked, _show_check, as_json=as_json)
         return
@@ -177,7 +177,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
 
 
 async def _checked(client: Client) -> Body:
-    """The results of all calls that the check takes, as one."""
+    """The combined result of all calls of the check."""
     whole: Body = {"checked": 0, "unchained": 0, "faults": []}
     after: str | None = None
     while True:

@@ -23,8 +23,8 @@ from api.cli.output import Column, Output, styled, table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LIMIT = 50  # rows of each list; as many as fit are shown
-_OVERHEAD = 3  # lines of a section besides its rows: an empty one, the title, the table's header
+LIMIT = 50  # rows read for each list; the screen shows as many as fit
+_OVERHEAD = 3  # lines of a section besides its rows: an empty line, the title, the table's header
 
 _STRANDED = tuple(column for column in servers.COLUMNS if column.title != "FINDINGS")
 _NODES = tuple(column for column in nodes.COLUMNS if column.title != "WORKER")
@@ -37,7 +37,7 @@ class Section:
     title: str
     columns: Sequence[Column]
     rows: Sequence[Body]
-    total: int | None  # with the rows beyond LIMIT
+    total: int | None  # includes the rows beyond LIMIT
 
 
 def top(
@@ -67,7 +67,7 @@ def top(
 
 
 async def _poll(client: Client) -> Body:
-    """One document, as `--json` prints it."""
+    """Poll once. Returns the document that `--json` prints."""
     overview, stranded, silent, busy, running, waiting = await asyncio.gather(
         client.get("ops/overview/"),
         client.get("ops/servers/", {"stranded": "true", "limit": LIMIT}),

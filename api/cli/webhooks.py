@@ -44,7 +44,7 @@ DELIVERY_COLUMNS = (
     Column(title="CREATED (UTC)", of=lambda delivery: formats.at(delivery["created_at"]), yields=1),
 )
 
-WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="ID, 8 digits of it or more, or URL.")]
+WebhookArgument = Annotated[str, typer.Argument(metavar="WEBHOOK", help="ID, at least its first 8 digits, or URL.")]
 Events = Annotated[
     list[str] | None,
     typer.Option("--event", metavar="EVENT", help="Event to send, such as job.completed; repeat for several."),
@@ -101,7 +101,7 @@ def edit_webhook(
     """Change a webhook, or switch it on or off."""
     body = _given(url=url, events=event or None, description=description, enabled=enabled)
     if not body:
-        raise typer.BadParameter("say what to change")
+        raise typer.BadParameter("specify what to change")
 
     async def edit(client: Client) -> Body:
         return await client.patch(await _path(client, webhook), body)

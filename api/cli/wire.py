@@ -43,7 +43,8 @@ class Wire:
 
     @asynccontextmanager
     async def stream(self, path: str, *, headers: Mapping[str, str]) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
-        """The response's head, and the lines of its body as they arrive. An error's body is in the Reply."""
+        """The response's status and headers, and the lines of its body as they arrive. The Reply has the body of an
+        error."""
         limit = aiohttp.ClientTimeout(sock_connect=self._access.timeout_seconds, sock_read=SILENCE_SECONDS)
         with self._translate():
             async with self._session.get(
@@ -75,8 +76,8 @@ class Wire:
 
 
 def _proxy_for(url: URL) -> str | None:
-    """From HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as curl and git read them; not for this machine itself. aiohttp's
-    own reading of them would also take a password from ~/.netrc, in the place of the token."""
+    """The proxy from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as in curl and git; none for this machine itself. aiohttp's
+    own reading of them would also take a password from ~/.netrc and send it instead of the token."""
     host = url.host or ""
     if host == "localhost" or host.startswith("127.") or host == "::1":
         return None

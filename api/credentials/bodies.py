@@ -15,7 +15,7 @@ OVERLAP_MINUTES_MAX = 10_080  # a week
 
 Lifetime = Annotated[
     Annotated[int, Field(ge=1, le=87_600), BeforeValidator(fields.whole)] | None,
-    Field(description="null: it is valid until it is revoked"),
+    Field(description="null: the credential is valid until it is revoked"),
 ]
 
 
@@ -34,7 +34,7 @@ class RotationBody(CredentialBody):
 
     overlap_minutes: Annotated[
         int,
-        Field(ge=0, le=OVERLAP_MINUTES_MAX, description="how long the former credential is still valid"),
+        Field(ge=0, le=OVERLAP_MINUTES_MAX, description="how long the former credential stays valid"),
         BeforeValidator(fields.whole),
     ] = OVERLAP_MINUTES
 
@@ -49,7 +49,7 @@ class Credential(Open):
     id: str
     node: str
     created_at: Timestamp
-    expires_at: Annotated[Timestamp | None, Field(description="null: when it is revoked")]
+    expires_at: Annotated[Timestamp | None, Field(description="null: it does not expire")]
 
 
 class NewCredential(Credential):

@@ -22,7 +22,7 @@ call: Table[Token] = Table("operators", NODE, **FOR_OPERATORS)
 
 
 class CredentialCalls:
-    """A node needs no record to get a credential: it has one only after its first report."""
+    """A node needs no record to get a credential, because it has a record only after its first report."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -31,7 +31,7 @@ class CredentialCalls:
     async def ops_list_credentials(self, request: web.Request, _: Token) -> web.Response:
         """List a node's credentials.
 
-        The valid ones, without their secrets. A node that is unknown has none.
+        The valid credentials, without their secrets. An unknown node has none.
         """
         return answer(bodies.credentials(await self._credentials.all(in_path(request, NODE))))
 
@@ -44,7 +44,8 @@ class CredentialCalls:
     async def ops_create_credential(self, request: web.Request, token: Token) -> web.Response:
         """Create a node's credential.
 
-        The node's first one: the node may be new. The secret is shown only in this response.
+        Creates the node's first credential; the node need not have reported yet. The secret is shown only in this
+        response.
         """
         node, body = in_path(request, NODE), await reading.body(request, CredentialBody)
         key = operator_key(request, token, body)
@@ -60,8 +61,8 @@ class CredentialCalls:
     async def ops_rotate_credential(self, request: web.Request, token: Token) -> web.Response:
         """Rotate a node's credential.
 
-        Creates another one; the former one ends after the overlap. Without `lifetime_hours`, the new one does not
-        expire, even if the former one did. The secret is shown only in this response.
+        Creates another credential; the former one ends after the overlap. Without `lifetime_hours`, the new one does
+        not expire, even if the former one did. The secret is shown only in this response.
         """
         node, body = in_path(request, NODE), await reading.body(request, RotationBody)
         new = await self._credentials.rotate(
@@ -81,7 +82,8 @@ class CredentialCalls:
     async def ops_revoke_credentials(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a node's credentials.
 
-        All of them. Every gateway ends the node's connections within a second. Jobs that the node has started go on.
+        Revokes all of them. Every gateway closes the node's connections within a second. Jobs that the node has started
+        continue.
         """
         node = in_path(request, NODE)
         if not await self._credentials.revoke(node):

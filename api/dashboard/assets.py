@@ -1,4 +1,5 @@
-"""The files that pages need: each at a URL made from its content, so that browsers may keep it forever."""
+"""The static files of the pages. Each URL contains a hash of the file's content, so that browsers can cache the file
+forever."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 class Assets:
-    """All of them, in memory: they are few and small."""
+    """All static files, in memory: they are few and small."""
 
     def __init__(self) -> None:
         self._urls: dict[str, str] = {}
@@ -36,7 +37,7 @@ class Assets:
         return asset.answer(request)
 
 
-@cache  # compressing costs more than the rest of an application's start
+@cache  # compressing takes longer than the rest of the application's start
 def _document(name: str, raw: bytes) -> Document:
     return Document.of(raw, kind=_KINDS[name[name.rindex(".") :]], headers=_HEADERS)
 

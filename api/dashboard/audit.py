@@ -19,10 +19,10 @@ from api.operators.bodies import AuditQuery
 
 AUDIT = "/ops/audit/"
 LIMIT = 50
-METHODS = ("POST", "PATCH", "PUT", "DELETE", "CLI")
+METHODS = ("POST", "PATCH", "PUT", "DELETE", "CLI", "SERVICE")
 TEXT_MAX = 100
 
-_ABOUT = {  # what the filter "About" takes, and the API's filter for it
+_ABOUT = {  # the kinds that the filter "About" takes, and the API's filter for each
     "server": "server_id",
     "snapshot": "snapshot_id",
     "job": "job_id",
@@ -36,8 +36,8 @@ _Text = Annotated[str, StringConstraints(max_length=TEXT_MAX, strip_whitespace=T
 
 
 class Query(AuditQuery):
-    """The API's query, with moments as browsers send them, and with filters that a person types: `about` is "server
-    12345", `by` the name or ID of a token."""
+    """The API's query, with times as browsers send them, and with two filters for people: `about`, such as "server
+    12345", and `by`, the name or ID of a token."""
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None
@@ -70,7 +70,7 @@ def page_of_named(named: Named) -> str:
 
 
 def _meant(request: OperatorRequest, query: Query) -> AuditQuery:
-    """The API's query for it. An error stands beside the field, as in `read_query`."""
+    """The equivalent query of the API. An error is shown beside its field, as in `read_query`."""
     try:
         return _read_texts(query)
     except Problem as problem:
@@ -82,6 +82,8 @@ def _meant(request: OperatorRequest, query: Query) -> AuditQuery:
 def _read_texts(query: Query) -> AuditQuery:
     """Raises Problem."""
     given: dict[str, Any] = {}
+    if query.request_id:
+        query = query.model_copy(update={"what": None})  # a request is shown whatever it did
     if query.about:
         given |= _read_about(query.about)
     if query.by:
@@ -100,7 +102,7 @@ def _read_about(text: str) -> Mapping[str, str]:
 
 
 def _about(query: Query) -> str:
-    """The same filter, of a link that names one of the API's."""
+    """The filter `about` for a link that uses one of the API's filters."""
     found = ((kind, getattr(query, name)) for kind, name in _ABOUT.items())
     return next((f"{kind} {value}" for kind, value in found if value is not None), "")
 

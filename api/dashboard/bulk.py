@@ -24,11 +24,11 @@ from worker.store.model import JobId
 from worker.store.operators.records import Retry
 
 BULK = f"{JOBS}bulk/"
-MATCHING_MAX = 500  # jobs of one request, which then takes seconds
+MATCHING_MAX = 500  # jobs per request; a request with that many takes seconds
 REFUSED_LIMIT = 20
 _PAGE = 100
 Force = Annotated[bool, BeforeValidator(truth)]
-_PAGES_MAX = 50  # that are searched: a page may have few that match a text
+_PAGES_MAX = 50  # pages that are searched: a page may have few jobs that match a text
 
 
 class Selected(BaseModel):
@@ -88,7 +88,7 @@ async def _ask_cancel(context: Context, order: Selected | Matching) -> Question:
 
 
 async def _ask_retry(context: Context, order: Selected | Matching) -> Question:
-    """The form sends what the question names, and nothing that fails later."""
+    """The form sends only the jobs that the question names, and no jobs that fail later."""
     job_ids, _ = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
     found: list[Retry] = []
     for n in range(0, len(job_ids), _PAGE):

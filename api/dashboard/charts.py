@@ -1,4 +1,4 @@
-"""Chart series of a window: a value per point, null if no job finished."""
+"""Chart series of a time window: a value per point, null if no job finished."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -44,11 +44,11 @@ Item = TypeVar("Item")
 Pages = Mapping[str, Handler]  # by path
 
 
-ZONE = "zone"  # in the context of a validation
+ZONE = "zone"  # the key in a validation's context
 
 
 def in_zone(text: object, info: ValidationInfo) -> object:
-    """A moment of a form, in the zone of the validation's context."""
+    """A time from a form, in the time zone of the validation's context."""
     return zones.with_zone(text, (info.context or {}).get(ZONE, UTC))
 
 
@@ -63,7 +63,8 @@ def read_reason(request: OperatorRequest) -> str:
 
 
 def read_filters(request: OperatorRequest, query: BaseModel) -> dict[str, str]:
-    """The parameters that other pages of the same list need, times in UTC; a wrong one as it was given."""
+    """The parameters for other pages of the same list, with times in UTC. An invalid parameter is kept as it was
+    given."""
     given = request.http.query
     names = [name for name in type(query).model_fields if given.get(name) and name != "after"]
     values = {name: getattr(query, name) for name in names}
@@ -71,8 +72,8 @@ def read_filters(request: OperatorRequest, query: BaseModel) -> dict[str, str]:
 
 
 def read_query(request: OperatorRequest, model: type[Query], *, limit: int) -> Query:
-    """The query of a list, without the fields that a form left empty, and without those that are wrong, which the page
-    shows with the error. `limit` is the default."""
+    """The query of a list, without empty and invalid fields. The page shows an invalid field with its error. `limit`
+    is the default."""
     http, context = request.http, {ZONE: zones.of(request.http)}
     try:
         found = reading.query(http, model, skip_empty=True, context=context)
@@ -86,5 +87,5 @@ def read_query(request: OperatorRequest, model: type[Query], *, limit: int) -> Q
 
 
 async def read_page(request: OperatorRequest, read: Callable[[], Awaitable[CursorPage[Item]]]) -> CursorPage[Item]:
-    """The page of a list; of a query with an error, an empty one."""
+    """The page of the list; empty if the query has an error."""
     return CursorPage(count=None, results=(), after=None) if request.http.get(WRONG) else await read()

@@ -1,4 +1,4 @@
-"""Pauses of nodes with their ends, of one or of several nodes, and how far a drain has got."""
+"""Pauses of one or several nodes, their ends, and the progress of a drain."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from worker.store.operators.operator_store import JobFilter
 NODES = "/ops/nodes/"
 PAUSED = f"{NODES}?state=paused"
 DRAIN = "/ops/drain/"
-NODES_MAX = 100  # of one request
-LISTED = 10  # jobs of a question
+NODES_MAX = 100  # nodes per request
+LISTED = 10  # jobs listed in a question
 
 PAUSE = Question(
     title="Pause {}?",
@@ -41,7 +41,7 @@ RESUME = Question(title="Resume {}?", text="Waiting jobs start immediately.", ve
 
 
 class PauseForm(PauseBody):
-    """The API's body, with a moment as browsers send it."""
+    """The API's body, with the time as browsers send it."""
 
     until: Annotated[ExpiresAt | None, BeforeValidator(in_zone)] = None
 
@@ -57,12 +57,12 @@ class Selected(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What is waited for until a paused node, or some of them, is empty."""
+    """The jobs that must end before paused nodes are empty."""
 
     nodes: int
     empty: int
     running: int
-    seconds: float | None  # until the last of the jobs shown ends, as usual; None: unknown
+    seconds: float | None  # estimated time until the last of the shown jobs ends; None: unknown
 
 
 def read_pause(request: OperatorRequest) -> PauseForm:
@@ -73,7 +73,9 @@ def read_pause(request: OperatorRequest) -> PauseForm:
         "until": form.get("until", [""])[0] or None,
         "until_back": "until_back" in form,
     }
-    pause = reading.validated(given, PauseForm, context={ZONE: zones.of(request.http)})
+    pause = reading.validated(
+        given, PauseForm, context={ZONE: zones.of(request.http), **reading.at_cell_time(request.http)}
+    )
     request.http[REASON] = pause.audited
     return pause
 
@@ -96,7 +98,7 @@ def _left(running: Sequence[Job]) -> float | None:
 
 
 async def waits_for(context: Context, names: Iterable[str]) -> list[Part]:
-    """The jobs that pauses of these nodes would wait for. Raises NodeNotFound."""
+    """The jobs that a drain of these nodes would wait for. Raises NodeNotFound."""
     count, told = 0, list[tuple[str, str]]()
     for name in names:
         running = (await context.operators.node(name)).running
@@ -134,7 +136,7 @@ async def do(context: Context, request: OperatorRequest) -> web.Response:
     order = _order(request.form.get("action", []), request.form.get("nodes", []))
     pause = read_pause(request)
     done, refused = list[Node](), list[str]()
-    entries = request.http[EACH] = []  # filled node by node: the request may be cut off
+    entries = request.http[EACH] = []  # filled node by node, because the request may be interrupted
     for name in order.nodes:
         entry = {"path": f"{NODES}{name}/{order.action}/"}
         try:

@@ -1,4 +1,4 @@
-"""The search in the head of each page: everything by its ID or name."""
+"""The search box of each page: finds everything by its ID or name."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ FIND = "/ops/find/"
 
 
 async def find(context: Context, request: OperatorRequest) -> web.Response:
-    """What is meant by the text; if that is one thing, its page."""
+    """The matches of the text, or the page of the only match."""
     if not request.http.query.get("q", "").strip():
         return context.rendering.page(request.http, "find.html", q="", hits=(), page_of=page_of)
     q = reading.query(request.http, SearchQuery).q
@@ -26,7 +26,7 @@ async def find(context: Context, request: OperatorRequest) -> web.Response:
 
 
 def _only(hits: Sequence[Hit]) -> Hit | None:
-    """The one that is exactly meant, or the only one."""
+    """The only exact match, or the only match."""
     exact = [hit for hit in hits if hit.exact]
     likely = exact or hits
     return likely[0] if len(likely) == 1 else None
@@ -35,8 +35,8 @@ def _only(hits: Sequence[Hit]) -> Hit | None:
 def page_of(kind: str, found: str) -> str:
     if kind == "account":
         return address("/ops/servers/", account_id=found)
-    if kind == "token":
-        return address("/ops/audit/", token_id=found)
+    if kind in {"token", "request"}:
+        return address("/ops/audit/", {f"{kind}_id": found})
     return f"/ops/{kind}s/{found}/"
 
 

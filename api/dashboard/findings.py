@@ -11,25 +11,26 @@ from api.http.fields import PeriodQuery
 FINDINGS = "/ops/findings/"
 LIMIT = 50
 
-# by FindingKind, and missing_server, which the store adds
+# by FindingKind, and for missing_server, which the store adds
 MEANINGS: Mapping[str, str] = {
-    "unknown_snapshot": "Missing from Redis, and added again; the customer sees it. No action needed.",
+    "unknown_snapshot": "It was missing from Redis and was added again; the customer sees it. No action needed.",
     "unlisted_snapshot": "Its record was missing from the domain and was written again. Was the server moved here?",
     "found_snapshot": "It was lost and is on every disk again; the customer sees it again. No action needed.",
     "reverted_snapshot": "The server was reverted outside this service (virsh?). Find out who did it. See the runbook.",
-    "stray_tag": "Has a name of this service but matches no record, or is part of a lost snapshot. Find its owner.",
+    "stray_tag": "It is named like one of our snapshots but matches no record, or is part of a lost one. "
+    "Find its owner.",
     "orphaned_tag": "Left on a disk by a failed create. It is deleted automatically. No action needed.",
     "lost_snapshot": "Missing from every disk; shown to the customer as failed. Find out who deleted it.",
     "torn_snapshot": "Missing from some disks; a full restore is refused. Was a disk changed? Tell the customer.",
     "shared_disk": "Another domain uses or is based on this disk; jobs for the server are refused. See the runbook.",
     "undeleted_snapshot": "Deleting it keeps failing, so it still uses space. See the server's failed deletes.",
     "missing_server": "It has snapshots, but its node no longer reports it. Was it undefined or moved?",
-    "untracked_safety": "A restore's safety snapshot that was missing from the journal. Kept for the usual time.",
+    "untracked_safety": "A restore's safety snapshot was missing from the journal. It is kept for the usual time.",
 }
 
 
 class Query(PeriodQuery):
-    """The API's query, with moments as browsers send them."""
+    """The API's query, with times as browsers send them."""
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None

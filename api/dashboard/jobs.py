@@ -27,11 +27,11 @@ JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
 LIMIT = 50
 RARE = frozenset({Step.CLEARING, Step.ADAPTING, Step.UNDOING, Step.CLEANING})
-NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # by the action
+NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # the state that a job needs for each action
 
 
 class JobsQuery(OpsJobsQuery):
-    """The API's query, with moments as browsers send them."""
+    """The API's query, with times as browsers send them."""
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None
@@ -49,14 +49,14 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
 
 
 def as_shown(query: OpsJobsQuery) -> JobFilter:
-    """The filter of a list for people, to whom a cancelled job has not failed."""
+    """The list's filter as shown to people: a cancelled job is not shown as failed."""
     wanted = query.filter
     is_failed = wanted.state is JobState.FAILED and wanted.cancelled is None
     return replace(wanted, cancelled=False) if is_failed else wanted
 
 
 def _bulk(filters: Mapping[str, str]) -> list[str]:
-    """The actions that all matching jobs allow."""
+    """The bulk actions that apply to all matching jobs."""
     return [action for action, state in NEEDED_STATE.items() if filters.get("state") == state]
 
 
@@ -72,15 +72,15 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         longest=max((step.seconds for step in steps), default=0) or 1,
         actions=[action for action, applies in _APPLIES.items() if applies(found)],
         pending=_pending(found),
-        told=_told(found.waiting) if found.waiting else None,
+        waiting_text=_waiting_text(found.waiting) if found.waiting else None,
         lines=[_line(line) for line in found.log],
         runbook_url=context.runbook_url,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """Why a queued job has not begun, in words."""
+class WaitingText:
+    """Why a queued job has not started, in words."""
 
     waiting: Waiting
     why: str
@@ -88,15 +88,18 @@ class Told:
     given_up: str
 
 
-def _told(found: Waiting) -> Told:
-    return Told(
+def _waiting_text(found: Waiting) -> WaitingText:
+    return WaitingText(
         waiting=found, why=waiting.why(found, when=ago), place=waiting.place(found), given_up=waiting.given_up(found)
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """`tone`: past, bad if it failed, now. `seconds`: of the current step, until now."""
+    """`tone`: "past", "bad" if the step failed, or "now". `seconds`: for the current step, until now.
+
+    If the node is silent, until its last heartbeat.
+    """
 
     taken: StepTaken
     tone: str
@@ -104,16 +107,16 @@ class StepRow:
 
 
 def _steps(found: OpsJob) -> list[StepRow]:
-    steps = []
+    steps, until = [], found.job.silent_since or datetime.now(UTC)
     for taken in found.steps:
         tone = "now" if taken.seconds is None else "bad" if taken.failed else "past"
-        so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
+        so_far = (until - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
         steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
     return steps
 
 
 def _pending(found: OpsJob) -> list[str]:
-    """The steps that an unfinished job may still take, without those that few jobs need."""
+    """The steps that an unfinished job may still take, without rare ones."""
     if found.job.state.is_final:
         return []
     steps = [step for step in found.job.steps if step not in RARE]
@@ -124,7 +127,7 @@ def _pending(found: OpsJob) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the worker's log. `at`: None if the line does not say. `level`: '' below warning."""
+    """A line of the worker's log. `at`: None if the line has no time. `level`: '' below warning."""
 
     at: datetime | None
     level: str
@@ -158,7 +161,8 @@ def _is_cancellable(found: OpsJob) -> bool:
 
 
 _APPLIES: Mapping[str, Callable[[OpsJob], bool]] = {
-    "resolve": lambda found: found.job.needs_person,  # first: until then the others do not help the server
+    # comes first: until it is done, the other actions do not help the server
+    "resolve": lambda found: found.job.needs_person,
     "retry": lambda found: found.retry.is_possible,
     "cancel": _is_cancellable,
 }

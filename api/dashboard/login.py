@@ -9,7 +9,7 @@ from api.http import reading
 from api.http.marks import PROBLEM
 from api.http.problems import Problem
 
-# Not "cookies": that would end the sessions of all programs on this domain, and we end our own.
+# Not "cookies": that would end the sessions of all programs on this domain.
 _AFTER_LOGOUT = {"Location": LOGIN, "Cache-Control": "no-store", "Clear-Site-Data": '"cache", "storage"'}
 SECRET_MAX = 200  # characters; tokens are shorter
 

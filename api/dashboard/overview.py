@@ -1,6 +1,6 @@
-"""The overview: what needs an operator comes first."""
+"""The overview: problems that need an operator come first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -24,10 +24,11 @@ from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
 from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
-FEW_ALARMS = 3  # more are one list, so that the page still shows what follows
-LIMIT = 10  # of each list; the page links to the rest
-LOW_SHARE = 0.1  # of a pool's bytes that are free
-WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
+FEW_ALARMS = 3  # if there are more, they become one list, so that the rest of the page stays visible
+LIMIT = 10  # rows of each list; the page links to the rest
+WORST = 3  # nodes that the alarm of failed jobs names
+LOW_SHARE = 0.1  # a pool with a smaller free share is low
+WAITS_LONG_SECONDS = 300.0  # a longer wait is an alarm: an idle node starts a job within milliseconds
 
 
 class ChartsQuery(Query):
@@ -46,12 +47,13 @@ class Stranded:
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """`is_grave`: customers' jobs do not progress."""
+    """`is_grave`: customers' jobs do not progress. `links`: texts and paths of its parts."""
 
     is_grave: bool
     text: str
     href: str
     more: str = ""
+    links: Sequence[tuple[str, str]] = ()
 
 
 async def show(context: Context, request: OperatorRequest) -> web.Response:
@@ -91,7 +93,7 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
 
 
 async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
-    """The servers whose guests are off for a job, longest first."""
+    """The servers whose guest is off for a job, longest first."""
     if not overview.servers_off:
         return ()
     page = await operators.servers(node=None, account_id=None, stranded=False, off=True, cursor=Cursor(limit=LIMIT))
@@ -109,19 +111,17 @@ async def stranding_job(operators: OperatorStore, server: OpsServer) -> OpsJob |
 
 
 async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
-    """Graver ones first."""
+    """The alarms, grave ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
-        *await _failing(operators),
+        *await _failing(operators, since=_an_hour_before(overview)),
         *_waiting(overview),
         *_nearly_full(await operators.memory()),
         *await _full(operators),
         *await _paused(operators, overview.nodes_paused),
     ]
-    if count := overview.failed_hour:
-        text = f"{plural(count, 'job')} failed in the last hour"
-        href = address("/ops/jobs/", state=JobState.FAILED, ended_since=_an_hour_before(overview))
-        found.append(Alarm(is_grave=False, text=text, href=href))
+    if overview.failed_hour:
+        found.append(await _failed(operators, overview.failed_hour, since=_an_hour_before(overview)))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
@@ -132,7 +132,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
 
 
 def _an_hour_before(overview: Overview) -> str:
-    """To the minute: a link that changes with each refresh is hard to press."""
+    """One hour before, rounded to the minute: a link that changes with each refresh is hard to click."""
     return machine((overview.at - timedelta(hours=1)).replace(second=0, microsecond=0))
 
 
@@ -144,17 +144,33 @@ async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
 
 
-async def _failing(operators: OperatorStore) -> Iterable[Alarm]:
+async def _failing(operators: OperatorStore, *, since: str) -> Iterable[Alarm]:
     page = await operators.nodes(state="failing", sort="-failed", cursor=Cursor(limit=LIMIT))
     return [
         Alarm(
             is_grave=True,
             text=f"All jobs of {node.name} fail",
-            more=f"{plural(node.ended.failed, 'job')} in the last hour",
             href=f"/ops/nodes/{node.name}/",
+            links=[(f"{plural(node.ended.failed, 'job')} in the last hour", _failed_jobs(since, node=node.name))],
         )
         for node in page.results
     ]
+
+
+async def _failed(operators: OperatorStore, count: int, *, since: str) -> Alarm:
+    """With the nodes on which most of them failed: what one node has broken is retried together."""
+    page = await operators.nodes(state=None, sort="-failed", cursor=Cursor(limit=WORST))
+    worst = [node for node in page.results if node.ended.failed]
+    return Alarm(
+        is_grave=False,
+        text=f"{plural(count, 'job')} failed in the last hour",
+        href=_failed_jobs(since),
+        links=[(f"{node.name}: {node.ended.failed}", _failed_jobs(since, node=node.name)) for node in worst],
+    )
+
+
+def _failed_jobs(since: str, *, node: str | None = None) -> str:
+    return address("/ops/jobs/", state=JobState.FAILED, node=node, ended_since=since)
 
 
 def _waiting(overview: Overview) -> Iterable[Alarm]:

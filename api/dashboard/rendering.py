@@ -23,7 +23,7 @@ from worker.store import trouble
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
+# No inline script or style and nothing from other hosts, in case text is ever not escaped.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'"
@@ -39,9 +39,9 @@ HEADERS = {
 }
 
 
-WRONG = web.RequestKey("wrong", dict[str, str])  # parameters of the query that are wrong, with the errors
+WRONG = web.RequestKey("wrong", dict[str, str])  # invalid query parameters, with their errors
 
-READ_ONLY = {  # the banner, by cause
+READ_ONLY = {  # the banner's text, by cause
     trouble.FULL: "Redis is full.",
     trouble.REPLICA: "Redis is a read-only replica.",
     trouble.DISK: "Redis cannot write to its disk.",
@@ -51,11 +51,11 @@ READ_ONLY = {  # the banner, by cause
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A list within a question, of jobs and what is said of them."""
+    """A list of jobs within a question, with a text for each."""
 
     title: str
     jobs: Sequence[tuple[str, str]]  # ID and text
-    count: int  # of all, of which `jobs` are the first
+    count: int  # number of all jobs; `jobs` has the first ones
     is_grave: bool = False
 
 
@@ -65,11 +65,11 @@ class Question:
 
     title: str
     text: str
-    verb: str  # on the button; "": there is nothing to do
+    verb: str  # on the button; "": no button, because there is nothing to do
     dismiss: str = "Cancel"  # on the other button
     wants_reason: bool = False
     typed: str = ""  # what must be typed to confirm
-    typed_as: str = ""  # what that is
+    typed_as: str = ""  # a description of it
     is_grave: bool = False  # a red button
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # hidden inputs
     parts: Sequence[Part] = ()
@@ -78,16 +78,16 @@ class Question:
 
 
 def address(path: str, given: Mapping[str, str | list[str]] | None = None, **other: str | None) -> str:
-    """A path with a query: `given`, overridden by `other`; None or '' removes a parameter."""
+    """A path with the query `given`, overridden by `other`; None or '' removes a parameter."""
     return str(URL(path).with_query({name: text for name, text in ({**(given or {}), **other}).items() if text}))
 
 
 def is_fragment(request: web.Request) -> bool:
-    """Whether htmx asked for it, to put it into a page that is open."""
+    """Whether htmx requested a fragment for an open page."""
     return request.headers.get("HX-Request") == "true"
 
 
-_zone: ContextVar[tzinfo] = ContextVar("zone", default=UTC)  # of the page that is being rendered
+_zone: ContextVar[tzinfo] = ContextVar("zone", default=UTC)  # the time zone of the page that is being rendered
 # filters for a moment
 _IN_ZONE: Mapping[str, Callable[[datetime], str]] = {
     "absolute": lambda moment: words.absolute(moment, _zone.get()),
@@ -98,13 +98,13 @@ _IN_ZONE: Mapping[str, Callable[[datetime], str]] = {
 
 
 def _is_whole(request: web.Request) -> bool:
-    """Whether it asks for a page, or for its refresh, and not for a part that is put into another page."""
+    """Whether the request is for a page or its refresh, and not for a part of another page."""
     return not is_fragment(request) or LIVE_HEADER in request.headers
 
 
 @cache  # compiled templates serve every application of the process
 def _templates() -> "Environment":
-    # imported with the first page: many front ends never show one
+    # imported with the first page: many front ends never render one
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(
@@ -132,7 +132,7 @@ def _templates() -> "Environment":
 
 
 class Rendering:
-    """Renders templates: whole pages, or for htmx only what is inside `main`."""
+    """Renders templates: whole pages, or for htmx only the content of `main`."""
 
     def __init__(self, assets: Assets, *, why_read_only: Callable[[], str | None]) -> None:
         """`why_read_only`: why Redis refuses writes, one of trouble.CAUSES; None if it accepts them."""
@@ -140,7 +140,7 @@ class Rendering:
         self._why_read_only = why_read_only
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """`values`: what the template uses beside what every page has. A query with an error makes the status 400."""
+        """`values`: the template's own variables. The status is 400 if the query has an error."""
         session, wrong = request.get(SESSION), request.get(WRONG, {})
         _zone.set(zones.of(request))
         text = (
@@ -164,20 +164,21 @@ class Rendering:
         return _response(request, text, status=400 if wrong else status)
 
     def _read_only(self, request: web.Request) -> str | None:
-        """The banner's text; None without a session, and in what htmx puts into a part of a page."""
+        """The banner's text; None without a session, and in fragments for htmx."""
         why = self._why_read_only()
         return READ_ONLY[why] if why is not None and _is_whole(request) and SESSION in request else None
 
     def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
-        """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""
+        """`back`: the page that the dismiss button opens. `subject`: what the action applies to; shown before the
+        text."""
         return self.page(request, "ask.html", question=question, back=back, subject=subject)
 
     def done(self, request: web.Request, text: str, *, back: str, link: str | None = None) -> web.Response:
-        """The result of an action. `link`: to what it created."""
+        """The result of an action. `link`: to the created object."""
         return self.page(request, "done.html", text=text, back=back, link=link)
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
-        """An error: a page, or for htmx a notice in the page that is open."""
+        """An error: a page, or for htmx a notice in the open page."""
         comes_back = request.method == "GET" and problem.status == web.HTTPServiceUnavailable.status_code
         response = self.page(request, "refused.html", problem=problem, comes_back=comes_back, status=problem.status)
         if is_fragment(request):

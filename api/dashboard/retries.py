@@ -1,4 +1,4 @@
-"""The questions before a retry: what it will do, and what it will leave out."""
+"""The questions before a retry: what the retry will do, and what it leaves out."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ LISTED = 10  # jobs of each part
 
 
 def ensure_typed(form: Form, expected: str) -> None:
-    """Raises Problem unless the text was typed that a forced retry asks for."""
+    """Raises Problem unless the form has the text that confirms a forced retry."""
     if "".join(form.get("typed", [])).strip() != expected:
         raise invalid(FieldError(field="typed", detail=f"Type {expected} to confirm."))
 
@@ -38,8 +38,8 @@ def for_one(found: OpsJob) -> Question:
 
 
 def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, wider: str) -> Question:
-    """`found`: what a retry would do. `missing`: jobs that do not exist. `wider`: path of the question that includes
-    those that need force."""
+    """`found`: what a retry would do. `missing`: IDs of jobs that do not exist. `wider`: path of the question that
+    includes jobs that need force."""
     retried = [one.job for one in found if one.refusal is None]
     over = [job for job in retried if job.kind.overwrites]
     others = [job for job in retried if not job.kind.overwrites]
@@ -71,7 +71,7 @@ def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, w
 
 def _text(retried: Sequence[Job]) -> str:
     if not retried:
-        return "None of these jobs can be retried as it is."
+        return "None of these jobs can be retried without force."
     oldest = min(job.finished_at or job.queued_at for job in retried)
     return (
         f"New jobs will do the same again and may stop the VMs. The oldest failed {ago(oldest)}. Each succeeds or fails"
@@ -84,7 +84,7 @@ def _part(title: str, jobs: Sequence[tuple[str, str]], *, grave: bool = False) -
 
 
 def _kinds(jobs: Sequence[Job]) -> str:
-    """Such as: 3 creates, 1 delete."""
+    """The jobs by kind, such as "3 creates, 1 delete"."""
     return ", ".join(plural(count, plain(kind)) for kind, count in Counter(job.kind for job in jobs).most_common())
 
 

@@ -66,7 +66,7 @@ Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add(app: web.Application, context: Context, assets: Assets, *, request_seconds: float) -> None:
-    """`request_seconds`: limit for one request; the event stream has none."""
+    """`request_seconds`: the limit of a request; the event stream has none."""
 
     def bounded(handler: Plain) -> Plain:
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -121,7 +121,7 @@ def _to_login(request: web.Request, problem: Problem) -> web.Response:
 
 
 def _page(url: str) -> str:
-    """The path and the query of a page's URL, '' for text that is no URL."""
+    """The path and query of a page's URL; '' for text that is not a URL."""
     try:
         page = urlsplit(url)
     except ValueError:

@@ -40,12 +40,12 @@ def _html() -> Markup:
 
 
 def _anchor(title: str) -> str:
-    """The id that GitHub and others give a heading."""
+    """The ID that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _without_relative_links(tokens: "list[Token]") -> "list[Token]":
-    """Files beside the runbook in the checkout are not served: their links become text."""
+    """Turn links to other files of the checkout into text: those files are not served."""
     kept, dropped = [], False
     for token in tokens:
         if token.type == "link_open" and not str(token.attrGet("href")).startswith(("#", "https://")):

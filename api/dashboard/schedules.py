@@ -1,5 +1,7 @@
 """The schedules: what will run, and when."""
 
+from typing import Literal
+
 from aiohttp import web
 
 from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
@@ -11,10 +13,11 @@ LIMIT = 50
 
 
 class Query(OpsSchedulesQuery):
-    """The API's query, with moments as browsers send them."""
+    """The API's query, with times as browsers send them."""
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None
+    target: Literal["server", "labels", "all"] = "all"
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
@@ -22,7 +25,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     page = await read_page(
         request,
         lambda: context.operators.schedules(
-            account_id=query.account_id, server_id=query.server_id, cursor=query.cursor
+            account_id=query.account_id, server_id=query.server_id, cursor=query.cursor, target=query.target
         ),
     )
     return context.rendering.page(

@@ -75,7 +75,7 @@ async def ask(context: Context, request: OperatorRequest) -> web.Response:
     else:
         question = Question(
             title="Release this server?",
-            text="Nobody repairs it then, and another operator can take it.",
+            text="Then nobody is repairing it, and another operator can take it.",
             verb="Release",
         )
     subject = f"Server {server.id} ({server.name})"

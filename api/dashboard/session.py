@@ -1,4 +1,4 @@
-"""Sessions of operators: a cookie stands for the token; requests from other sites are rejected."""
+"""Sessions of operators: a cookie represents the token; requests from other sites are rejected."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ LOGOUT = "/ops/logout/"
 EVENTS = "/ops/events/"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf"
-LIVE_HEADER = "X-Live"  # sent by a page that refreshes itself; `idle`: no input since the last refresh
+LIVE_HEADER = "X-Live"  # sent when a page refreshes itself; `idle`: no input since the last refresh
 NEXT_MAX = 2000  # characters
 
 Form = Mapping[str, Sequence[str]]
@@ -52,7 +52,7 @@ class SessionGuard:
         self._sessions = sessions
 
     async def login(self, request: web.Request, secret: str) -> str:
-        """The new session's ID; of one for reading while Redis accepts no writes. Raises Problem (401, 403, 429)."""
+        """The ID of the new session, which is read-only while Redis refuses writes. Raises Problem (401, 403, 429)."""
         _ensure_same_origin(request)
         token = await self._callers.authenticate(request, secret)
         _ensure_operator(token)
@@ -62,8 +62,8 @@ class SessionGuard:
             return self._sessions.open_for_reading(secret, token)
 
     async def admit(self, request: web.Request, *, to_change: bool = False) -> OperatorRequest:
-        """`to_change`: the request leads to a change, as a question does. Raises Problem: 401 without a session, 403 if
-        another site may have sent the request or the token changes nothing, 429."""
+        """`to_change`: the request leads to a change, as a confirmation does. Raises Problem: 401 without a session,
+        403 if another site may have sent the request or the token is read-only, 429."""
         session = await self._session(request)
         request[TOKEN] = session.token
         request[SESSION] = session
@@ -74,7 +74,7 @@ class SessionGuard:
         if is_post:
             _ensure_same_origin(request)
         if (to_change or is_post) and request.path != LOGOUT and not may_change(session):
-            raise Problem(403, "permission_denied", "The token may see everything and change nothing.")
+            raise Problem(403, "permission_denied", "This token is read-only: it cannot change anything.")
         if not is_post:
             return OperatorRequest(http=request, session=session)
         form = await reading.form(request)
@@ -87,7 +87,7 @@ class SessionGuard:
 
     async def is_valid(self, request: web.Request) -> bool:
         """Whether the request's session still exists. Raises StoreUnavailable."""
-        session = await self._sessions.look(request.cookies.get(COOKIE, ""), by_person=False)
+        session = await self._sessions.find(request.cookies.get(COOKIE, ""), by_person=False)
         return session is not None and _is_operator(session.token)
 
     async def logout(self, request: OperatorRequest) -> None:
@@ -95,9 +95,9 @@ class SessionGuard:
 
     async def _session(self, request: web.Request) -> Session:
         cookie = request.cookies.get(COOKIE, "")
-        # an EventSource can't send our header, and reconnects by itself
+        # an EventSource cannot send our header, and it reconnects by itself
         by_page = request.path == EVENTS or request.headers.get(LIVE_HEADER) == "idle"
-        session = await self._sessions.look(cookie, by_person=not by_page)
+        session = await self._sessions.find(cookie, by_person=not by_page)
         if session is None:
             code = "session_ended" if cookie else "session_missing"
             raise Problem(401, code, "Log in with an operator token.")
@@ -115,8 +115,8 @@ def drop_cookie(response: web.Response) -> None:
 
 
 def local(path: str) -> str:
-    """Where to go after login: `path` if it is a page of the dashboard, else the overview."""
-    # a path that begins with HOME can't name another host: `//` or a scheme would come first
+    """The page to show after login: `path` if it is a page of the dashboard, otherwise the overview."""
+    # a path that begins with HOME cannot name another host: that would need `//` or a scheme in front
     ours = path.startswith(HOME) and not path.startswith(LOGIN) and len(path) <= NEXT_MAX
     return path if ours and path.isprintable() and "\\" not in path and ".." not in path.partition("?")[0] else HOME
 
@@ -136,10 +136,10 @@ def _ensure_operator(token: Token) -> None:
 
 
 def _ensure_same_origin(request: web.Request) -> None:
-    """Raises Problem. Current browsers send Sec-Fetch-Site over TLS and on loopback, else Origin."""
+    """Raises Problem. Current browsers send Sec-Fetch-Site over TLS and on loopback, otherwise Origin."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is None:
-        # as text: not every text that a stranger sends can be read as a URL
+        # compared as text: a client may send text that is not a URL
         origin = request.headers.get("Origin", "").removeprefix("https://").removeprefix("http://")
         is_same_origin = bool(origin) and origin == request.host
     else:

@@ -1,4 +1,4 @@
-"""The page of one snapshot: what it is, and who did what to it, also after its end."""
+"""The page of one snapshot: its state and its history, also after it is deleted."""
 
 from collections.abc import Mapping
 

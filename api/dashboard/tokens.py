@@ -19,7 +19,8 @@ from worker.store.access.tokens import Permission, Token
 TOKENS = "/ops/tokens/"
 NEW = f"{TOKENS}new/"
 REVOKE = f"{TOKENS}{{token_id}}/revoke/"
-LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "1 year"}  # by hours
+# labels by hours
+LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "1 year"}
 
 _NUMBER = re.compile(r"[0-9]{1,19}")  # no ID is longer
 
@@ -48,7 +49,7 @@ async def create(context: Context, request: OperatorRequest) -> web.Response:
 
 
 def _body(form: Form) -> dict[str, Any]:
-    """The form's texts as the API's types."""
+    """The form's values in the API's types."""
     body: dict[str, Any] = {
         "name": " ".join(form.get("name", [""])).strip(),
         "permissions": form.get("permissions", []),

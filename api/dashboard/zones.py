@@ -1,4 +1,4 @@
-"""The time zone in which a page shows and takes times: UTC, or what the browser's cookie names."""
+"""The time zone of the times on a page: UTC, or the zone in the browser's cookie."""
 
 import re
 from datetime import UTC, datetime, tzinfo
@@ -13,7 +13,7 @@ _DATETIME_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
 
 
 def name_of(request: web.Request) -> str:
-    """An IANA name; UTC if the cookie names no zone that this host knows."""
+    """The zone's IANA name; UTC if this host does not know the zone in the cookie."""
     name = request.cookies.get(COOKIE, UTC_NAME)
     return name if _NAME.fullmatch(name) and _zone(name) else UTC_NAME
 
@@ -25,12 +25,13 @@ def of(request: web.Request) -> tzinfo:
 def _zone(name: str) -> tzinfo | None:
     try:
         return UTC if name == UTC_NAME else ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown, no file of that kind, or a folder
+    except (KeyError, ValueError, OSError):  # unknown, not a zone file, or a folder
         return None
 
 
 def with_zone(text: object, zone: tzinfo) -> object:
-    """What a `datetime-local` input sends has no zone, and no seconds if they are 0: it means that zone."""
+    """Interpret the value of a `datetime-local` input in that zone. The value has no zone, and no seconds if they are
+    0."""
     if not isinstance(text, str) or not _DATETIME_LOCAL.fullmatch(text):
         return text
     try:

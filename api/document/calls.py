@@ -29,7 +29,7 @@ CALLS = (*CUSTOMERS_CALLS, *OPERATORS_CALLS)
 
 
 def on_one_page() -> Iterator[str]:
-    """A line for each call: method, path, ID, permission, body, and the statuses and codes of its responses."""
+    """One line per call: method, path, ID, permission, body, and the statuses and codes of its responses."""
     for call in CALLS:
         body = call.body.__name__ if call.body else "-"
         statuses = ",".join(str(reply.status) for reply in call.replies)

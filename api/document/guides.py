@@ -21,7 +21,7 @@ _SERVED = re.compile(r"(?:api/)?([a-z]+)\.md(#.*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with what follows it. `text` is for the search."""
+    """A heading and the content below it. `text` is for the search."""
 
     id: str
     title: str
@@ -34,7 +34,7 @@ class Guide:
     title: str
     html: Markup  # without the title
     sections: tuple[Section, ...]
-    codes: tuple[tuple[str, str], ...]  # error codes that have a row, with their IDs
+    codes: tuple[tuple[str, str], ...]  # error codes with a table row, and the IDs of the rows
 
 
 def guide(name: str, docs_path: str) -> Guide:
@@ -59,12 +59,12 @@ def _source(name: str) -> str:
 
 
 def anchor(title: str) -> str:
-    """The id that GitHub and others give a heading."""
+    """The ID that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _sections(tokens: "list[Token]") -> tuple[Section, ...]:
-    """Names the headings, too."""
+    """Split a guide into sections, and give its headings IDs."""
     starts = [place for place, token in enumerate(tokens) if token.type == "heading_open"]
     found = []
     for place, end in zip(starts, [*starts, len(tokens)][1:], strict=True):
@@ -90,7 +90,7 @@ def _name_rows(tokens: "list[Token]") -> tuple[tuple[str, str], ...]:
 
 
 def _linked(tokens: "list[Token]", docs_path: str) -> "list[Token]":
-    """Links to other guides lead to their pages. Files that are not served are not linked."""
+    """Point links between guides to their pages, and remove links to files that are not served."""
     kept, dropped = [], False
     for token in tokens:
         if token.type == "link_open":
@@ -109,7 +109,7 @@ def _linked(tokens: "list[Token]", docs_path: str) -> "list[Token]":
 
 
 def _pieces(markdown: "MarkdownIt", tokens: "list[Token]", name: str) -> list[str]:
-    """The HTML, with samples in several languages as one block, and tables that scroll on a narrow screen."""
+    """The HTML: samples in several languages become one block, and tables scroll on a narrow screen."""
     pieces: list[str] = []
     fences: list[Token] = []
 
@@ -135,7 +135,7 @@ def _pieces(markdown: "MarkdownIt", tokens: "list[Token]", name: str) -> list[st
 
 
 def code(samples: dict[str, str], name: str) -> Markup:
-    """Samples by language, of which one is shown at a time; a single one without the choice."""
+    """Samples by language, shown one at a time; a single sample has no language selection."""
     blocks = Markup("").join(
         Markup('<pre tabindex="0" data-language="{}"><code>{}</code></pre>').format(language, text)
         for language, text in samples.items()

@@ -24,7 +24,7 @@ _SUMMARIES = {
     JobEvent.COMPLETED: "A job is completed",
     JobEvent.FAILED: "A job has failed",
 }
-_TEXT = "Sent to each webhook that has the event in `events`. Verify the signature before you use the message."
+_TEXT = "Sent to each webhook whose `events` include this event. Verify the signature before you use the message."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ MESSAGES = (
     Message(
         event=TEST,
         summary="A test of the webhook",
-        text="Sent when a test is requested, whatever the webhook's `events`.",
+        text="Sent when a test is requested, regardless of the webhook's `events`.",
         example=TestMessage(timestamp=ASKED, data=TestData(webhook_id=examples.WEBHOOK_ID)),
     ),
 )

@@ -32,16 +32,16 @@ AnyCall = Call[Any]
 
 _REFS = "#/components/schemas/{model}"
 _TEXT = """\
-Snapshots of servers, for a quick rollback of a risky operation. Snapshots share the server's storage; they are not
-backups.
+Snapshots of servers, so that a risky change can be rolled back quickly. Snapshots share the server's storage; they are
+not backups.
 
 Each call needs a token. Work that takes time is a job: the headers `Operation-Location` and `X-Job-Id` name it; follow
 it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes, keys
-and the words of an `x-extensible-enum` may be added, so a client must treat an unknown code like others of the same
-status, ignore unknown keys, and show an unknown word as it is. Times are UTC, RFC 3339, whole seconds."""
+and the values of an `x-extensible-enum` may be added, so a client must treat an unknown code like others of the
+same status, ignore unknown keys, and show an unknown value unchanged. Times are UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
-_TOO_LARGE_IS_INVALID = {"create_snapshot"}  # its contract knows 400 only
+_TOO_LARGE_IS_INVALID = {"create_snapshot"}  # the public contract allows only 400 for this call
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
@@ -68,7 +68,7 @@ _HEADERS: dict[str, Json] = {
 _HEADER_PARAMETERS: dict[str, Json] = {
     "X-Account-Id": {
         "in": "header",
-        "description": "The account that a service token acts for. With any other token: only its own account.",
+        "description": "The account that a service token acts for. Any other token may name only its own account.",
         "schema": TypeAdapter(AccountIdInHeader).json_schema(),
     },
     "X-Request-Id": {
@@ -79,14 +79,15 @@ _HEADER_PARAMETERS: dict[str, Json] = {
     KEY_HEADER: {
         "in": "header",
         "description": (
-            "1 to 255 visible ASCII characters, chosen by the caller. If an accepted request is repeated with the same"
-            " key within 24 hours, the response is the same, and the request has no further effect."
+            "1 to 255 visible ASCII characters, chosen by the caller. An accepted request that is repeated with the"
+            " same key within 24 hours returns the same response and has no further effect."
         ),
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
     LAST_EVENT_HEADER: {
         "in": "header",
-        "description": "ID of the last event that the caller received. Any other text is answered with `missed`.",
+        "description": "ID of the last event that the caller received. For any other text, the stream "
+        "sends a `missed` event.",
         "schema": _STRING,
     },
     "If-None-Match": {
@@ -102,14 +103,14 @@ _NOT_MODIFIED: Json = {
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without titles, which would only repeat the keys."""
+    """Generates schemas without titles, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 # pydantic's signature
         return False
 
 
 def document() -> Json:
-    """The whole document, in JSON's types."""
+    """The whole document, as JSON types."""
     paths: dict[str, Json] = {}
     for call in CALLS:
         paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
@@ -128,7 +129,7 @@ def document() -> Json:
         "servers": [{"url": "/", "description": "the host of this document"}],
         "tags": [
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
-            {"name": "jobs", "description": "Accepted work, and how to follow, cancel or undo it."},
+            {"name": "jobs", "description": "The work of the service: follow, cancel or undo it."},
             {"name": "servers", "description": "The state of servers that matters for snapshots."},
             {"name": "schedules", "description": "Snapshots that are created automatically."},
             {"name": "webhooks", "description": "Events of the account's jobs, sent to the account's URLs."},
@@ -157,7 +158,7 @@ def document() -> Json:
 
 
 def text(whole: Json) -> str:
-    """The document as it is committed; always the same for the same program."""
+    """The document as it is committed; the text is deterministic."""
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -173,11 +174,11 @@ def _schemas() -> Json:
     schemas: Json = found["$defs"]
     refs = json.dumps(schemas)
     for words in [name for name in schemas if "enum" in schemas[name] and f'/{name}"' not in refs]:
-        del schemas[words]  # answers have only `more_may_come` of it
+        del schemas[words]  # responses only use its open form, `more_may_come`
     for schema in schemas.values():
         if "enum" in schema:
             schema.pop("description", None)  # the enum's docstring is for developers
-    # never returned: to the customer, such a snapshot is gone
+    # never returned: for the customer, such a snapshot is gone
     schemas["SnapshotStatus"]["enum"].remove(SnapshotStatus.DELETING)
     schemas["SnapshotStatus"]["description"] = (
         "Only a `completed` snapshot can be restored. A `failed` snapshot is listed for 7 days or until it is deleted;"
@@ -305,7 +306,7 @@ def _parameters_of(call: AnyCall) -> list[Json]:
 
 
 def _never_null(schema: Json) -> Json:
-    """The schema of an optional parameter; a query has no null."""
+    """The schema of an optional parameter without null, which a query cannot express."""
     if "anyOf" not in schema:
         return schema
     (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
@@ -337,7 +338,7 @@ def _link(link: Link) -> Json:
 
 
 def _problems() -> list[Problem]:
-    """One problem of each code."""
+    """The problems, one for each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
     return [
         refusals.INVALID,
@@ -358,8 +359,9 @@ def _problems_of(call: AnyCall) -> list[Problem]:
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     if call.takes_key or "{" in call.path:
-        kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
-    late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []  # even a refused body must arrive first
+        kinds = (*kinds, errors.RecordUnreadable)  # the record that the path names, or the stored response of the key
+    # the body must arrive before the call can be refused
+    late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []
     large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, *large, refusals.INTERNAL]
@@ -395,7 +397,7 @@ def _problem_reply(status: int, found: list[Problem]) -> Json:
 
 
 def _problem_ref(problem: Problem) -> Json:
-    """The example of the code; written out if this call returns another status for it than other calls."""
+    """The code's example. It is written out if this call returns a different status for the code than other calls."""
     usual = {each.code: each.status for each in _problems()}
     if problem.status != usual[problem.code]:
         return _problem_example(problem)

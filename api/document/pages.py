@@ -1,4 +1,5 @@
-"""The pages of the documentation: guides, resources with their calls and objects, and operators' calls apart."""
+"""The pages of the documentation: guides, resources with their calls and objects, and separate pages for operators'
+calls."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ Operation = tuple[tuple[str, str], Json]  # path, method, and the call
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """`name`: of its path and of its guide. `tag`: the page has the calls with this tag; `below`: the operators' calls
-    whose path begins with one of these."""
+    """`name`: the last segment of its path, and the name of its guide. `tag`: the page has the calls with this tag.
+    `below`: the page has the operators' calls whose path begins with one of these."""
 
     group: str
     name: str
@@ -71,13 +72,14 @@ PAGES = (
 )
 NAMES = frozenset(page.name for page in PAGES)
 _HAS_PROBLEMS = "errors"
-# a page earlier in this order has an object that several pages use
+# an object that several pages use is on the first of them in this order
 _ORDER = ("jobs", "servers", "snapshots")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a search can find. `title` is worth more than `text`; of several, those that are no detail come first."""
+    """A possible search result. A match in `title` ranks above one in `text`; results that are not details come
+    first."""
 
     title: str
     where: str
@@ -96,7 +98,7 @@ class Content:
 
     @cached_property
     def contents(self) -> list[tuple[str, str]]:
-        """The IDs and titles for the list of what is on the page."""
+        """The IDs and titles for the page's table of contents."""
         of_guide = [(each.id, each.title) for each in self.guide.sections if each.level == 2] if self.guide else []  # noqa: PLR2004
         return of_guide + [(call.id, call.title) for call in self.calls]
 
@@ -121,7 +123,7 @@ class Content:
 
 @dataclass
 class Site:
-    """All pages of a document that `api.document.openapi` generated. A page is made when it is first asked for."""
+    """All pages of a document that `api.document.openapi` generated. A page is rendered at its first request."""
 
     document: Json
     asset: Callable[[str], str]  # the URL of a file, by its name
@@ -137,7 +139,7 @@ class Site:
         return self._render("search.html", here="", title="Search", content=None, query=query, found=found)
 
     def search(self, query: str, *, at_most: int = 30) -> list[Entry]:
-        """The entries that have all words of the query, those with the words in their title first."""
+        """The entries that contain all words of the query; matches in titles come first."""
         words = query.lower().split()
         ranked = [(rank, entry) for entry in self._entries if (rank := _rank(entry, words)) is not None]
         return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])[:at_most]]
@@ -175,7 +177,7 @@ class Site:
 
     @cached_property
     def _homes(self) -> dict[str, Page]:
-        """The page that has each object: the first one that refers to it."""
+        """The page of each object: the first page that refers to it."""
         by_name = {page.name: page for page in PAGES}
         first = [by_name[_HAS_PROBLEMS], *(by_name[name] for name in _ORDER)]
         homes: dict[str, Page] = {}

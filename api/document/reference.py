@@ -13,7 +13,7 @@ from api.http.calls import EVENT_STREAM
 
 Json = Mapping[str, Any]
 _LIMITS = {"minimum": "at least", "maximum": "at most", "maxLength": "length at most", "default": "default"}
-_HUGE = 2**53  # a limit from there on is only that of the type
+_HUGE = 2**53  # a limit at or above this only reflects the type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Field:
 class Answer:
     status: str
     text: Markup
-    object: Markup  # the type of its body; "" without one
+    object: Markup  # the type of its body; "" if it has none
     headers: Sequence[str]
 
 
@@ -58,12 +58,12 @@ class Described:
 
     name: str
     text: Markup
-    words: Sequence[str]  # of an enumeration
+    words: Sequence[str]  # the values of an enumeration
     fields: Sequence[Field]
 
 
 class Reference:
-    """`homes`: the path of the page that has an object, by the object's name."""
+    """`homes`: the path of each object's page, by the object's name."""
 
     def __init__(self, document: Json, homes: Mapping[str, str]) -> None:
         self._document = document
@@ -170,7 +170,8 @@ class Reference:
         )
 
     def _example(self, call: Json) -> Markup:
-        """The first example of a success, of what was created if the call creates something."""
+        """The first example of a successful response; for a call that creates something, the one with the created
+        object."""
         for _, answer in sorted(call["responses"].items(), key=lambda answer: answer[0] != "201"):
             for media, content in answer.get("content", {}).items():
                 for example in content.get("examples", {}).values():

@@ -19,7 +19,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.SnapshotNotFound.of(id=801),
     errors.JobNotFound.of(id=JOB_ID),
     errors.ScheduleNotFound.of(id=SCHEDULE_ID),
-    errors.ScheduleLimitReached.of(limit=SCHEDULES_PER_SERVER),
+    errors.ScheduleLimitReached.of(of="server", limit=SCHEDULES_PER_SERVER, kind="schedules"),
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
     errors.WebhookNotReady.of("disabled"),

@@ -9,13 +9,13 @@ from typing import Any
 LANGUAGES: Mapping[str, str] = {"sh": "Shell", "python": "Python", "js": "JavaScript"}
 
 Json = Mapping[str, Any]
-_WIDTH = 100  # of a line of a sample
+_WIDTH = 100  # characters per line of a sample
 _KEY = "Idempotency-Key"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a sample does. `body`: None if the call takes none."""
+    """The call of a sample. `body`: None if the call takes none."""
 
     method: str
     path: str  # with the IDs of the examples
@@ -27,13 +27,13 @@ class Sample:
 
 
 def path_of(path: str, parameters: list[Json]) -> str:
-    """The path with the example of each ID."""
+    """The path with an example for each ID."""
     examples = {each["name"]: each["schema"]["examples"][0] for each in parameters if each["in"] == "path"}
     return re.sub(r"{(\w+)}", lambda found: str(examples[found[1]]), path)
 
 
 def all_of(sample: Sample) -> dict[str, str]:
-    """The text of the sample by language."""
+    """The sample's text, by language."""
     return {"sh": _curl(sample), "python": _python(sample), "js": _js(sample)}
 
 
@@ -69,7 +69,7 @@ def _python(sample: Sample) -> str:
 
 
 def _literal(value: Any) -> str:
-    """As Python writes it, in lines that fit."""
+    """The value as a Python literal, wrapped to the line length."""
     whole = _in_python(value)
     if len(whole) < _WIDTH or not isinstance(value, dict):
         return whole

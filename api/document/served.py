@@ -1,5 +1,5 @@
-"""The OpenAPI document and the pages of the documentation, for everyone. The package includes the document,
-docs/openapi.json: making it would take a quarter of a second of each start."""
+"""Serves the OpenAPI document and the documentation without a token. The package includes
+docs/openapi.json, because generating it would add 0.25 s to each start."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +18,7 @@ from api.http.calls import API
 PATH = f"{API}openapi.json"
 SEARCH = f"{DOCS}/search/"
 ASSET = f"{DOCS}/static/"
-# nothing from other hosts, and no inline script or style, in case a text ever gets past the escaping
+# nothing from other hosts, and no inline script or style, in case text is ever not escaped
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'"
@@ -30,7 +30,7 @@ _IN_CHECKOUT = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
 async def show_root(request: web.Request) -> web.StreamResponse:
-    """Where the documentation is: for programs as JSON; a browser goes there."""
+    """The location of the documentation: JSON for programs, a redirect for browsers."""
     if "text/html" in request.headers.get("Accept", ""):
         return web.Response(status=302, headers={"Location": DOCS})
     return answer({"name": "vps-snapshots", "version": _version(), "documentation": DOCS, "openapi": PATH})
@@ -53,7 +53,7 @@ async def show_page(request: web.Request) -> web.StreamResponse:
 
 
 async def lead_to_page(request: web.Request) -> web.StreamResponse:
-    """The other form of a path, with or without its last slash."""
+    """Redirect to the other form of the path, with or without the trailing slash."""
     name = request.match_info.get("page")
     return web.Response(status=308, headers={"Location": f"{DOCS}/{name}/" if name in NAMES else DOCS})
 

@@ -9,7 +9,7 @@ from worker.store.model import JobState
 
 
 class Event(Open):
-    """A job has changed: the data of one event of the stream."""
+    """The data of one event: a job has changed."""
 
     job_id: str
     kind: KindOfJob
@@ -25,7 +25,7 @@ class NoData(Open):
 
 
 class JobChanged(Open):
-    """A job has changed; `id` is for `Last-Event-ID`."""
+    """A job has changed; send `id` as `Last-Event-ID` to resume."""
 
     event: Literal["job"]
     id: str
@@ -33,7 +33,7 @@ class JobChanged(Open):
 
 
 class EventsMissed(Open):
-    """Events between the `Last-Event-ID` and this one are gone: reload the lists."""
+    """Events after the `Last-Event-ID` were lost: reload the lists."""
 
     event: Literal["missed"]
     id: str
@@ -41,13 +41,13 @@ class EventsMissed(Open):
 
 
 class OpsEvent(Event):
-    """A job of any account has changed: the data of one event of the stream."""
+    """The data of one event: a job of any account has changed."""
 
     account_id: int
 
 
 class OpsJobChanged(Open):
-    """A job of any account has changed; `id` is for `Last-Event-ID`."""
+    """A job of any account has changed; send `id` as `Last-Event-ID` to resume."""
 
     event: Literal["job"]
     id: str

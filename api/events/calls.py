@@ -14,7 +14,8 @@ from worker.store.customers.events import Audience
 EVENTS = f"{API}events/"
 OPS_EVENTS = f"{OPS}events/"
 STREAM = (
-    "Events, without end. The schema is that of one event, with its fields `event`, `id` and `data`; more may be added."
+    "An endless stream of events. The schema describes one event with its fields `event`, `id` and `data`;"
+    " more may be added."
 )
 
 call: Table[Caller] = Table("jobs")
@@ -36,7 +37,7 @@ class EventCalls:
 
         A stream of server-sent events, one for each change of a job of the account, from now on or after the
         `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists. The stream begins with an
-        `id`, so that a client which is cut off before the first event loses nothing.
+        `id`, so that a client that is disconnected before the first event loses nothing.
         """
         return await self._follow(request, caller.account_id, READ)
 

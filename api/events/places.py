@@ -1,22 +1,22 @@
-"""How many event streams are open at a time, over all processes of a front end."""
+"""Limits the open event streams, over all processes of a front end."""
 
 import fcntl
 from contextlib import suppress
 
 from worker.store.customers.events import Audience
 
-_ACCOUNTS = 1 << 40  # account ids that differ by a multiple of it share their places
+_ACCOUNTS = 1 << 40  # account IDs that differ by a multiple of this share their places
 
 
 class Places:
     """Each stream takes a place of its account, or of the operators. `file`: a file descriptor that the processes
-    share. One of them takes a place by a lock on a byte, so the kernel frees the places of a process that dies."""
+    share. A process takes a place by locking one byte, so the kernel frees the places of a process that dies."""
 
     def __init__(self, *, per_account: int, of_operators: int, file: int | None = None) -> None:
         self._per_account = per_account
         self._of_operators = of_operators
         self._file = file
-        self._ours: set[int] = set()  # a process can lock the same byte again
+        self._ours: set[int] = set()  # POSIX lets a process lock the same byte twice
 
     def take(self, audience: Audience) -> int | None:
         """A free place; None if there is none."""
@@ -38,7 +38,7 @@ class Places:
 
     def _lock(self, place: int) -> bool:
         if self._file is not None:
-            with suppress(BlockingIOError, PermissionError):  # POSIX allows both
+            with suppress(BlockingIOError, PermissionError):  # POSIX allows either error
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
                 return True
             return False

@@ -17,10 +17,11 @@ from worker.program.loop import every
 from worker.store.customers.events import Audience, Event, Events, place
 from worker.store.errors import StoreUnavailable, TooManyStreams
 
-READ_SECONDS = 0.25  # how long a new listener may wait until its account is read with the others
+READ_SECONDS = 0.25  # how long a new listener may wait until its account is read too
 AGAIN_SECONDS = 1.0  # after an error
-QUEUE = 256  # events that a listener may lag behind; then it is cut off, and reconnects with its Last-Event-ID
-WRITE_SECONDS = 20.0  # for a client to receive what is sent
+# events that a listener may lag behind; beyond that it is disconnected, and reconnects with its Last-Event-ID
+QUEUE = 256
+WRITE_SECONDS = 20.0  # how long a client may take to receive a block
 RETRY_MS = 2000  # how long a client should wait before it reconnects
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -39,7 +40,7 @@ class _Listener:
 
 
 class Streams:
-    """`places`: how many streams may be open for an account and for all operators. `limit`: how many in this process.
+    """`places`: the limits for each account and for all operators. `limit`: the streams of this process.
     `heartbeat_seconds`: the longest silence on a stream. `check_seconds`: how often the token of a stream is checked.
     """
 
@@ -71,7 +72,7 @@ class Streams:
             yield
 
     async def end_all(self, _: web.Application) -> None:
-        """End all streams, or the application would wait for them."""
+        """End all streams, because the application would otherwise wait for them."""
         for listener in [listener for listeners in self._listeners.values() for listener in listeners]:
             listener.put(None)
 
@@ -85,7 +86,7 @@ class Streams:
         alive_seconds: float | None = None,
     ) -> web.StreamResponse:
         """Send the events of the account, or of all accounts, until the client disconnects or may no longer read them.
-        `alive_seconds`: how often an `alive` event says that the store answers; None: never. Raises TooManyStreams or
+        `alive_seconds`: how often an `alive` event shows that the store responds; None: never. Raises TooManyStreams or
         StoreUnavailable before anything is sent."""
         with self._counted(account_id), self._listening(account_id, alive_seconds) as listener:
             newest = await self._events.newest(account_id)
@@ -94,10 +95,11 @@ class Streams:
             self._has_listeners.set()
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
             late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
-            # an ID that never existed may sort after all that follow
+            # an ID that never existed may sort after all future ones
             start = newest if last_event_id is None or missed else last_event_id
             listener.cut_off = lambda: request.transport.abort() if request.transport else None
-            on_disconnect(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
+            # frees the place at once instead of at the next heartbeat
+            on_disconnect(request, lambda: listener.put(None))
             response = web.StreamResponse(headers=HEADERS)
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
@@ -127,7 +129,7 @@ class Streams:
                     return
             except TimeoutError:
                 await self._write(response, self._sign(listener.alive_seconds))
-            # it may have been sent among the late ones
+            # it may have been sent already, among the events that were read late
             if event is not None and place(event.id) > place(after) and _is_for(event, account_id):
                 await self._write(response, _text(event, account_id))
             if time.monotonic() - checked > self._check_seconds:
@@ -137,7 +139,8 @@ class Streams:
                 checked = time.monotonic()
 
     def _sign(self, alive_seconds: float | None) -> str:
-        """What breaks a silence. A page that shows data of the store must not take a comment for its life."""
+        """The heartbeat of a stream. A page that shows data of the store must not take a plain comment for a sign that
+        the store responds."""
         answers = alive_seconds is not None and time.monotonic() - self._answered < alive_seconds
         return "event: alive\ndata: {}\n\n" if answers else ": still here\n\n"
 
@@ -184,13 +187,13 @@ class Streams:
 
 
 def _opening(start: str | None, *, missed: bool) -> str:
-    """The first block. With the ID `start`, a client that is cut off before its first event can say where it was."""
+    """The first block. Its ID `start` lets a client that is disconnected before its first event resume."""
     lines = [f"retry: {RETRY_MS}", *([f"id: {start}"] if start else [])]
     return "\n".join([*lines, *(["event: missed", "data: {}"] if missed else []), "", ""])
 
 
 def _is_for(event: Event, account_id: Audience) -> bool:
-    """A stream that is wrong shows nobody's events to another."""
+    """Check the account of each event again, so that a wrong stream never shows events of another account."""
     return account_id in {None, event.account_id}
 
 

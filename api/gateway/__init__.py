@@ -1,1 +1,1 @@
-"""The gateway: nodes reach the cell's store through it, and only with calls that it checks."""
+"""The gateway between the nodes and the cell's store. It checks each call of a node."""

@@ -1,4 +1,4 @@
-"""Which call of the store answers each call of a node, once it is greeted."""
+"""The store's call for each call of a node after `hello`."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from worker.store.nodes.protocol import told
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts
 
-# Each takes the message of `worker.store.nodes.protocol` that belongs to the call.
+# Each takes the call's message of `worker.store.nodes.protocol`.
 ANSWERS: Mapping[str, Callable[[NodeStore, Any], Awaitable[Any]]] = {
     "take_lease": lambda node, ask: node.take_lease(seconds=ask.seconds),
     "lease_holder": lambda node, _: node.lease_holder(),

@@ -1,4 +1,4 @@
-"""Chores of the whole cell. Every gateway does them; each is one script, so nothing is done twice."""
+"""Chores for the whole cell. Every gateway runs them; each is one script, so nothing is done twice."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,6 +29,6 @@ class CellChores:
             )
 
     async def round(self) -> None:
-        """Fail the jobs whose node is silent, and forget old failed snapshots. Raises StoreUnavailable."""
+        """Fail the jobs of silent nodes, and remove old failed snapshots. Raises StoreUnavailable."""
         await self._chores.fail_stale_jobs()
         await self._chores.forget_failed()

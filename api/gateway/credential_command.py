@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.gateway.settings import GatewaySettings
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, span, with_redis
@@ -26,9 +26,9 @@ Node = Annotated[str, typer.Argument(parser=_node, metavar="NODE", help="`node` 
 
 @app.command("create")
 def create(context: typer.Context, node: Node, expires_in: Lifetime = None, config: Config = None) -> None:
-    """Create a node's first credential. It is printed on standard output, and only this once."""
+    """Create a node's first credential. It is printed once, on standard output."""
 
-    async def call(redis: ArqRedis) -> NewCredential:
+    async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).create(node, lifetime=expires_in)
         await record(Audit(redis), f"credential create {node}")
         return new
@@ -42,7 +42,7 @@ def rotate(
     node: Node,
     expires_in: Lifetime = None,
     overlap: Annotated[
-        timedelta, typer.Option(parser=span, metavar="10m", help="How long the former one stays valid.")
+        timedelta, typer.Option(parser=span, metavar="10m", help="How long the former credential stays valid.")
     ] = OVERLAP,
     config: Config = None,
 ) -> None:
@@ -51,7 +51,7 @@ def rotate(
     The new one never expires without --expires-in, even if the former one did.
     """
 
-    async def call(redis: ArqRedis) -> NewCredential:
+    async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).rotate(node, lifetime=expires_in, overlap=overlap)
         await record(Audit(redis), f"credential rotate {node}")
         return new
@@ -61,25 +61,25 @@ def rotate(
 
 @app.command("restore")
 def restore(context: typer.Context, node: Node, config: Config = None) -> None:
-    """Make the credential that a node has valid again after the store has lost its data. Reads standard input."""
+    """Make a node's credential valid again after Redis has lost its data. Reads the credential from standard input."""
     secret = sys.stdin.read().strip()
 
-    async def call(redis: ArqRedis) -> None:
+    async def call(redis: Redis) -> None:
         await Credentials(redis).restore(node, secret)
         await record(Audit(redis), f"credential restore {node}")
 
     try:
         with_redis(settings_of(GatewaySettings, context, config).redis, call)
     except ValueError:
-        fail("standard input holds no credential", code=1)
-    typer.echo(f"node {node} has its credential again", err=True)
+        fail("standard input does not contain a credential", code=1)
+    typer.echo(f"the credential of node {node} is valid again", err=True)
 
 
 @app.command("revoke")
 def revoke(context: typer.Context, node: Node, config: Config = None) -> None:
-    """End all credentials of a node. Its connections are cut within a second."""
+    """Revoke all credentials of a node. Its connections are closed within a second."""
 
-    async def call(redis: ArqRedis) -> int:
+    async def call(redis: Redis) -> int:
         ended = await Credentials(redis).revoke(node)
         if ended:
             await record(Audit(redis), f"credential revoke {node}")
@@ -93,7 +93,7 @@ def revoke(context: typer.Context, node: Node, config: Config = None) -> None:
 @app.command("list")
 def list_credentials(
     context: typer.Context,
-    node: Annotated[str | None, typer.Argument(metavar="NODE", help="By default of all nodes.")] = None,
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="Default: all nodes.")] = None,
     config: Config = None,
 ) -> None:
     """List the valid credentials, without their secrets."""

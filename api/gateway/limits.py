@@ -5,7 +5,7 @@ import time
 
 
 class Allowance:
-    """So many units a second, and `at_once` after a quiet time. Who wants more waits."""
+    """A rate limit in units per second, with a burst of `at_once` units. Callers above the limit wait."""
 
     def __init__(self, *, per_second: float, at_once: float) -> None:
         self._per_second = per_second
@@ -14,7 +14,7 @@ class Allowance:
         self._at = time.monotonic()
 
     async def take(self, units: float) -> None:
-        """Return when the units are allowed; one demand after the other."""
+        """Wait until the units are available. Callers are served in order."""
         now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._at) * self._per_second)
         self._at = now

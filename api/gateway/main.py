@@ -86,9 +86,10 @@ async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[
             redis,
             node_silent_seconds=settings.node_silent_seconds,
             waiting_seconds=settings.waiting_seconds,
-            given_up=metrics.jobs_given_up.inc,
+            on_stale_job=metrics.jobs_given_up.inc,
         )
-        # Jobs that waited too long fail before their node's first heartbeat: nobody expects them to run any more.
+        # Jobs that have waited too long fail before their node's first heartbeat: nobody expects them to run any
+        # longer.
         first_lease = chores.fail_stale_jobs
         gateway = Gateway(redis, waiting, settings=settings, metrics=metrics, first_lease=first_lease)
         cell = CellChores(chores=chores, unreadable=metrics.schedules_unreadable.inc)
@@ -98,7 +99,7 @@ async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[
 
 
 def _address(name: tuple[str, int] | str) -> str:
-    """As in a URL; a Unix socket by its path."""
+    """The address as in a URL; for a Unix socket, its path."""
     if isinstance(name, str):
         return name
     host, port = name[:2]  # an IPv6 address has more parts

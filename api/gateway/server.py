@@ -1,4 +1,5 @@
-"""Accepts the connections of nodes: checks who connects, bounds how many, and cuts those whose credential has ended."""
+"""Accepts the connections of nodes: authenticates them, limits their number, and closes those whose credential has
+ended."""
 
 import asyncio
 import logging
@@ -10,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from websockets.asyncio.server import Server, ServerConnection, serve, unix_serve
 from websockets.datastructures import MultipleValuesError
 from websockets.frames import Frame, Opcode
@@ -29,32 +30,34 @@ from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.protocol import FRAME_BYTES, PATH, Hello
 
-LOOK_SECONDS = 0.5  # between two looks for credentials that have ended: their connections are cut within a second
-OF_ONE_NODE = 4  # connections at a time: a worker's, one that it has given up, a command's; one more cuts the oldest
-HANDSHAKES = 64  # credentials that are looked up at a time
+# interval between checks for ended credentials, so that their connections are closed within a second
+CREDENTIAL_CHECK_SECONDS = 0.5
+# connections at a time: the worker's, one that it has abandoned, a command's; one more closes the oldest
+OF_ONE_NODE = 4
+HANDSHAKES = 64  # concurrent lookups of credentials
 HANDSHAKE_SECONDS = 10.0
 PING_SECONDS = 5.0
-SILENT_SECONDS = 10.0  # without an answer to a ping, or to a close
-FRAMES_WAITING = 4  # read and not yet handled, of one connection
-PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # from one connection: more cut it
+SILENT_SECONDS = 10.0  # the limit for an answer to a ping or a close
+FRAMES_WAITING = 4  # frames of one connection that are read and not yet handled
+PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # pings from one connection; more close it
 
 log = structlog.stdlib.get_logger()
 
 
 class Gateway:
-    """What the connections of all nodes share."""
+    """The state that the connections of all nodes share."""
 
     def __init__(
         self,
-        redis: ArqRedis,
-        waiting: ArqRedis,
+        redis: Redis,
+        waiting: Redis,
         *,
         settings: GatewaySettings,
         metrics: Metrics,
         first_lease: Callable[[], Awaitable[object]],
     ) -> None:
-        """`waiting`: a client with a connection for each node, whose commands may wait. `first_lease` is awaited before
-        each first lease of a connection."""
+        """`waiting`: a Redis client with a connection for each node, for commands that block. `first_lease` is awaited
+        before the first lease of each connection."""
         self._redis = redis
         self._waiting = waiting
         self._settings = settings
@@ -69,7 +72,7 @@ class Gateway:
         metrics.connections.set_function(lambda: sum(map(len, list(self._sessions.values()))))
 
     async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Check who asks for a connection. None: it may be opened."""
+        """Authenticate a connection request. None: the connection may be opened."""
         if request.path == "/healthz":
             return connection.respond(HTTPStatus.OK, "ok\n")
         if request.path != PATH:
@@ -118,7 +121,7 @@ class Gateway:
             log.info("gateway.disconnected", node=session.node, credential=credential.id)
 
     def _allowances_of(self, node: str) -> Allowances:
-        """They outlive a connection: a new one gives a node no more than the old one had left."""
+        """The node's allowances. They outlive a connection, so that a new connection does not reset them."""
         if node not in self._allowances:
             settings = self._settings
             self._allowances[node] = Allowances(
@@ -142,10 +145,10 @@ class Gateway:
         )
 
     async def keep_cutting(self) -> NoReturn:
-        """Run until cancelled: cut the connections whose credential has ended. While Redis is away none is cut, and
-        none of them can do anything."""
+        """Close the connections whose credential has ended, until cancelled. While Redis is unavailable, none is
+        closed, and none can do anything."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CREDENTIAL_CHECK_SECONDS)
             try:
                 await self.cut_ended()
             except StoreUnavailable:
@@ -162,7 +165,8 @@ class Gateway:
 
 
 class Connection(ServerConnection):
-    """Cuts a node that floods it with pings, each of which is answered without passing the node's allowance."""
+    """Closes the connection of a node that floods it with pings, because pings do not count toward the node's
+    allowance."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -181,9 +185,9 @@ class Connection(ServerConnection):
 
 @asynccontextmanager
 async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterator[Server]:
-    """Accept connections while the block runs. At its end nodes are told to go to another gateway. Raises OSError, and
-    ConfigurationError."""
-    quiet = logging.getLogger("websockets.gateway")  # strangers' broken handshakes are no errors of ours
+    """Accept connections while the block runs. When it ends, tell the nodes to connect to another gateway. Raises
+    OSError, and ConfigurationError."""
+    quiet = logging.getLogger("websockets.gateway")  # failed handshakes of unknown clients are not our errors
     quiet.disabled = True
     options: dict[str, Any] = {
         "process_request": gateway.admit,
@@ -207,19 +211,19 @@ async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterato
         async with in_background(gateway.keep_cutting()):
             yield server
     finally:
-        server.close(code=1012, reason="the gateway stops")
+        server.close(code=1012, reason="the gateway is stopping")
         await server.wait_closed()
 
 
 def tls_of(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """Raises ConfigurationError for files that are no certificate and key."""
+    """Raises ConfigurationError if the files are not a certificate and its key."""
     if settings.unix_socket or settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    except OSError as error:  # also of TLS
+    except OSError as error:  # includes errors of TLS
         raise ConfigurationError(f"{settings.tls_cert_file}, {settings.tls_key_file}: {error}") from error
     return context
 
@@ -230,7 +234,7 @@ def _address(connection: ServerConnection) -> str:
 
 
 def _bearer(request: Request) -> str:
-    """The credential that a request carries; "" for none."""
+    """The credential of the request; "" if it has none."""
     try:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     except MultipleValuesError:

@@ -1,4 +1,4 @@
-"""One connection of a node: reads its calls, within limits, and answers them."""
+"""One connection of a node: reads its calls within limits, and answers them."""
 
 import asyncio
 import json
@@ -32,8 +32,8 @@ from worker.store.nodes.protocol import (
     Message,
 )
 
-OPEN_CALLS = 64  # of one connection at a time; the next is read when one is answered
-POLICY_VIOLATION = 1008  # a close code of WebSocket
+OPEN_CALLS = 64  # concurrent calls of one connection; the next one is read when a call is answered
+POLICY_VIOLATION = 1008  # WebSocket close code
 
 CallId = NewType("CallId", int)
 
@@ -41,7 +41,7 @@ log = structlog.stdlib.get_logger()
 
 
 class CallRefused(Exception):
-    """What a node asked does not fit the protocol. `reason`: a word for metrics and logs; the text is for the node."""
+    """The call violates the protocol. `reason`: a word for metrics and logs; the text is for the node."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail or reason)
@@ -50,14 +50,15 @@ class CallRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowances:
-    """What all connections of one node may send together."""
+    """The rate limits of one node, over all its connections."""
 
     calls: Allowance
     bytes: Allowance
 
 
 class Session:
-    """`store_of` makes the store of the node that says hello. `first_lease` comes before the connection's first one."""
+    """`store_of` creates the store for the node that says hello. `first_lease` is awaited before the connection's first
+    lease."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Session:
         return self.credential.node
 
     def cut(self) -> None:
-        """End the connection now, whatever the node does."""
+        """Close the connection at once, whatever the node does."""
         self._is_cut = True
         self._connection.transport.abort()
 
@@ -100,10 +101,10 @@ class Session:
                 await self._allowances.bytes.take(len(frame))
                 await self._allowances.calls.take(1)
                 await self._open.acquire()
-                if self._is_cut:  # what it has sent before counts no more
+                if self._is_cut:  # ignore calls that it sent before
                     break
                 self._begin(frame)
-        except CallRefused as refused:  # not even an id: nothing to answer to
+        except CallRefused as refused:  # without an ID, there is no call to answer
             self._refusals.refused(self.node, "none", refused.reason)
             await self._connection.close(POLICY_VIOLATION, refused.reason)
         except ConnectionClosed:
@@ -124,7 +125,7 @@ class Session:
             task.result()
 
     async def _end(self) -> None:
-        """Nobody waits for a job any more; other calls have been decided on and are brought to their end."""
+        """Cancel an open `take`, whose job nobody would receive, and let the other calls finish."""
         for task, name in self._calls.items():
             if name == "take":
                 task.cancel()
@@ -148,8 +149,8 @@ class Session:
             text = _error(call_id, CLAIM_REFUSED, refused.reason)
         except StoreUnavailable as error:
             result = UNAVAILABLE
-            text = _error(call_id, error.code)  # the cause would name the address of Redis
-        except Exception:  # for instance a record that can't be read: it holds up no other call
+            text = _error(call_id, error.code)  # the cause would reveal the address of Redis
+        except Exception:  # such as an unreadable record; it must not block other calls
             log.exception("gateway.call_broke", node=self.node, call=name)
             text = _error(call_id, BROKE)
         self._metrics.called(name if name in CALLS else "unknown", result, time.perf_counter() - began)
@@ -159,7 +160,7 @@ class Session:
             log.info("gateway.answer_lost", node=self.node, call=name)
 
     async def _answered(self, name: str, ask: Any) -> str:
-        """The answer as JSON. Raises CallRefused and what the store's calls raise."""
+        """The answer as JSON. Raises CallRefused and the errors of the store's calls."""
         call = CALLS.get(name)
         if call is None:
             raise CallRefused("unknown_call", "this gateway does not know the call; is it older than the node?")
@@ -170,7 +171,7 @@ class Session:
         if isinstance(message, Hello):
             return self._greet(message).model_dump_json()
         if self._store is None:
-            raise CallRefused("no_hello", "the first call is hello")
+            raise CallRefused("no_hello", "the first call must be hello")
         if name == "take_lease" and not self._had_lease:
             await self._first_lease()
             self._had_lease = True
@@ -183,15 +184,15 @@ class Session:
             spoken = ", ".join(map(str, sorted(PROTOCOLS)))
             raise CallRefused("protocol", f"this gateway speaks protocol {spoken}, the node {hello.protocols}")
         if self._store is not None:
-            raise CallRefused("two_hellos", "the connection is greeted already")
+            raise CallRefused("two_hellos", "hello was already sent on this connection")
         if hello.node != self.node:
-            raise CallRefused("wrong_node", f"the credential is that of node {self.node}, not of {hello.node}")
+            raise CallRefused("wrong_node", f"the credential belongs to node {self.node}, not to {hello.node}")
         self._store = self._store_of(self.node, hello)
         return Greeting(protocol=max(common), node=self.node)
 
     async def _take(self, store: NodeStore, ask: Message) -> Any:
         if self._taking:
-            raise CallRefused("two_takes", "a take is open on this connection")
+            raise CallRefused("two_takes", "another take is open on this connection")
         self._taking = True
         try:
             return await ANSWERS["take"](store, ask)
@@ -200,7 +201,7 @@ class Session:
 
 
 def _read(frame: str | bytes) -> tuple[CallId, str, Any]:
-    """Raises CallRefused for what can't be answered."""
+    """Parse a frame. Raises CallRefused if it is not a valid call."""
     if isinstance(frame, bytes):
         raise CallRefused("bad_frame")
     try:
@@ -219,6 +220,6 @@ def _error(call_id: CallId, code: str, detail: str = "") -> str:
 
 
 def _where(error: ValidationError) -> str:
-    """Which fields do not fit, without what they held."""
+    """The names of the invalid fields, without their values."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)[:1000]

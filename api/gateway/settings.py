@@ -23,16 +23,16 @@ class GatewaySettings(CellSettings):
     tls_cert_file: Path | None = Field(
         default=None, description="certificate with its chain; needed unless host is a loopback address"
     )
-    tls_key_file: Path | None = None
+    tls_key_file: Path | None = Field(default=None, description="key of that certificate")
     placement: Placement = Field(
         default=Placement.CLAIM,
-        description="which servers a node may add: claim: any that no other node has; declared: those that operators"
-        " have placed",
+        description="which servers a node may add: claim: any that no other node has; declared: only those that"
+        " operators have placed on it",
     )
-    connections: Count = Field(default=5000, description="connections of nodes at a time; further ones are refused")
-    calls_per_second: Count = Field(default=200, description="of one node; further ones wait")
-    calls_at_once: Count = Field(default=1000, description="calls of one node that need not wait, after a quiet time")
-    bytes_per_second: Count = Field(default=4 << 20, description="read from one node; further ones wait")
+    connections: Count = Field(default=5000, description="maximum connections of nodes; further ones are refused")
+    calls_per_second: Count = Field(default=200, description="limit for one node; further calls wait")
+    calls_at_once: Count = Field(default=1000, description="burst of calls of one node above that limit")
+    bytes_per_second: Count = Field(default=4 << 20, description="limit for one node; further data waits")
     metrics_host: Annotated[str, Field(min_length=1)] = Field(
         default="127.0.0.1", description="address that serves /metrics"
     )
@@ -45,7 +45,9 @@ class GatewaySettings(CellSettings):
         if (self.tls_cert_file is None) is not (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if self.tls_cert_file is None and self.unix_socket is None and not _is_loopback(self.host):
-            raise ValueError(f"host {self.host} needs tls_cert_file and tls_key_file: nodes send their credential")
+            raise ValueError(
+                f"host {self.host} needs tls_cert_file and tls_key_file, because nodes send their credential"
+            )
         return self
 
 

@@ -1,1 +1,1 @@
-"""What every call needs: requests, answers, problems, callers, the server."""
+"""The shared parts of all calls: requests, answers, problems, callers, the server."""

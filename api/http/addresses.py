@@ -11,14 +11,15 @@ Network = IPv4Network | IPv6Network
 
 # headers that proxies add
 _PROXY_HEADERS = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via")
-_ADDRESS_MAX = 64  # characters: the client may have sent any text in the header
+_ADDRESS_MAX = 64  # characters: the client can send any text in the header
 _WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]+|\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]+)?")
-_KEPT = 1024  # addresses whose parts are remembered
-_HOME_BITS = 64  # of an IPv6 address; its owner chooses the rest
+_KEPT = 1024  # parsed addresses in the cache
+_HOME_BITS = 64  # bits of an IPv6 address; its owner chooses the rest
 
 
 def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
-    """The peer, or if that is a trusted proxy, the nearest address before it that is not; '' for a Unix socket."""
+    """The peer's address, or behind trusted proxies, the nearest address that is not one of them; '' for a Unix
+    socket."""
     nearest = request.remote or ""
     if "X-Forwarded-For" not in request.headers:
         return nearest[:_ADDRESS_MAX]
@@ -29,7 +30,7 @@ def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
 
 
 def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
-    """Whether the peer is in one of these networks and is not a proxy: what a proxy forwards may come from anywhere."""
+    """Whether the peer is in one of these networks and is not a proxy: a proxy may forward requests from anywhere."""
     parsed = _parsed(request.remote or "")
     is_proxy = any(header in request.headers for header in _PROXY_HEADERS)
     return parsed is not None and not is_proxy and any(parsed in network for network in networks)
@@ -37,11 +38,11 @@ def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
 
 @lru_cache(_KEPT)
 def home(address: str) -> str:
-    """What counts as one caller: an IPv4 address, the /64 of an IPv6 address, or the text of anything else, which a
-    proxy has written in place of an address."""
+    """The key that counts as one caller: an IPv4 address, the /64 of an IPv6 address, or any other text that a
+    proxy wrote in place of an address."""
     parsed = _parsed(address)
     if isinstance(parsed, IPv6Address):
-        return str(IPv6Network((int(parsed), _HOME_BITS), strict=False))  # without the zone of fe80::1%eth0
+        return str(IPv6Network((int(parsed), _HOME_BITS), strict=False))  # drops the zone, as in fe80::1%eth0
     return address if parsed is None else str(parsed)
 
 

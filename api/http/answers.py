@@ -1,4 +1,4 @@
-"""What callers get: the bases of bodies, how a record becomes a body, and the links between pages."""
+"""Responses: base classes of bodies, the conversion of records to bodies, and links between pages."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,13 +31,15 @@ Timestamp = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
 ]
 Total = Annotated[int, Field(description="the number of results on all pages")]
-After = Annotated[str | None, Field(description="the cursor of the next page, for `after`; null: this is the last")]
+After = Annotated[
+    str | None, Field(description="the cursor of the next page, for `after`; null: this is the last page")
+]
 TotalIfKnown = Annotated[int | None, Field(description="the number of results on all pages; null if unknown")]
 
 
 def more_may_come(words: type[StrEnum]) -> WithJsonSchema:
-    """The schema of a word in an answer to which words may be added: a client made from an enum would refuse a whole
-    list for one new word."""
+    """The schema of an open enumeration in a response. A client that is generated from a closed one would reject a
+    whole list because of one new value."""
     listed = ", ".join(f"`{word}`" for word in words)
     schema: dict[str, Any] = {"type": "string", "description": f"{listed}; more may be added"}
     return WithJsonSchema(schema | {"x-extensible-enum": [str(word) for word in words]})
@@ -49,13 +51,13 @@ StatusOfServer = Annotated[ServerState, more_may_come(ServerState)]
 
 
 class Closed(BaseModel):
-    """A body of the contract: exactly these keys, now and later."""
+    """A body of the public contract: its keys never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class Open(BaseModel):
-    """A body that is not in the contract: keys may be added, and clients ignore unknown keys."""
+    """A body outside the public contract: keys may be added, and clients ignore unknown keys."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -81,14 +83,14 @@ class Health(Open):
 
 
 class Readiness(Health):
-    """What the front end can serve."""
+    """Which calls the front end can serve."""
 
     reads: Literal[True]
     writes: Annotated[bool, Field(description="false: calls that change something are refused with `store_read_only`")]
 
 
 def from_record(body: type[Body], record: object, **others: object) -> Body:
-    """A body with the record's fields of the same names, and with `others`."""
+    """Create a body from the record's fields of the same names and `others`."""
     fields = body.__pydantic_fields__
     return body(**others, **{name: getattr(record, name) for name in fields if name not in others})
 
@@ -123,20 +125,20 @@ def cursor_answer(
 ) -> web.Response:
     """A page of an operators' list, with a link to the next. `one` makes the body of an item; `others` are further
     fields of the list."""
-    url = request.rel_url.update_query(after=page.after or "")  # other parameters of the query are kept
+    url = request.rel_url.update_query(after=page.after or "")  # keeps the other query parameters
     headers = {"Link": f'<{url}>; rel="next"'} if page.after else {}
     return answer(from_record(body, page, results=tuple(map(one, page.results)), **others), headers=headers)
 
 
 def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:
-    """The header with the pages around this one, after RFC 8288; other parameters of the query are kept."""
+    """The Link header (RFC 8288) with the neighboring pages; keeps the other query parameters."""
     last = max(1, -(-count // query.page_size))
     pages = {"first": 1, "last": last}
     if query.page > 1:
         pages["prev"] = min(query.page - 1, last)
     if query.page < last:
         pages["next"] = query.page + 1
-    # The query was read, so there is nothing in it that must be quoted.
+    # The query is validated, so it contains nothing that must be quoted.
     parts = [part for part in url.raw_query_string.split("&") if part]
     place = next((n for n, part in enumerate(parts) if part.startswith("page=")), len(parts))
 

@@ -1,7 +1,7 @@
-"""How many entries a token may add to the audit log for calls that start no job; a service token, for each account.
+"""Limits how many audit log entries a token may add for calls that start no job; for a service token, per account.
 
-The log has a fixed number of entries, so one program that calls in a loop could push out those of all others.
-Jobs limit themselves: each takes seconds, and a server has one at a time.
+The log has a fixed size, so a program that calls in a loop could push out all other entries. Jobs limit
+themselves: each takes seconds, and a server has one at a time.
 """
 
 import time
@@ -11,7 +11,7 @@ HOUR_SECONDS = 3600.0
 
 
 class AuditBudget:
-    """Counts by this process. `most`: entries per hour; `now`: seconds."""
+    """Counts in this process only. `most`: entries per hour; `now`: returns seconds."""
 
     def __init__(self, most: int, *, now: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -20,7 +20,7 @@ class AuditBudget:
         self._used: dict[tuple[str, str], int] = {}
 
     def left(self, token_id: str, account: str) -> int:
-        """Count one entry. Returns how many are left, with this one: 1 is the last, 0 is too many."""
+        """Count one entry. Returns how many are left, including this one: 1 means the last one, 0 too many."""
         if (now := self._now()) - self._since >= HOUR_SECONDS:
             self._since, self._used = now, {}
         used = self._used.get((token_id, account), 0)

@@ -10,22 +10,22 @@ from api.http.marks import ACCOUNT, EACH, MADE, PROBLEM, REASON, REQUEST_ID, SER
 from worker.store.access.tokens import Permission
 
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PATH_MAX = 200  # characters: before it is validated, an ID in it may be any text
+_PATH_MAX = 200  # characters: an ID in the path may be any text before it is validated
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 log = structlog.get_logger()
 
 
-def is_to_be(request: web.Request, response: web.StreamResponse) -> bool:
-    """Only calls with a valid token and within its limit: a stranger's calls must not push other entries out. They are
-    in the log."""
+def is_audited(request: web.Request, response: web.StreamResponse) -> bool:
+    """Whether the call is audited: only calls with a valid token and within its limit, so that an unauthenticated
+    client cannot push out entries. The program's log has the others."""
     limited = response.status == web.HTTPTooManyRequests.status_code
     return request.method in _CHANGING and TOKEN in request and not limited
 
 
-def fits(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
-    """Whether the token may add an entry to the audit log. It always may for a job, which limits itself, and always as
-    an operator."""
+def is_within_budget(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
+    """Whether the token may add an entry to the audit log. Calls that start a job, which limit themselves, and
+    operators always may."""
     token = request[TOKEN]
     is_dry_run = "dry_run" in request.query
     starts_job = "X-Job-Id" in response.headers and not is_dry_run and response.status < web.HTTPBadRequest.status_code
@@ -33,13 +33,15 @@ def fits(request: web.Request, response: web.StreamResponse, budget: AuditBudget
         return True
     left = budget.left(token.id, str(request.get(ACCOUNT, "")))
     if left == 1:
-        request[REASON] = "Further calls of this token within the hour that start no job are only in the program's log."
+        request[REASON] = (
+            "Until the end of the hour, further calls of this token that start no job are only in the program's log."
+        )
         log.warning("audit.limit_reached", token=token.id)
     return left > 0
 
 
 def known(request: web.Request, address: str, *, status: int) -> dict[str, str]:
-    """What does not depend on the caller and on what the call did."""
+    """The fields that depend neither on the caller nor on the result."""
     fields = {
         "method": request.method,
         "path": request.rel_url.raw_path[:_PATH_MAX],
@@ -51,7 +53,7 @@ def known(request: web.Request, address: str, *, status: int) -> dict[str, str]:
 
 
 def entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:
-    """Who did what, from where, and the result; one entry for each item of a bulk call."""
+    """The entries of a call: who did what, from where, and the result. A bulk call has one entry for each item."""
     token = request[TOKEN]
     entry = known(request, address, status=response.status) | {
         "token": token.id,

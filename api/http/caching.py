@@ -12,8 +12,8 @@ PACKED_FROM_BYTES = 1024
 
 
 def conditional(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """The answer to a GET with its ETag, or 304 if the caller already has it. The tag is weak: the compressed answer
-    has the same."""
+    """The answer to a GET with its ETag, or 304 if the caller already has it. The tag is weak, because the
+    compressed answer has the same one."""
     if not isinstance(response, web.Response) or response.status != web.HTTPOk.status_code:
         return response
     body = response.body if isinstance(response.body, bytes) else b""
@@ -25,7 +25,7 @@ def conditional(request: web.Request, response: web.StreamResponse) -> web.Strea
     elif len(body) >= PACKED_FROM_BYTES and accepts_gzip(request):
         response.enable_compression(web.ContentCoding.gzip)
     response.etag = tag
-    response.headers["Cache-Control"] = "private, no-cache"  # only the caller may keep it, and must revalidate it
+    response.headers["Cache-Control"] = "private, no-cache"  # only the caller may cache it, and must revalidate it
     response.headers["Vary"] = "Authorization, X-Account-Id, Accept-Encoding"
     return response
 

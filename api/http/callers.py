@@ -37,8 +37,9 @@ class Caller:
 
 
 class Entering(Entry):
-    """The caller of a request, whom the request's first script checks: one call of Redis for both. If the request is
-    refused before, `identify` checks the caller alone, so that a stranger does not learn what is wrong with it."""
+    """The caller of a request. The request's first script checks the caller, which saves a round trip to Redis. If
+    the request is refused before that, `identify` checks the caller alone, so that an unauthenticated client does not
+    learn what is wrong with it."""
 
     def __init__(self, callers: "Callers", request: web.Request, call: Call[Any], presented: Presented) -> None:
         self._callers = callers
@@ -56,7 +57,7 @@ class Entering(Entry):
         return caller | ({"audit": self._entry(), "audit_most": NEW_MOST} if self._call.changes else {})
 
     def _entry(self) -> dict[str, str]:
-        """The entry of the audit log, if the call is admitted: what is known now."""
+        """The audit log entry of the call if it is admitted, with the fields that are known now."""
         address = self._callers.address(self._request)
         return auditing.known(self._request, address, status=self._call.replies[0].status)
 
@@ -81,7 +82,7 @@ class Callers:
     def __init__(
         self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network], used: Callable[[str], None]
     ) -> None:
-        """`used` is told the ID of each token that is used."""
+        """`used` is called with the ID of each token that is used."""
         self._tokens = tokens
         self._limits = limits
         self._trusted_proxies = trusted_proxies
@@ -94,7 +95,7 @@ class Callers:
         return Caller(account_id=_acting_for(request, token, permission), token=token)
 
     def enter(self, request: web.Request, call: Call[Any]) -> "Entering":
-        """The caller, who is checked by the script of the call. Raises Problem for headers that are sent twice."""
+        """The caller, to be checked by the call's script. Raises Problem if a header is sent twice."""
         return Entering(self, request, call, self.presented(request, _secret(request)))
 
     async def operator(self, request: web.Request, permission: Permission) -> Token:
@@ -128,7 +129,7 @@ class Callers:
         return self._welcome(request, presented, await self._tokens.authenticate(presented, self._limits))
 
     async def authenticated(self, request: web.Request, presented: Presented, answer: list[Any]) -> Token:
-        """The same, from the answer of a script that has looked the token up and counted the call."""
+        """Like `authenticate`, from the answer of a script that has looked up the token and counted the call."""
         found = await self._tokens.authenticated(presented, self._limits, answer)
         return self._welcome(request, presented, found)
 
@@ -169,9 +170,9 @@ def bearer(request: web.Request) -> str:
 
 
 def _secret(request: web.Request) -> str:
-    """The same. Raises Problem if a header of the caller is sent twice."""
+    """Like `bearer`, but raises Problem if a header of the caller is sent twice."""
     for header in ("Authorization", ACCOUNT_HEADER):
-        if len(request.headers.getall(header, ())) > 1:  # two parts of a proxy chain may read different ones
+        if len(request.headers.getall(header, ())) > 1:  # parts of a proxy chain may each read a different one
             raise invalid(FieldError(field=header, detail="Send it once."))
     return bearer(request)
 
@@ -182,7 +183,7 @@ def _ensure_allowed(token: Token, permission: Permission) -> None:
 
 
 def _acting_for(request: web.Request, token: Token, permission: Permission) -> AccountId:
-    """The account, once it is certain that the token may make the call. Raises Problem (400, 403)."""
+    """The account that the token acts for. Checks that the token may make the call. Raises Problem (400, 403)."""
     _ensure_allowed(token, permission)
     account_id = _account(token, request)
     bind_contextvars(account=account_id)

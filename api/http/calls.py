@@ -1,4 +1,4 @@
-"""The parts of an API call: a row above each handler, from which its route and its document are made."""
+"""The decorator of each handler, from which its route and its documentation are generated."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ Handler = Callable[[Resource, web.Request, By], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Link:
-    """From an answer to a call that can follow it; `parameters` in OpenAPI's runtime expressions."""
+    """A link from a response to a possible next call; `parameters` are OpenAPI runtime expressions."""
 
     to: str
     parameters: Mapping[str, str]
@@ -34,13 +34,13 @@ class Link:
 
 
 def links(*calls: str, **parameters: str) -> tuple[Link, ...]:
-    """To each of these calls, with the same parameters."""
+    """Links to these calls, all with the same parameters."""
     return tuple(Link(call, parameters) for call in calls)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that is not a problem. `examples` are instances of its body's models; without any, it has no body."""
+    """A successful response. `examples` are instances of its body's models; without examples, it has no body."""
 
     status: int
     examples: Mapping[str, BaseModel] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[By]):
-    """A call, made by a `By`. Its ID in the document is the name of its handler."""
+    """A call of the API. Its ID in the document is the name of its handler."""
 
     method: str
     path: str
@@ -65,7 +65,7 @@ class Call(Generic[By]):
     handle: Handler[Any, By]
     replies: tuple[Reply, ...]
     query: type[BaseModel] | None
-    examples: Mapping[str, BaseModel]  # of its body; without any, it takes no body
+    examples: Mapping[str, BaseModel]  # examples of its body; without examples, it takes no body
     refusals: tuple[type[errors.Refused], ...]
 
     @property
@@ -96,17 +96,17 @@ class Call(Generic[By]):
 
     @property
     def is_stream(self) -> bool:
-        """Whether it answers with a stream of events."""
+        """Whether the response is an event stream."""
         return any(reply.media == EVENT_STREAM for reply in self.replies)
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether its answer has an ETag: see api.http.caching."""
+        """Whether the response has an ETag: see api.http.caching."""
         return self.method == "GET" and not self.is_stream
 
     @property
     def is_paged(self) -> bool:
-        """Whether its answer has a Link to other pages."""
+        """Whether the response has a Link header to other pages."""
         return self.query is not None and issubclass(self.query, PageQuery | CursorQuery)
 
 

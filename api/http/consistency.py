@@ -1,4 +1,4 @@
-"""Whether a create stops its server: what a request asks for, and what the provider allows."""
+"""Whether a create stops its server: the request's choice, and what the provider allows."""
 
 from typing import Annotated, Literal
 
@@ -17,32 +17,35 @@ Asked = Annotated[
     *NOT_NULL,
     Field(
         description=(
-            "`stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its"
-            " agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the"
-            " provider's default, usually `stop`"
+            "`stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that,"
+            " and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or"
+            " else the provider's default, usually `stop`"
         ),
         exclude_if=lambda asked: (
             asked is None
-        ),  # the fingerprint of a request without it stays that of earlier versions
+        ),  # keeps the fingerprint of requests without it the same as in earlier versions
     ),
 ]
 Label = Annotated[
     Annotated[str, more_may_come(Consistency)] | None,
-    Field(description="how the guest's data got into the snapshot; null: unknown, or none was taken"),
+    Field(description="the state of the guest's data in the snapshot; null: unknown, or no snapshot was taken"),
 ]
 
 
 def allowed(asked: Choice | None, live: Live) -> Choice | None:
-    """What was asked for; `stop` if nothing else is possible. Raises Problem if the provider does not allow it."""
+    """The requested consistency; `stop` if nothing else is possible. Raises Problem if the provider does not allow
+    it."""
     if live is not Live.REFUSED:
         return asked
     if asked == "live":
-        raise invalid(FieldError(field=FIELD, detail="This provider takes no snapshots of running servers: use stop."))
+        raise invalid(
+            FieldError(field=FIELD, detail="This provider does not allow snapshots of running servers. Use stop.")
+        )
     return "stop"
 
 
 def is_live(asked: Choice | None, live: Live) -> bool | None:
-    """Whether the server is not stopped; None: as is set for the server, or else by the provider. Raises Problem if the
-    provider does not allow what was asked for."""
+    """Whether the server keeps running; None: the server's or else the provider's default applies. Raises Problem if
+    the provider does not allow the requested consistency."""
     choice = allowed(asked, live)
     return None if choice is None else choice == "live"

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     StringConstraints,
     TypeAdapter,
+    ValidationInfo,
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
@@ -26,20 +27,23 @@ from worker.store.records import NUMBER_MAX
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500
 ID_MAX = 2**63 - 1
-PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
+PAGE_MAX = 10**9  # beyond any list, and the offset is still exact in Lua
 PAGE_SIZE_MAX = 500
+LABELS_MAX = 20
 _EXACT_MAX = 2**53  # up to here a float is exactly one integer
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
-# Descriptions are kept in XML, which can't hold these characters; some of them also control a terminal.
+# Descriptions are stored in XML, which cannot contain these characters; some of them also control a terminal.
 NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
-_UNSTORABLE = re.compile(rf"[{NOT_STORABLE}]")  # JSON itself excludes half a character (a lone surrogate)
+_UNSTORABLE = re.compile(rf"[{NOT_STORABLE}]")  # JSON itself excludes lone surrogates
 
 Id = TypeVar("Id")
 
-PATTERNS: dict[str, str] = {}  # the rule that a problem states, by pattern
+NOW = "now"  # in the context of a validation: the time of the cell, as a function
+
+PATTERNS: dict[str, str] = {}  # the rule for the problem's detail, by pattern
 
 
 class RequestBody(BaseModel):
@@ -55,13 +59,13 @@ class Query(BaseModel):
 
 
 def matches(pattern: str, rule: str) -> StringConstraints:
-    """Text that matches the whole pattern; `rule` says in a problem what it must be."""
+    """Text that matches the whole pattern; `rule` is the problem's detail."""
     PATTERNS[pattern] = rule
     return StringConstraints(pattern=pattern)
 
 
 def hex_id(of: str, example: str) -> tuple[object, object]:
-    """A record's ID, which the service chooses: as many hexadecimal digits as the example has."""
+    """A record's ID, which the service generates: as many hexadecimal digits as the example."""
     shape = matches(rf"^[0-9a-f]{{{len(example)}}}$", f"Must be {len(example)} hexadecimal digits.")
     return shape, Field(description=f"ID of a {of}", examples=[example])
 
@@ -79,8 +83,14 @@ def _storable(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "Must not be blank.")
+    return text
+
+
 def id_text(text: object) -> int:
-    """An ID in its one form: 007 is not 7."""
+    """An ID in canonical form: 007 is not 7."""
     if not isinstance(text, str) or not _ID.fullmatch(text):
         raise PydanticCustomError("not_an_id", "Must be a positive integer.")
     return int(text)
@@ -110,7 +120,7 @@ def _not_null(value: object) -> object:
 
 
 def _without_default(schema: JsonDict) -> None:
-    schema.pop("default")  # null and leaving it out differ
+    schema.pop("default")  # null differs from leaving the field out
 
 
 def _without_null(schema: JsonDict) -> None:
@@ -126,8 +136,14 @@ def _moment(text: object) -> object:
     return text
 
 
-def _in_future(moment: datetime) -> datetime:
-    if not datetime.now(UTC) < moment < datetime.now(UTC) + timedelta(hours=EXPIRE_HOURS_MAX):
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+def _in_future(moment: datetime, info: ValidationInfo) -> datetime:
+    """By the time of the cell: the wall clock of one front end decides nothing."""
+    now: datetime = (info.context or {}).get(NOW, _utc)()
+    if not now < moment < now + timedelta(hours=EXPIRE_HOURS_MAX):
         raise PydanticCustomError("not_in_future", "Must be in the future, within ten years.")
     return moment
 
@@ -136,10 +152,14 @@ STORABLE = (
     AfterValidator(_storable),
     Field(description="no control characters", json_schema_extra={"pattern": f"^[^{NOT_STORABLE}]*$"}),
 )
+NOT_BLANK = (
+    AfterValidator(_not_blank),
+    Field(json_schema_extra={"pattern": rf"^[^{NOT_STORABLE}]*[^{NOT_STORABLE}\s][^{NOT_STORABLE}]*$"}),
+)
 LEFT_OUT = Field(json_schema_extra=_without_default)
 NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
-# Limits come before the parser, or the schema lacks them.
+# The limits must come before the parser, otherwise the schema lacks them.
 ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 AccountIdInPath = Annotated[
     AccountId, Field(ge=1, le=ID_MAX, description="ID of an account", examples=[77]), BeforeValidator(id_text)
@@ -165,11 +185,28 @@ Name = Annotated[
     ),
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
-# of what is created: many clients send null for what they leave out
+# for bodies that create something: many clients send null for omitted fields
 DescriptionIfAny = Annotated[Description | None, AfterValidator(lambda text: text or "")]
-# not strict: pydantic gets the validator's text as a Python object, not as JSON
+# not strict: the validator passes a Python object to pydantic, not JSON
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
 ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]
+
+LabelKey = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
+        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
+    ),
+]
+Labels = Annotated[
+    dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
+]
 
 OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
 OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]
@@ -207,7 +244,7 @@ _CURSOR = cursor_text(r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z
 
 
 class CursorQuery(Query):
-    """A page of a list that may be long, by cursor."""
+    """A page of a long list, by cursor."""
 
     limit: Annotated[int, Field(ge=1, le=PAGE_SIZE_MAX, description="results per page"), BeforeValidator(digits)] = 100
     after: Annotated[str, *_CURSOR] | None = None
@@ -235,4 +272,4 @@ class PeriodQuery(CursorQuery):
 class ReasonBody(RequestBody):
     """The reason, which the audit log records."""
 
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), *STORABLE]
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), *STORABLE, *NOT_BLANK]

@@ -13,7 +13,8 @@ _FIRST = 3  # the number of the first descriptor that systemd passes
 
 
 def bind(settings: ApiSettings) -> list[list[socket.socket]]:
-    """The listening sockets of each process: those that systemd passes, else those of the settings. Raises OSError.
+    """The listening sockets of each process: those that systemd passes, otherwise those of the settings. Raises
+    OSError.
 
     Each process has its own sockets for a host and a port, and the kernel spreads new connections evenly. The processes
     share a Unix socket: there the kernel has no such option.
@@ -36,7 +37,7 @@ def bind(settings: ApiSettings) -> list[list[socket.socket]]:
 
 
 def _given() -> list[socket.socket]:
-    """What systemd has opened for this process (sd_listen_fds(3)). Only the first call has them."""
+    """The sockets that systemd passes to this process (sd_listen_fds(3)). Only the first call returns them."""
     is_ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = int(os.environ.pop("LISTEN_FDS", "0")) if is_ours else 0
     given = [socket.socket(fileno=number) for number in range(_FIRST, _FIRST + count)]
@@ -47,8 +48,9 @@ def _given() -> list[socket.socket]:
 
 
 def _dealt(given: Iterable[socket.socket], processes: int) -> list[list[socket.socket]]:
-    """The sockets of each process. If several have one address (SO_REUSEPORT), each is some process's own; a socket
-    that nobody accepts from would keep its connections waiting forever. With fewer than processes, they are shared."""
+    """The sockets of each process. If several have the same address (SO_REUSEPORT), each belongs to one process:
+    connections of a socket that no process accepts from would wait forever. If there are fewer sockets than processes,
+    they are shared."""
     by_address: dict[object, list[socket.socket]] = {}
     for one in given:
         by_address.setdefault(one.getsockname(), []).append(one)
@@ -60,8 +62,8 @@ def _dealt(given: Iterable[socket.socket], processes: int) -> list[list[socket.s
 
 
 def _addresses(settings: ApiSettings) -> list[tuple[int, Any]]:
-    """Each with its family, such as ::1 and 127.0.0.1 of localhost. Without those of a family that the kernel lacks,
-    unless there are no others."""
+    """The addresses of the host, each with its family, such as ::1 and 127.0.0.1 for localhost. Leaves out families
+    that the kernel lacks, unless there are no others."""
     answers = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     found: list[tuple[int, Any]] = [(family, address) for family, _, _, _, address in answers]
     return [each for each in found if _knows(each[0])] or found

@@ -1,4 +1,4 @@
-"""Around every request: its ID, its log line, its audit entry, and the problem document if it is refused."""
+"""Wraps every request: its ID, its log line, its audit entry, and the problem document if it is refused."""
 
 import re
 import time
@@ -54,7 +54,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
         address = callers.address(request)
         if request.get(AUDITED, False):
             audit.told()
-        elif auditing.is_to_be(request, response) and auditing.fits(request, response, budget):
+        elif auditing.is_audited(request, response) and auditing.is_within_budget(request, response, budget):
             await _record(audit, auditing.entries(request, response, address))
         route = route_of(request)
         write = log.debug if route in QUIET else log.info
@@ -75,18 +75,18 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
 
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the headers of every answer, also of a stream, before they are sent."""
+    """Add the common headers before a response or a stream is sent."""
     response.headers.update(request.get(ALLOWANCE, {}))
     if (key := request.get(IDEMPOTENCY)) and key.replayed:
         response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
     response.headers["Server"] = SERVER
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")  # of a POST too: it may have a secret
+    response.headers.setdefault("Cache-Control", "no-store")  # also on a POST: its response may contain a secret
 
 
 async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
-    # After the call, which has taken effect even if this fails.
+    # Written after the call, which has taken effect even if this fails.
     try:
         await audit.write(*entries)
     except errors.StoreUnavailable as error:

@@ -1,4 +1,4 @@
-"""Refusals on the wire: RFC 9457 problem documents, and the table that gives each refusal its HTTP status."""
+"""RFC 9457 problem documents, and the HTTP status of each refusal."""
 
 import json
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.StoreReadOnly: 503,
     errors.OutcomeUnknown: 503,
 }
-DOCS_URL = "/docs"  # of the API's documentation, as callers reach it
+DOCS_URL = "/docs"  # URL of the API's documentation for callers
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
@@ -71,13 +71,13 @@ RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
 
 
 class Conflict(BaseModel):
-    """What an earlier request of the account has made, for which this one was refused. If that request was yours, and
-    you repeated it without a key because its response was lost, it has taken effect."""
+    """The object of an earlier request that this request conflicts with. If you repeated a request without a key
+    because its response was lost, this shows whether the first one took effect."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
-    job_id: Annotated[str | None, Field(description="of `server_busy`")]
-    job_kind: Annotated[str | None, Field(description="of `server_busy`: as the job's `kind`; more may be added")]
+    job_id: Annotated[str | None, Field(description="only for `server_busy`")]
+    job_kind: Annotated[str | None, Field(description="only for `server_busy`: the job's `kind`; more may be added")]
     snapshot_id: Annotated[int | None, Field(description="the snapshot that has the name, or that the job is about")]
     requested_at: Timestamp
 
@@ -102,16 +102,16 @@ class ProblemDocument(BaseModel):
     ]
     title: str
     status: Annotated[int, Field(description="the HTTP status")]
-    detail: Annotated[str, Field(description="the reason, for a person to read")]
+    detail: Annotated[str, Field(description="the reason, for people")]
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     request_id: Annotated[str, Field(description="the X-Request-Id of the response")]
     errors: Annotated[
         tuple[FieldError, ...],
-        Field(description="only of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
+        Field(description="only for `invalid_request`: each invalid field", exclude_if=lambda errors: not errors),
     ] = ()
     conflicts_with: Annotated[
         Conflict | None,
-        Field(description="only of `server_busy` and `name_taken`", exclude_if=lambda conflict: conflict is None),
+        Field(description="only for `server_busy` and `name_taken`", exclude_if=lambda conflict: conflict is None),
     ] = None
 
 
@@ -144,7 +144,7 @@ def unauthenticated(secret: str) -> Problem:
 
 
 def rate_limited(calls: str, wait: timedelta) -> Problem:
-    """More calls than the limit. `calls`: which ones are counted; `wait`: until one more is allowed."""
+    """Too many calls. `calls`: which calls are counted; `wait`: until the next one is allowed."""
     headers = {"Retry-After": str(max(1, ceil(wait.total_seconds())))}
     return Problem(429, "rate_limited", f"Too many calls {calls} within one minute.", headers=headers)
 
@@ -160,7 +160,7 @@ def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
 
 
 def of_http(error: web.HTTPException) -> Problem:
-    """What aiohttp itself refuses: an unknown path, or a method that the path does not allow."""
+    """Errors of aiohttp itself: an unknown path, or a method that the path does not support."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return Problem(405, "method_not_allowed", f"Allowed methods: {allowed}.", headers={"Allow": allowed})
@@ -176,7 +176,7 @@ def internal_error(status: int = 500) -> Problem:
 
 
 def document(problem: Problem, *, request_id: str, docs_url: str = DOCS_URL) -> ProblemDocument:
-    """`docs_url`: of the documentation, whose page of errors has a section for each code."""
+    """`docs_url`: URL of the documentation, whose page of errors has a section for each code."""
     return ProblemDocument(
         type=f"{docs_url}/errors/#{problem.code}",
         title=problem.code.replace("_", " ").capitalize(),

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from functools import cache
 from typing import TypeVar
 from urllib.parse import parse_qs
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http import rules
-from api.http.fields import AccountIdInHeader, PathId, ReasonBody
+from api.http.fields import NOW, AccountIdInHeader, PathId, ReasonBody
 from api.http.marks import FROM_STRANGER, IDEMPOTENCY, REASON, TOKEN
 from api.http.problems import FieldError, Problem, invalid
 from api.http.rules import ERRORS_MAX, FIELD_MAX, refused
@@ -22,6 +23,7 @@ from worker.store.calls import Idempotency
 from worker.store.model import AccountId
 
 BODY_SECONDS = web.AppKey("body_seconds", float)  # how long a client may take to send a body
+CELL_TIME = web.AppKey[Callable[[], datetime]]("cell_time")
 KEY_HEADER = "Idempotency-Key"
 LAST_EVENT_HEADER = "Last-Event-ID"
 BODY_MAX_BYTES = 64 * 1024
@@ -46,18 +48,23 @@ def too_large() -> Problem:
 
 
 def too_large_to_be_valid() -> Problem:
-    """For a call whose contract knows 400 only."""
+    """For a call for which the public contract allows only 400."""
     return invalid(FieldError(field="body", detail=f"Must be at most {BODY_MAX_BYTES} bytes."))
 
 
 async def body(request: web.Request, model: type[Model], *, if_too_large: Callable[[], Problem] = too_large) -> Model:
-    """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
-    return parse(await _read(request, if_too_large), model)
+    """The parsed body. Ignores the Content-Type, because `curl -d` sends JSON as a form. Raises Problem."""
+    return parse(await _read(request, if_too_large), model, context=at_cell_time(request))
+
+
+def at_cell_time(request: web.Request) -> Mapping[str, object]:
+    """The context of a validation in which the time of the cell decides what is in the future."""
+    return {NOW: request.app[CELL_TIME]}
 
 
 async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) -> None:
-    """Raises Problem for any body but an empty one or `{}`: a caller who sends `{"dry_run": true}` must not
-    start the real job. `query`: the query parameters of the call, None if it has none."""
+    """Raises Problem unless the body is empty or `{}`: a caller who sends `{"dry_run": true}` must not
+    start the real job. `query`: the call's query parameters, None if it has none."""
     if not request.body_exists:
         return
     raw = (await _read(request)).strip()
@@ -78,10 +85,10 @@ def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
     return FieldError(field=field[:FIELD_MAX] or "body", detail=f"This call takes no fields in its body.{where}")
 
 
-def parse(raw: bytes, model: type[Model]) -> Model:
+def parse(raw: bytes, model: type[Model], *, context: Mapping[str, object] | None = None) -> Model:
     """Raises Problem."""
     try:
-        return model.model_validate_json(raw)
+        return model.model_validate_json(raw, context=context)
     except ValidationError as error:
         raise refused(error, model, raw) from error
 
@@ -89,7 +96,7 @@ def parse(raw: bytes, model: type[Model]) -> Model:
 def validated(
     values: Mapping[str, object], model: type[Model], *, context: Mapping[str, object] | None = None
 ) -> Model:
-    """`context`: what validators need beside the values. Raises Problem."""
+    """`context`: additional input of validators. Raises Problem."""
     try:
         return model.model_validate(values, context=context)
     except ValidationError as error:
@@ -129,8 +136,8 @@ def _digest(text: str) -> str:
 
 
 def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> None:
-    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not start the
-    real job. `model`: the call's query, None if it has none."""
+    """Raises Problem for a query parameter that the call does not have: a misspelled `dry_run` must not start
+    the real job. `model`: the call's query, None if it has none."""
     if not request.query_string:
         return
     known = list(model.model_fields) if model else []
@@ -149,8 +156,8 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
 
 
 def ensure_no_precondition(request: web.Request) -> None:
-    """Raises Problem for an If-Match, but for `*`, which only wants that the resource exists: a client that sends one
-    must not believe that it was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
+    """Raises Problem for an If-Match other than `*`, which only requires that the resource exists: a client must not
+    believe that its ETag was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
     if "If-Match" not in request.headers:
         return
     given = ",".join(request.headers.getall("If-Match")).strip()
@@ -165,8 +172,8 @@ def query(
     skip_empty: bool = False,
     context: Mapping[str, object] | None = None,
 ) -> Model:
-    """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
-    sends for empty fields of a form. `context`: what validators need beside the parameters."""
+    """The parsed query. Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty
+    parameters, which a browser sends for empty fields of a form. `context`: additional input of validators."""
     if not request.query_string and not _requires_any(model):
         empty: Model = _without_any(model)
         return empty
@@ -199,8 +206,8 @@ async def form(request: web.Request) -> dict[str, list[str]]:
 
 
 def last_event_id(request: web.Request) -> str | None:
-    """The ID of the event after which the stream resumes, None if the caller sends none. It may be any text: a browser
-    never comes again after a 400."""
+    """The ID of the event after which the stream resumes, None if the caller sends none. Any text is accepted, because
+    a browser never reconnects after a 400."""
     return request.headers.get(LAST_EVENT_HEADER)
 
 
@@ -226,7 +233,7 @@ async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_
     if encodings and {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - _UNCOMPRESSED:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
-        if request.content.is_eof():  # it came with the head
+        if request.content.is_eof():  # it arrived with the headers
             raw = request.content.read_nowait()
             if len(raw) > BODY_MAX_BYTES:
                 raise if_too_large()

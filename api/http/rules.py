@@ -1,4 +1,4 @@
-"""What is wrong with a request, in a developer's words."""
+"""Validation errors in words for developers."""
 
 import re
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from api.http.fields import PATTERNS
 from api.http.problems import FieldError, Problem, invalid
 
 ERRORS_MAX = 20
-FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
+FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body can be any text
 _FORM = re.compile(rb"\s*(--|[\w.%+-]+(\[\])?=)")
 
 # by pydantic's error type; its context fills the placeholders
@@ -38,7 +38,7 @@ _RULES = {
 
 
 def refused(error: ValidationError, model: type[BaseModel], raw: bytes = b"") -> Problem:
-    """The problem of a body or a query that does not fit its model. `raw`: the body."""
+    """The problem for a body or query that does not match its model. `raw`: the body."""
     found = found_in(error)
     if found[0]["type"] == "json_invalid":
         return invalid(FieldError(field="body", detail=_no_json(found[0], model, raw)))
@@ -50,7 +50,7 @@ def found_in(error: ValidationError) -> list[ErrorDetails]:
 
 
 def meant(given: str, known: Collection[str]) -> str:
-    """The known name that is most like an unknown one, as a question; "" if none is like it."""
+    """A suggestion of the most similar known name, as a question; "" if none is similar."""
     like = get_close_matches(given[:FIELD_MAX], known, n=1)
     return f" Did you mean {like[0]}?" if like else ""
 
@@ -70,7 +70,7 @@ def _field_error(error: ErrorDetails, model: type[BaseModel]) -> FieldError:
 
 
 def _rule(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """What the field must be."""
+    """The rule that the field violates."""
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden" if len(error["loc"]) == 1:

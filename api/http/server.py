@@ -20,16 +20,16 @@ from api.http.marks import FROM_STRANGER
 from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
-_TOO_MANY = "Too many headers"  # aiohttp's words
-HANDOVER_SECONDS = 1.0  # in which a client may use its idle connection once more: closed at once, it would be reset
-LINGERING_SECONDS = 2.0  # for a client that still sends: if closed at once, it might never read its answer
+_TOO_MANY = "Too many headers"  # aiohttp's text
+HANDOVER_SECONDS = 1.0  # how long a client may use its idle connection once more: closing it at once would reset it
+LINGERING_SECONDS = 2.0  # how long to read from a client that is still sending: closing at once could lose the response
 
 log = structlog.get_logger()
 
 
 class _Connection(web.RequestHandler):
-    """Answers invalid HTTP with a problem document that never quotes it: it may hold a token. Calls `gone` when the
-    client disconnects, which aiohttp would let a handler notice only at its next write."""
+    """Answers invalid HTTP with a problem document that never quotes the request, which may contain a token. Calls
+    `gone` when the client disconnects; with aiohttp alone, a handler would notice that only at its next write."""
 
     gone: Callable[[], None] | None = None
     docs_url = problems.DOCS_URL
@@ -41,12 +41,12 @@ class _Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for the rest of a request's head, or for the next request."""
+        """Whether it waits for the rest of a request's headers, or for the next request."""
         return self._waiter is not None and not self._waiter.done() and not self._closes
 
     @property
     def is_half_sent(self) -> bool:
-        """Whether it waits for the rest of a stranger's body."""
+        """Whether it waits for the rest of an unauthenticated request's body."""
         request = self._current_request
         return isinstance(request, web.Request) and request.get(FROM_STRANGER, False) and not self._closes
 
@@ -70,7 +70,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - the library's signature
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer had already started")
+            raise ConnectionError("the response had already started")
         request_id = uuid4().hex
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request.failed", request_id=request_id, exc_info=exc)
@@ -87,9 +87,9 @@ class _Connection(web.RequestHandler):
 
 
 def _problem_with(error: BaseException | None, status: int) -> problems.Problem:
-    """What is wrong with the head of a request."""
+    """The problem with the request line or the headers."""
     if isinstance(error, LineTooLong):
-        if isinstance(error.args[0], bytearray):  # so it is of the request's first line; bytes are of a header
+        if isinstance(error.args[0], bytearray):  # a string is the request line; bytes are a header
             return problems.Problem(414, "uri_too_long", "The path with its query is too long.")
         return problems.Problem(431, "header_too_large", "A header is too long.")
     if isinstance(error, BadHttpMessage) and _TOO_MANY in error.message:
@@ -98,7 +98,7 @@ def _problem_with(error: BaseException | None, status: int) -> problems.Problem:
 
 
 def on_disconnect(request: web.Request, call: Callable[[], None]) -> None:
-    """Call it once the client has closed the connection."""
+    """Call `gone` once the client has closed the connection."""
     if isinstance(request.protocol, _Connection):
         request.protocol.gone = call
 
@@ -121,7 +121,7 @@ async def listening(
         try:
             yield address
         finally:
-            for server in servers:  # not waited for: from Python 3.12 on each ends with its last stream
+            for server in servers:  # not awaited: since Python 3.12, each ends only with its last stream
                 server.close()
             ending.set()
             await _until_used(cast("web.Server", runner.server))
@@ -144,8 +144,8 @@ async def _until_used(server: web.Server) -> None:
 
 
 def _without_other_expectations(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Ignores each expectation but `100-continue`, which is allowed: aiohttp would refuse it before the answer has a
-    request ID, and quote it."""
+    """Ignore each Expect header other than `100-continue`, as HTTP allows: aiohttp would refuse it before the
+    response has a request ID, and quote it."""
 
     def made(message: Any, *others: Any) -> web.BaseRequest:
         if hdrs.EXPECT in message.headers:
@@ -163,8 +163,9 @@ class _Rejected(asyncio.Protocol):
 
 
 def _close_idle(server: web.Server) -> bool:
-    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest with half a
-    login form, or else the oldest. So many silent or slow connections do not lock out others."""
+    """Close an idle connection: the oldest that never sent a request, or else the oldest with an incomplete body
+    of an unauthenticated request, or else the oldest. So many silent or slow connections cannot lock out others.
+    Returns whether one was closed."""
     ours = [each for each in server.connections if isinstance(each, _Connection)]
     idle = [each for each in ours if each.is_idle]
     silent = (each for each in idle if not each.has_sent_request)
@@ -177,7 +178,7 @@ def _close_idle(server: web.Server) -> bool:
 async def _listen(
     runner: web.AppRunner, settings: ApiSettings, sockets: Sequence[socket.socket]
 ) -> list[asyncio.Server]:
-    # Not by aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
+    # Not with aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
     server.request_factory = _without_other_expectations(server.request_factory)
 
@@ -192,7 +193,7 @@ async def _listen(
             access_log=None,  # type: ignore[arg-type]  # a gap in its type; `request.done` is the line of a request
             keepalive_timeout=settings.keepalive_seconds,
             lingering_time=LINGERING_SECONDS,
-            auto_decompress=False,  # a small body that unpacks to gigabytes must not get in
+            auto_decompress=False,  # a small body must not decompress to gigabytes
         )
         connection.docs_url = settings.docs_url
         return connection

@@ -52,8 +52,8 @@ class DisksQuery(fields.Query):
         Literal["all", "present"],
         Field(
             description=(
-                "`all`: the job fails if the server's disks are not those of the snapshot. `present`: it restores the"
-                " disks that exist, and names the others in its `notes`"
+                "`all`: the job fails if the server's disks differ from those of the snapshot. `present`: it restores"
+                " the disks that exist, and lists the others in its `notes`"
             )
         ),
     ] = "all"
@@ -69,7 +69,7 @@ class OpsJobsQuery(fields.PeriodQuery):
     state: (
         Annotated[
             Literal["queued", "in_progress", "completed", "failed", "cancelled"],
-            Field(description="`cancelled`: the jobs of the state `failed` that were cancelled"),
+            Field(description="`cancelled`: the `failed` jobs that were cancelled"),
         ]
         | None
     ) = None
@@ -81,14 +81,17 @@ class OpsJobsQuery(fields.PeriodQuery):
         Annotated[
             str,
             fields.matches(r"^[a-z_]{1,64}$", "Must be 1 to 64 lower-case letters or underscores."),
-            Field(description="the code of the failure"),
+            Field(description="the error code of the job"),
         ]
         | None
     ) = None
     cancelled: (
         Annotated[
             bool,
-            Field(description="true: only jobs that were cancelled; false: without them. Their `state` is `failed`"),
+            Field(
+                description="true: only cancelled jobs; false: all other jobs. The `state` of a "
+                "cancelled job is `failed`"
+            ),
             BeforeValidator(fields.truth),
         ]
         | None
@@ -100,7 +103,8 @@ class OpsJobsQuery(fields.PeriodQuery):
             *fields.STORABLE,
             Field(
                 description=(
-                    "part of the job ID, the server's name, the snapshot's name, the error's detail or the request ID"
+                    "matches part of the job ID, the server's name, the snapshot's name, the error's "
+                    "detail or the request ID"
                 )
             ),
         ]
@@ -133,7 +137,7 @@ class OpsJobsQuery(fields.PeriodQuery):
         )
 
 
-_FORCE = "also if something newer is run over, such as what the server has written since a restore failed"
+_FORCE = "retry even if that overrides something newer, such as data that the server has written since a restore failed"
 
 
 class RetryQuery(fields.Query):
@@ -154,8 +158,8 @@ class BulkBody(fields.RequestBody):
 
     action: BulkAction
     ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
-    force: Annotated[bool, Field(description=f"of a retry: {_FORCE}")] = False
-    dry_run: Annotated[bool, Field(description="of a retry: only say what would be done; change nothing")] = False
+    force: Annotated[bool, Field(description=f"for a retry: {_FORCE}")] = False
+    dry_run: Annotated[bool, Field(description="for a retry: show what would be done; change nothing")] = False
 
     @model_validator(mode="after")
     def _of_a_retry(self) -> Self:
@@ -165,7 +169,7 @@ class BulkBody(fields.RequestBody):
 
 
 class HeldDisk(Open):
-    """A disk of the server when the snapshot was taken."""
+    """A disk of the server at the time of the snapshot."""
 
     target: Annotated[str, Field(description="the name of the device in the server, for example `vda`")]
     size_mb: Annotated[int, Field(description="its size at that time, in MiB")]
@@ -179,7 +183,7 @@ class LeftOut(Open):
 
 
 class Contents(Open):
-    """What a snapshot contains, and what it does not."""
+    """What a snapshot contains and what it leaves out."""
 
     disks: tuple[HeldDisk, ...]
     left_out: tuple[LeftOut, ...]
@@ -211,27 +215,33 @@ class Note(Open):
 
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
-    disks: Annotated[tuple[str, ...], Field(description="the disks concerned")]
+    disks: Annotated[tuple[str, ...], Field(description="the disks that the note is about")]
 
 
 class Job(Open):
-    """The work on one server; follow it until its state is `completed` or `failed`."""
+    """Work on one server. Follow it until its state is `completed` or `failed`."""
 
     id: str
     kind: KindOfJob
     state: JobState
     step: Annotated[StepOfJob | None, Field(description="the current step; null before the job starts")]
     percent: Annotated[
-        int, Field(ge=0, le=100, description="the share of its steps that are done; for a failed job, when it failed")
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="the share of its steps that are done; for a failed job, at the time of the failure",
+        ),
     ]
     server: ServerNow
     snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
-    attempts: Annotated[int, Field(description="how many times a node started it; more than 1 after a crash")]
+    attempts: Annotated[int, Field(description="how many times a node has started it; more than 1 after a crash")]
     queued_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
     estimated_seconds: Annotated[
-        int | None, Field(description="median of the node's latest jobs of this kind; null before the first")
+        int | None,
+        Field(description="median duration of the node's latest jobs of this kind; null before the first one"),
     ]
     downtime_seconds: Annotated[float | None, Field(description="how long the guest was off")]
     error: Annotated[JobError | None, Field(description="set if the state is `failed`")]
@@ -239,18 +249,18 @@ class Job(Open):
         str,
         Field(
             description=(
-                "of a restore or an undo: `all`, or `present`, which restores the disks that exist, even if others are"
-                " gone; more may be added"
+                "for a restore or an undo: `all`, or `present`, which restores only the disks that exist; more may be"
+                " added"
             )
         ),
     ]
     notes: tuple[Note, ...]
     contents: Annotated[
         Contents | None,
-        Field(description="of a completed create: what the snapshot contains; of its dry run: what it would contain"),
+        Field(description="for a completed create, what the snapshot contains; for its dry run, what it would contain"),
     ]
     consistency: Label
-    retried_by: Annotated[str | None, Field(description="the job that retries this one")]
+    retried_by: Annotated[str | None, Field(description="ID of the job that retries this one")]
 
 
 class JobList(Open):
@@ -262,7 +272,7 @@ class JobList(Open):
 
 OffSince = Annotated[
     Timestamp | None,
-    Field(description="since when the guest is off for a job: when it was asked to stop; null: it is not off for one"),
+    Field(description="when the guest was asked to stop for a job; null: the guest is not off for a job"),
 ]
 
 
@@ -274,7 +284,7 @@ class OpsJobSummary(Job):
     request_id: str
     off_since: OffSince
     resolved_at: Annotated[
-        Timestamp | None, Field(description="when an operator marked the server that it stranded as repaired")
+        Timestamp | None, Field(description="when an operator marked the server as repaired, if the job stranded it")
     ]
 
 
@@ -287,7 +297,7 @@ class OpsJobList(Open):
 
 
 class StepTaken(Open):
-    """A step of a job, or another attempt at it."""
+    """An attempt at a step of a job."""
 
     step: str
     started_at: Annotated[datetime, Field(description="by the node's clock")]
@@ -305,41 +315,45 @@ class Resolution(Open):
 
 
 class Waiting(Open):
-    """Why a queued job has not begun."""
+    """Why a queued job has not started."""
 
     reason: Annotated[
         str,
         Field(
-            description="`node_silent`, `node_paused`, `slots_full`, `server_busy`, or `node`: its node is about to"
-            " take it; more may be added"
+            description="`node_silent`, `node_paused`, `disks_busy`, `slots_full`, `server_busy`, or `node`: its node"
+            " is about to take it; more may be added"
         ),
     ]
-    detail: Annotated[str, Field(description="the same in words")]
-    place: Annotated[int, Field(description="in the queue of its node; 1: it is next")]
+    detail: Annotated[str, Field(description="the reason in words")]
+    place: Annotated[int, Field(description="its place in the queue of its node; 1: it is next")]
     queued: Annotated[int, Field(description="jobs in that queue")]
-    given_up_at: Annotated[Timestamp | None, Field(description="when it fails; null: not while its node responds")]
+    given_up_at: Annotated[
+        Timestamp | None, Field(description="when it will fail; null: it does not while its node responds")
+    ]
 
 
 class Retry(Open):
     """Whether an operator can retry the job."""
 
-    possible: Annotated[bool, Field(description="true also if only with `force`; a limit may still refuse it")]
+    possible: Annotated[bool, Field(description="also true if it needs `force`; a limit may still refuse the retry")]
     needs_force: bool
-    detail: Annotated[str | None, Field(description="why not, or why only with `force`")]
+    detail: Annotated[str | None, Field(description="why it is not possible, or why it needs `force`")]
 
 
 class OpsJob(OpsJobSummary):
     """A job with its steps, log lines and resolution."""
 
     retry: Retry
-    waiting: Annotated[Waiting | None, Field(description="of a queued job")]
+    waiting: Annotated[Waiting | None, Field(description="for a queued job")]
     cause: Annotated[
         str | None,
-        Field(description="of its failure: what libvirt, QEMU or qemu-img said, with host paths; not for customers"),
+        Field(
+            description="the message of libvirt, QEMU or qemu-img when it failed, with host paths; not for customers"
+        ),
     ]
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
-    runbook: Annotated[str | None, Field(description="the section of the runbook on its error")]
+    runbook: Annotated[str | None, Field(description="URL of the runbook's section on its error")]
     resolution: Resolution | None
     steps: tuple[StepTaken, ...]
     log: Annotated[
@@ -351,11 +365,11 @@ class BulkResult(Open):
     """The result for one of the jobs."""
 
     id: str
-    done: Annotated[bool, Field(description="of a dry run: it would be retried")]
-    job_id: Annotated[str | None, Field(description="the new job of a retry")]
-    code: Annotated[str | None, Field(description="the code of the refusal")]
+    done: Annotated[bool, Field(description="in a dry run: the job would be retried")]
+    job_id: Annotated[str | None, Field(description="ID of the new job of a retry")]
+    code: Annotated[str | None, Field(description="the error code of the refusal")]
     detail: str | None
-    job: Annotated[OpsJobSummary | None, Field(description="of a dry run: the job, if it exists")] = None
+    job: Annotated[OpsJobSummary | None, Field(description="in a dry run: the job, if it exists")] = None
 
 
 class BulkResults(Open):
@@ -369,7 +383,7 @@ def server_name(record: model.Job | model.Snapshot) -> ServerName:
 
 
 def contents(held: model.Contents | None) -> Contents | None:
-    """Without the paths on the node."""
+    """The contents without paths on the node."""
     if held is None:
         return None
     disks = tuple(HeldDisk(target=disk.target, size_mb=-(-disk.virtual_bytes // MIB)) for disk in held.disks)
@@ -382,7 +396,7 @@ def label(held: model.Contents | None) -> str | None:
 
 
 def _parts(record: model.Job) -> dict[str, object]:
-    """The fields of a job's body that have other names in its record."""
+    """The fields of a job's body whose names differ from the record's."""
     return {
         "server": ServerNow(id=record.server_id, name=record.server_name, status=record.server_state),
         "snapshot": SnapshotName(id=record.snapshot_id, name=record.snapshot_name) if record.snapshot_id else None,
@@ -402,7 +416,7 @@ def ops_job_summary(record: model.Job) -> OpsJobSummary:
 
 
 def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
-    """`runbook_url`: of the page that has a section for each error of a job."""
+    """`runbook_url`: URL of the page with a section for each error of a job."""
     failure = record.job.failure
     runbook = f"{runbook_url}#{failure.code}" if failure else None
     return from_record(
@@ -438,5 +452,5 @@ def would_retry(job_id: JobId, record: records.Retry | None) -> BulkResult:
 
 
 def job_headers(job_id: JobId, *, base: str = API) -> dict[str, str]:
-    """The job's path below `base`, and its ID, which no body of the contract has."""
+    """The headers with the job's path below `base` and its ID, which the contract's bodies do not have."""
     return {"Operation-Location": f"{base}jobs/{job_id}/", "X-Job-Id": job_id}

@@ -21,9 +21,9 @@ async def act(
     force: bool = False,
     idempotency: Idempotency | None = None,
 ) -> list[BulkResult]:
-    """Retry or cancel the jobs, one after another, and note each result for the audit log. `force`: of a retry."""
+    """Retry or cancel the jobs one by one, and add each result to the audit entries. `force`: for a retry."""
     results: list[BulkResult] = []
-    entries = request[EACH] = []  # filled job by job: the request may be cut off
+    entries = request[EACH] = []  # filled job by job, because the request may be interrupted
     for job_id in job_ids:
         new_job, own = None, idempotency and idempotency.of_one(job_id)
         try:
@@ -49,7 +49,7 @@ async def act(
     return results
 
 
-async def foretell(operators: OperatorStore, job_ids: Sequence[JobId], *, force: bool) -> list[BulkResult]:
-    """What a retry of the jobs would do."""
+async def preview(operators: OperatorStore, job_ids: Sequence[JobId], *, force: bool) -> list[BulkResult]:
+    """Show what a retry of the jobs would do."""
     found = {one.job.id: one for one in await operators.retries(job_ids, force=force)}
     return [would_retry(job_id, found.get(job_id)) for job_id in job_ids]

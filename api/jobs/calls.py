@@ -26,12 +26,12 @@ JOB_OF_HEADER = {"job_id": "$response.header.X-Job-Id"}
 FOLLOW = Link("show_job", JOB_OF_HEADER, "Follow the job.")
 OPS_ACTIONS = ("ops_retry_job", "ops_cancel_job", "ops_resolve_job")
 TO_CHANGE = (errors.NodeUnavailable, errors.ServerBusy, errors.ServerNotReady)
-# what the admission of a retry may refuse
+# refusals of the admission of a retry
 RETRY = (
     *(errors.JobNotFound, errors.JobNotRetryable, errors.RetryNeedsForce),
     *(errors.ServerNotFound, errors.SnapshotNotFound, errors.SnapshotNotReady),
     *(errors.SnapshotProtected, errors.SnapshotLimitReached, errors.NameTaken),
-    *(errors.UndoUnavailable, *TO_CHANGE),
+    *(errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
 )
 
 call: Table[Entering] = Table("jobs", JOB_ID)
@@ -52,14 +52,14 @@ class JobCalls:
             links=(FOLLOW,),
         ),
         query=DisksQuery,
-        refusals=(errors.JobNotFound, errors.UndoUnavailable, *TO_CHANGE),
+        refusals=(errors.JobNotFound, errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
     )
     async def undo_restore(self, request: web.Request, caller: Entering) -> web.Response:
         """Undo a restore.
 
-        Brings back the data that the restore of that job overwrote. It is kept for 24 hours, for the latest restore of
-        each server. An undo is itself a restore and can be undone. No body, or `{}`.
+        Brings back the data that the restore of that job overwrote. The data is kept for 24 hours, for the latest
+        restore of each server. An undo is itself a restore and can be undone. Takes no body, or `{}`.
         """
         job = await self._store.undo(
             account_id=caller,
@@ -74,8 +74,8 @@ class JobCalls:
     async def list_jobs(self, request: web.Request, caller: Entering) -> web.Response:
         """List jobs.
 
-        The account's jobs of the last 30 days, newest first; of one server or of all, in one state or in any, queued
-        at any time or between `since` and `until`.
+        Lists the account's jobs of the last 30 days, newest first. Filter by server, state, or the time at which
+        they were queued (`since`, `until`).
         """
         query = reading.query(request, JobsQuery)
         page = await self._store.jobs(
@@ -105,7 +105,7 @@ class JobCalls:
     async def show_job(self, request: web.Request, caller: Entering) -> web.Response:
         """Show a job.
 
-        Its progress. `state` goes from `queued` to `in_progress`, then to `completed` or `failed`.
+        Shows the progress of a job. `state` goes from `queued` to `in_progress`, then to `completed` or `failed`.
         """
         return answer(bodies.job(await self._store.job(account_id=caller, job_id=in_path(request, JOB_ID))))
 
@@ -117,7 +117,8 @@ class JobCalls:
     async def cancel_job(self, request: web.Request, caller: Entering) -> web.Response:
         """Cancel a job.
 
-        Ends a job that its node has not started; it is then `failed` with the code `cancelled`. No body, or `{}`.
+        Cancels a job that its node has not started. Its state is then `failed`, with the code `cancelled`. Takes no
+        body, or `{}`.
         """
         cancelled = await self._store.cancel(
             account_id=caller, job_id=in_path(request, JOB_ID), idempotency=reading.idempotency(request)
@@ -126,7 +127,7 @@ class JobCalls:
 
 
 class OpsJobCalls:
-    """`runbook_url`: of the page that has a section for each error of a job."""
+    """`runbook_url`: URL of the page with a section for each error of a job."""
 
     def __init__(self, operators: OperatorStore, *, runbook_url: str) -> None:
         self._operators = operators
@@ -144,8 +145,8 @@ class OpsJobCalls:
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         """List all jobs.
 
-        The jobs of the last 30 days, newest first, by the time at which they were queued. With several filters, a page
-        can be short or empty although more entries follow.
+        Lists the jobs of the last 30 days, newest first by the time at which they were queued. With several filters, a
+        page can be short or empty even though more entries follow.
         """
         query = reading.query(request, OpsJobsQuery)
         page = await self._operators.jobs(query.filter, query.cursor)
@@ -157,14 +158,14 @@ class OpsJobCalls:
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
         """Retry or cancel several jobs.
 
-        Each job succeeds or fails on its own. A retry follows the rules of a single one. It also leaves out, with
-        `job_not_retryable`, jobs that were cancelled or whose server has had a later job: retry these one by one. With
-        `dry_run`, nothing is changed: `done` says which jobs would be retried.
+        Each job succeeds or fails on its own. A bulk retry follows the rules of a single retry. It also leaves
+        out, with `job_not_retryable`, jobs that were cancelled or whose server has had a later job: retry these
+        individually. With `dry_run`, nothing is changed: `done` shows which jobs would be retried.
         """
         body = await reading.body(request, BulkBody)
         if body.dry_run:
             request[REASON] = "retry, dry run"
-            results = await bulk.foretell(self._operators, body.ids, force=body.force)
+            results = await bulk.preview(self._operators, body.ids, force=body.force)
             return answer(BulkResults(results=tuple(results)))
         key = operator_key(request, token, body)
         if key is not None:
@@ -180,7 +181,7 @@ class OpsJobCalls:
     async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
         """Show any job.
 
-        The job with the times of its steps and its last log lines.
+        Shows the job with the times of its steps and its last log lines.
         """
         found = await self._operators.job(in_path(request, JOB_ID))
         return answer(bodies.ops_job(found, runbook_url=self._runbook_url))
@@ -196,11 +197,11 @@ class OpsJobCalls:
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
         """Retry a failed job.
 
-        A new job does the same again, if the limits allow it. A job can be retried once; `retried_by` then names the
-        new job. While its server is stranded, it cannot be retried. A retry that would run over something newer is
-        refused with `retry_needs_force`: the server has had a later job, the job failed more than an hour ago
-        (`retry_within_seconds`), or a restore or undo would overwrite what the server has written since. No body, or
-        `{}`.
+        Creates a new job that does the same again, if the limits allow it. A job can be retried once; `retried_by`
+        is then the ID of the new job. While its server is stranded, it cannot be retried. A retry that would override
+        something newer is refused with `retry_needs_force`: the server has had a later job, the job failed more than an
+        hour ago (`retry_within_seconds`), or a restore or undo would overwrite data that the server has written since.
+        Takes no body, or `{}`.
         """
         job_id, force = in_path(request, JOB_ID), reading.query(request, RetryQuery).force
         if force:
@@ -222,7 +223,7 @@ class OpsJobCalls:
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
         """Cancel any job.
 
-        Cancels a `queued` job, as its owner can. No body, or `{}`.
+        Cancels a `queued` job, as its owner can. Takes no body, or `{}`.
         """
         cancelled = await self._operators.cancel(in_path(request, JOB_ID), idempotency=operator_key(request, token))
         return answer(bodies.ops_job_summary(cancelled))

@@ -66,7 +66,7 @@ FAILED = job(
 CANCELLED = job(
     JobKind.CREATE,
     JobState.FAILED,
-    error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node began it.", stranded=False),
+    error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node started it.", stranded=False),
 )
 JOBS = bodies.JobList(count=1, results=(COMPLETED,))
 
@@ -85,8 +85,8 @@ OPS_FAILED = bodies.OpsJob(
     retry=bodies.Retry(
         possible=True,
         needs_force=True,
-        detail="The server has been running since the job failed: the restore would overwrite what it has written. If"
-        " the job is still wanted, force the retry.",
+        detail="The server has been running since the job failed: the restore would overwrite the data that it has"
+        " written. If the job is still wanted, force the retry.",
     ),
     **dict(_ops(FAILED)),
     waiting=None,

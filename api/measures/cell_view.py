@@ -1,4 +1,4 @@
-"""The cell's numbers for Prometheus: read in the background, served from memory."""
+"""Metrics of the whole cell: read in the background, served from memory."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,13 +14,13 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import NODE_SILENT_SECONDS
 from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
 
-STALE_SECONDS = 120.0  # after that, numbers are left to other front ends
+STALE_SECONDS = 120.0  # older numbers are not served: other front ends have newer ones
 
 
 class CellView(Collector):
     """`read_seconds`: how often the cell is read. Numbers older than `stale_seconds` are not served.
 
-    Prometheus reads it from another thread, so the numbers are replaced as a whole.
+    The scrape runs in another thread, so the numbers are replaced as a whole.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class CellView(Collector):
         self._read_seconds = read_seconds
         self._silent_seconds = node_silent_seconds
         self._stale_seconds = stale_seconds
-        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, on the monotonic clock
+        # with the time of the reading, on the monotonic clock
+        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)
         self._seen_at = 0.0  # in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
@@ -50,7 +51,7 @@ class CellView(Collector):
 
     def collect(self) -> Iterator[Metric]:
         seen, at = self._seen
-        text = "When this process last read the numbers of the cell; 0: not yet."
+        text = "When this process last read the numbers of the cell; 0: never."
         yield _gauge("cell_view_timestamp_seconds", text, self._seen_at)
         if seen is None or time.monotonic() - at > self._stale_seconds:
             return
@@ -73,11 +74,13 @@ def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
     jobs.add_metric(["queued"], seen.queued)
     jobs.add_metric(["in_progress"], seen.running)
     yield jobs
-    yield _gauge("cell_queue_age_seconds", "Age of the oldest waiting job; 0: none waits.", seen.queue_age)
+    yield _gauge("cell_queue_age_seconds", "Age of the oldest waiting job; 0: no job is waiting.", seen.queue_age)
     yield _gauge("cell_servers", "Servers of all nodes.", seen.servers)
-    yield _gauge("cell_stranded_servers", "Servers that a job could not put back as they were.", seen.stranded)
+    yield _gauge(
+        "cell_stranded_servers", "Stranded servers: a job could not put them back as they were.", seen.stranded
+    )
     yield _gauge("cell_servers_with_findings", "Servers on which reconciliation found differences.", seen.with_findings)
-    yield _gauge("cell_unreadable_records", "Records that could not be read within the last day.", seen.unreadable)
+    yield _gauge("cell_unreadable_records", "Records that could not be read in the last 24 hours.", seen.unreadable)
     yield _gauge("cell_audit_entries_waiting", "Entries that wait for the audit log's keeper.", seen.audit_waiting)
     yield _gauge("cell_backup_timestamp_seconds", "When the last backup was made; 0: never.", seen.backup_made)
     yield _gauge("cell_webhooks_due", "Webhooks with deliveries due now.", seen.webhooks_due)
@@ -89,7 +92,7 @@ def _of_nodes(nodes: tuple[NodeNumbers, ...]) -> Iterator[Metric]:
     heartbeat = _gauge("node_heartbeat_age_seconds", "Time since the worker's last heartbeat.", label="node")
     paused = _gauge("node_paused", "1: an operator has paused the node.", label="node")
     queued = _gauge("node_queued_jobs", "Jobs that are waiting for the node.", label="node")
-    age = _gauge("node_queue_age_seconds", "Age of the node's oldest waiting job; 0: none waits.", label="node")
+    age = _gauge("node_queue_age_seconds", "Age of the node's oldest waiting job; 0: no job is waiting.", label="node")
     for node in nodes:
         heartbeat.add_metric([node.name], node.heartbeat_age)
         paused.add_metric([node.name], node.paused)

@@ -1,4 +1,5 @@
-"""What Prometheus reads: the metrics of this process, or of all processes of the front end, each with its number."""
+"""The text that Prometheus reads: the metrics of this process, or of all processes of the front end with a label for
+each."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-READ_SECONDS = 2.0  # for one process to answer; Prometheus waits 10 s by default
+READ_SECONDS = 2.0  # the limit for one process to respond; Prometheus waits 10 s by default
 
 log = structlog.get_logger()
 
@@ -26,7 +27,7 @@ class Exposition:
 
 
 class SharedExposition(Exposition):
-    """Each process serves its metrics to the others at a socket in `folder`, which only their user can enter."""
+    """Each process serves its metrics to the others at a socket in `folder`, which only their user can access."""
 
     def __init__(self, registry: CollectorRegistry, folder: Path, *, index: int, processes: int) -> None:
         super().__init__(registry)
@@ -47,7 +48,7 @@ class SharedExposition(Exposition):
             await runner.cleanup()
 
     async def read(self) -> Collector:
-        """A process that does not answer is left out."""
+        """The merged metrics; a process that does not respond is left out."""
         texts = await asyncio.gather(*(self._text_of(index) for index in range(self._processes)))
         return await asyncio.to_thread(_Merged, texts)
 

@@ -24,14 +24,14 @@ _METHODS = frozenset(hdrs.METH_ALL)
 
 
 class Metrics(StoreMetrics):
-    """The instruments of a front end. They may be read from another thread."""
+    """The instruments of a front end. They can be read from another thread."""
 
     def __init__(self) -> None:
         super().__init__()
-        text = "Requests that were answered, by the pattern of their path, without event streams."
+        text = "Answered requests by path pattern, without event streams."
         labels = ("method", "route", "status")
         self._requests = self._histogram("http_request_duration_seconds", text, REQUEST_BUCKETS, *labels)
-        self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
+        self._problems = self._counter("http_problems", "Refused requests by error code.", "code")
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = 0
@@ -46,11 +46,12 @@ class Metrics(StoreMetrics):
         self._attempts.labels(DELIVERED)
 
     def follow(self, *, streams: Callable[[], int]) -> None:
-        """Register what is read at each scrape, from the thread of the scrape."""
+        """Register a collector. It is called at each scrape, in the scrape's thread."""
         self._streams.set_function(streams)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
-        """Count a request, but not a stream, which lasts as long as its client likes. The method may be any text."""
+        """Count a request. Event streams are not counted, because the client determines their duration. The method may
+        be any text."""
         if response.content_type == "text/event-stream":
             return
         labels = (request.method if request.method in _METHODS else "_OTHER", route, response.status // 100)
@@ -62,7 +63,7 @@ class Metrics(StoreMetrics):
         self._problems.labels(code).inc()
 
     def tried_to_write(self, refused: str | None) -> None:
-        """`refused`: why Redis refused it; None if it accepted it, or did not respond."""
+        """Record a trial write. `refused`: why Redis refused it; None if Redis accepted it or did not respond."""
         self._read_only.set(refused is not None)
 
     def clocks(self, errors: ClockErrors) -> None:
@@ -70,7 +71,7 @@ class Metrics(StoreMetrics):
         self._clocks.labels("process").set(errors.process)
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
-        """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""
+        """Count an attempt at a delivery. `error`: the error code, None if it was delivered."""
         self._attempts.labels(error or DELIVERED).inc()
         if given_up:
             self._given_up.inc()

@@ -14,28 +14,29 @@ log = structlog.stdlib.get_logger()
 
 
 class StoreWatch:
-    """`look_seconds`: between two looks. `told` gets the result of each."""
+    """`check_seconds`: interval between checks. `on_result` is called with the result of each."""
 
-    def __init__(self, writes: Writes, *, look_seconds: float, told: Callable[[str | None], None]) -> None:
+    def __init__(self, writes: Writes, *, check_seconds: float, on_result: Callable[[str | None], None]) -> None:
         self._writes = writes
-        self._look_seconds = look_seconds
-        self._told = told
-        self.refused: str | None = None  # why Redis refused the last write; None: it accepted it, or did not answer
+        self._check_seconds = check_seconds
+        self._on_result = on_result
+        # why Redis refused the last write; None: it accepted the write, or did not respond
+        self.refused: str | None = None
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Look while the application runs."""
+        """Check while the application runs."""
         expected: dict[type[Exception], str] = {StoreUnavailable: "store_watch.store_unavailable"}
-        looking = every(self._look_seconds, self.look, name="store_watch", expected=expected)
+        looking = every(self._check_seconds, self.check, name="store_watch", expected=expected)
         async with in_background(looking):
             yield
 
-    async def look(self) -> str | None:
+    async def check(self) -> str | None:
         """Why Redis refuses writes, one of trouble.CAUSES; None if it accepts them. Raises StoreUnavailable."""
         try:
             refused = await self._writes.refused()
         except StoreUnavailable:
-            self.refused = None  # not known
-            self._told(None)
+            self.refused = None  # unknown
+            self._on_result(None)
             raise
         if refused != self.refused:
             if refused is None:
@@ -43,5 +44,5 @@ class StoreWatch:
             else:
                 log.warning("store.read_only", cause=refused)
         self.refused = refused
-        self._told(refused)
+        self._on_result(refused)
         return refused

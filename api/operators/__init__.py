@@ -1,1 +1,1 @@
-"""The cell, for its operators: overview, nodes, findings, audit, tokens."""
+"""Calls for the cell's operators: overview, nodes, findings, audit, tokens."""

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Method and path below /api/v1/ or /ops/, what was done, and what was to be done. {name}: a group of the path, or a
-# field of the entry.
+# Method and path below /api/v1/ or /ops/, the text of a success, and the text of a refusal. {name}: a group of the
+# path, or a field of the entry.
 _SAYINGS = tuple(
     (method, re.compile(path), past, infinitive)
     for method, path, past, infinitive in (
@@ -75,6 +75,7 @@ _SAYINGS = tuple(
             "had the deliveries of {webhook} sent again",
             "have the deliveries of {webhook} sent again",
         ),
+        ("SERVICE", "nodes/(?P<node>[^/]+)/resume/", "ended the pause of {node}", "end the pause of {node}"),
         ("CLI", "token create", "created {made} on a front end", "create a token on a front end"),
         ("CLI", "restore", "restored a backup on a front end", "restore a backup on a front end"),
         ("CLI", "token revoke", "revoked {made} on a front end", "revoke a token on a front end"),
@@ -90,7 +91,8 @@ _PAGES = {"server", "snapshot", "job", "account", "node", "token"}  # kinds of o
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """An object that an entry names. `kind`: server, snapshot, job, account, node, token; others have no page."""
+    """An object that an entry names. `kind`: server, snapshot, job, account, node, token, or another kind, which has no
+    page."""
 
     kind: str
     id: str
@@ -107,7 +109,7 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """An entry in words. `actor`: who did it. `parts`: what was done, as texts and the objects that they name."""
+    """An entry in words. `actor`: who made the call. `parts`: the action, as texts and the objects that it names."""
 
     actor: str
     parts: tuple[str | Named, ...]
@@ -117,7 +119,7 @@ class Said:
 
 
 def said(fields: Mapping[str, str]) -> Said:
-    """An entry of the audit log. An entry of a call that has no words yet says its method and path."""
+    """An entry of the audit log in words. A call without a text here is described by its method and path."""
     refusal = fields.get("code")
     parts, reason = _deed(fields, is_refused=bool(refusal))
     if refusal:
@@ -129,11 +131,11 @@ def said(fields: Mapping[str, str]) -> Said:
 
 def _actor(fields: Mapping[str, str]) -> str:
     name = fields.get("token_name") or fields.get("token")
-    return f"token {name}" if name else "someone"
+    return f"token {name}" if name else "the service" if fields.get("method") == "SERVICE" else "someone"
 
 
 def _deed(fields: Mapping[str, str], *, is_refused: bool) -> tuple[tuple[str | Named, ...], str]:
-    """What was done, or was to be done, and the reason that was given."""
+    """What was done or attempted, and the given reason."""
     path, reason = _BELOW.sub("", fields.get("path", ""), count=1), fields.get("reason", "")
     if path == "jobs/bulk/" and (bulk := _BULK.fullmatch(reason)) and "job" in fields:
         verb = bulk["action"] if is_refused else _PAST[bulk["action"]]
@@ -161,6 +163,6 @@ def _filled(saying: str, named: Mapping[str, Named], fields: Mapping[str, str]) 
 
 
 def _named(made: str) -> str | Named:
-    """What a call made: "token 0a1b2c3d4e5f"."""
+    """The object that a call created: "token 0a1b2c3d4e5f"."""
     kind, _, found = made.partition(" ")
     return Named(kind=kind, id=found) if found else made

@@ -45,7 +45,7 @@ class LimitsBody(fields.RequestBody):
 
 
 class AccountLimits(Open):
-    """The limits of an account, and how many servers they are for."""
+    """The limits of an account, and the number of its servers."""
 
     account_id: int
     snapshots_max: Annotated[int, Field(description="how many snapshots each of its servers may have")]
@@ -80,23 +80,31 @@ class AuditQuery(fields.PeriodQuery):
         ]
         | None
     ) = None
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
+    method: (
+        Annotated[
+            Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI", "SERVICE"],
+            Field(description="`CLI`: a command on a front end; `SERVICE`: nobody's call, such as the end of a pause"),
+        ]
+        | None
+    ) = None
     token_name: (
-        Annotated[str, StringConstraints(max_length=64), Field(description="the name of the token that asked")] | None
+        Annotated[str, StringConstraints(max_length=64), Field(description="the name of the token that made the call")]
+        | None
     ) = None
     server_id: fields.OfServer | None = None
     snapshot_id: (
         Annotated[
             SnapshotId,
-            Field(ge=1, le=fields.ID_MAX, description="only of this snapshot"),
+            Field(ge=1, le=fields.ID_MAX, description="only for this snapshot"),
             BeforeValidator(fields.digits),
         ]
         | None
     ) = None
-    node: Annotated[fields.NodeName, Field(description="only of this node")] | None = None
+    node: Annotated[fields.NodeName, Field(description="only for this node")] | None = None
     what: (
         Annotated[
-            Literal["changes", "logins"], Field(description="`logins` and logouts of the dashboard, or all others")
+            Literal["changes", "logins"],
+            Field(description="`logins`: logins to and logouts from the dashboard; `changes`: all other entries"),
         ]
         | None
     ) = None
@@ -174,7 +182,7 @@ class TokenBody(fields.RequestBody):
 
 
 class PauseBody(fields.ReasonBody):
-    """Why a node is paused, and when the pause ends by itself. Without an end, it lasts until the node is resumed."""
+    """Why a node is paused, and when the pause ends. Without an end, it lasts until the node is resumed."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -184,17 +192,17 @@ class PauseBody(fields.ReasonBody):
     )
 
     until: Annotated[fields.ExpiresAt | None, Field(description="when it ends")] = None
-    until_back: Annotated[bool, Field(description="true: it ends when the node's host has been started again")] = False
+    until_back: Annotated[bool, Field(description="true: it ends when the node's host has rebooted")] = False
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if self.until is not None and self.until_back:
-            raise PydanticCustomError("one_end", "A pause has one end: `until` or `until_back`.")
+            raise PydanticCustomError("one_end", "A pause takes either `until` or `until_back`.")
         return self
 
     @property
     def audited(self) -> str:
-        """The reason, with the end."""
+        """The reason with the end, for the audit log."""
         if self.until_back:
             return f"{self.reason} (until its host is back)"
         return f"{self.reason} (until {absolute(self.until)})" if self.until else self.reason
@@ -206,8 +214,8 @@ class Pause(Open):
     since: Timestamp
     reason: str
     by: Annotated[str, Field(description="the name of the token")]
-    until: Annotated[Timestamp | None, Field(description="when it ends by itself")]
-    until_back: Annotated[bool, Field(description="it ends when the node's host has been started again")]
+    until: Annotated[Timestamp | None, Field(description="when it ends automatically")]
+    until_back: Annotated[bool, Field(description="it ends when the node's host has rebooted")]
 
 
 class EndedLately(Open):
@@ -215,26 +223,27 @@ class EndedLately(Open):
 
     completed: int
     failed: int
-    stranded: Annotated[int, Field(description="of the failed ones")]
+    stranded: Annotated[int, Field(description="how many of the failed jobs stranded their server")]
 
 
 class OpsNode(Open):
     """A node, as it last reported."""
 
     name: str
-    alive: Annotated[bool, Field(description="its worker sent a heartbeat in the last minute")]
+    alive: Annotated[bool, Field(description="its worker has sent a heartbeat in the last minute")]
     heartbeat_at: Timestamp
-    worker_at: Annotated[str, Field(description="the process of its worker")]
-    paused: Annotated[Pause | None, Field(description="set while it starts no new jobs")]
-    versions: Annotated[dict[str, str], Field(description="of `worker`, `hypervisor` and `emulator`")]
+    worker_at: Annotated[str, Field(description="host and process of its worker")]
+    paused: Annotated[Pause | None, Field(description="set while it is paused")]
+    versions: Annotated[dict[str, str], Field(description="versions of `worker`, `hypervisor` and `emulator`")]
     pools: tuple[dict[str, Any], ...]
-    slots: Annotated[int | None, Field(description="jobs that it runs at a time; null: not reported")]
+    slots: Annotated[int | None, Field(description="jobs that it runs at a time now; null: not reported")]
+    slots_max: Annotated[int | None, Field(description="the same, while its disks are not busy; null: not reported")]
     queued: int
     running: int
     servers: int
     findings: Annotated[int, Field(description="servers on which reconciliation found differences")]
     last_hour: EndedLately
-    failing: Annotated[bool, Field(description="all jobs of the last hour have failed, at least two")]
+    failing: Annotated[bool, Field(description="at least two jobs ended in the last hour, and all of them failed")]
 
 
 class OpsNodeDetails(OpsNode):
@@ -265,18 +274,18 @@ class RefusedClaim(Open):
     node: str
     call: Annotated[str, Field(description="what the node reported")]
     reason: Annotated[str, Field(description="why it was refused")]
-    about: Annotated[str, Field(description="what the latest one was about, as in `server:12345`; may be empty")]
+    about: Annotated[str, Field(description="the object of the latest claim, such as `server:12345`; may be empty")]
     count: int
     first_at: Timestamp
-    at: Annotated[Timestamp, Field(description="of the latest one")]
+    at: Annotated[Timestamp, Field(description="details of the latest claim")]
 
 
 class UnreadableRecord(Open):
-    """A record in Redis that is damaged, or that a newer version wrote. It is left out of every answer."""
+    """A record in Redis that is damaged, or that a newer version wrote. It is omitted from all responses."""
 
-    key: Annotated[str, Field(description="in Redis; behind a space, the entry of a stream or hash")]
+    key: Annotated[str, Field(description="the key in Redis; for a stream or hash, followed by a space and the entry")]
     reason: str
-    at: Annotated[Timestamp, Field(description="when it was last met")]
+    at: Annotated[Timestamp, Field(description="when it was last read")]
 
 
 class FindingsList(Open):
@@ -287,10 +296,16 @@ class FindingsList(Open):
     results: tuple[ServerFindings, ...]
     refused_claims: Annotated[
         tuple[RefusedClaim, ...],
-        Field(description="of all nodes in the last 30 days, newest first, at most 100; the same on each page"),
+        Field(
+            description="the refused claims of all nodes in the last 30 days, newest first, at most 100;"
+            " the same on every page"
+        ),
     ]
     unreadable_records: Annotated[
-        tuple[UnreadableRecord, ...], Field(description="met within the last 24 hours: the latest 100, on every page")
+        tuple[UnreadableRecord, ...],
+        Field(
+            description="the latest 100 unreadable records that were read in the last 24 hours; the same on every page"
+        ),
     ]
 
 
@@ -301,14 +316,15 @@ class AuditCheckQuery(fields.Query):
 
 
 class AuditFault(Open):
-    """Something that is wrong with the audit log."""
+    """A fault in the audit log."""
 
     kind: Annotated[
         str,
         Field(
             description=(
-                "`gap`: entries before this one are missing; `changed`: it is not what was written; `forged`: the"
-                " keeper did not write it; `cut`: entries after the last one are missing, or may be; more may be added"
+                "`gap`: entries before this one are missing; `changed`: the entry was changed; `forged`: the"
+                " keeper did not write the entry; `cut`: entries after the last one are or may be missing;"
+                " more may be added"
             )
         ),
     ]
@@ -317,10 +333,10 @@ class AuditFault(Open):
 
 
 class AuditCheck(Open):
-    """Whether the audit log is as it was written."""
+    """Whether the audit log is complete and unchanged."""
 
     checked: Annotated[int, Field(description="how many entries were checked")]
-    unchained: Annotated[int, Field(description="of them, how many an earlier version wrote, which cannot be checked")]
+    unchained: Annotated[int, Field(description="how many of them an earlier version wrote; these cannot be checked")]
     faults: Annotated[tuple[AuditFault, ...], Field(description="at most 100")]
     seq: Annotated[int, Field(description="the number of the last entry that was checked")]
     chain: Annotated[str, Field(description="its hash, which covers all entries before it")]
@@ -332,11 +348,14 @@ class AuditEntry(Open):
 
     id: str
     at: Timestamp
-    text: Annotated[str, Field(description="the same in words")]
+    text: Annotated[str, Field(description="the entry in words")]
     fields: dict[str, str]
     notes: Annotated[
         tuple[str, ...],
-        Field(description="codes of its job's notes, for 90 days; a snapshot's `contents` name what it leaves out"),
+        Field(
+            description="codes of its job's notes, kept for 90 days; `contents` of the snapshot lists "
+            "what it leaves out"
+        ),
     ]
 
 
@@ -362,7 +381,7 @@ class ListedToken(OpsToken):
     """A token in the list."""
 
     last_used_at: Annotated[
-        Timestamp | None, Field(description="accurate to a minute; null if it was not used since this is noted")
+        Timestamp | None, Field(description="accurate to a minute; null if the token has not been used")
     ]
 
 
@@ -388,6 +407,7 @@ def node(record: nodes.Node) -> OpsNode:
         versions={program: version for program, version in versions.items() if version},
         pools=tuple(pool.model_dump() for pool in facts.pools),
         slots=facts.slots or None,
+        slots_max=facts.slots_max or None,
         last_hour=record.ended,
     )
 

@@ -48,7 +48,7 @@ class OperatorCalls:
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
         """Show the overview.
 
-        The current state of the cell, and the last 24 hours in intervals of 15 minutes.
+        Shows the current state of the cell, and the last 24 hours in intervals of 15 minutes.
         """
         return answer(overview(await self._operators.overview()))
 
@@ -76,7 +76,7 @@ class OperatorCalls:
     async def ops_show_node(self, request: web.Request, _: Token) -> web.Response:
         """Show a node.
 
-        A node with its running jobs.
+        Shows a node with its running jobs.
         """
         name = in_path(request, NODE)
         found = await self._operators.node(name)
@@ -93,8 +93,8 @@ class OperatorCalls:
         """Pause a node.
 
         The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`. The pause
-        ends with a resume, at `until`, or with `until_back` when the node's host has been started again, for example
-        with a new kernel. A pause of a paused node replaces it.
+        ends with a resume, at `until`, or with `until_back` when the node's host has rebooted, for example with a
+        new kernel. Pausing a paused node replaces its pause.
         """
         name, why = in_path(request, NODE), await reading.body(request, PauseBody)
         request[marks.REASON] = why.audited
@@ -127,7 +127,8 @@ class OperatorCalls:
     async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
         """Reconcile a node.
 
-        The worker compares all its servers with the service's records; it starts within seconds. No body, or `{}`.
+        The node's worker compares all its servers with the service's records. It starts within seconds. Takes no body,
+        or `{}`.
         """
         node = await self._operators.reconcile(in_path(request, NODE), idempotency=operator_key(request, token))
         return answer(bodies.node(node), status=202)
@@ -138,7 +139,8 @@ class OperatorCalls:
     async def ops_show_account(self, request: web.Request, _: Token) -> web.Response:
         """Show an account.
 
-        Its limits. The service learns of accounts from their servers; one that it does not know has the defaults.
+        Shows the account's limits. The service knows accounts from their servers; an unknown account has the default
+        limits.
         """
         return answer(bodies.account(await self._operators.account(in_path(request, ACCOUNT_ID))))
 
@@ -151,8 +153,9 @@ class OperatorCalls:
     async def ops_limit_account(self, request: web.Request, _: Token) -> web.Response:
         """Limit an account.
 
-        How many snapshots each of its servers may have. A lower limit deletes nothing by itself: creates are refused
-        until enough snapshots are deleted, and the next run of a schedule deletes the oldest scheduled ones.
+        Sets how many snapshots each of the account's servers may have. A lower limit deletes nothing by itself: creates
+        are refused until enough snapshots are deleted, and the next run of a schedule deletes the oldest scheduled
+        ones.
         """
         account_id, body = in_path(request, ACCOUNT_ID), await reading.body(request, LimitsBody)
         request[marks.ACCOUNT], request[marks.MADE] = account_id, f"snapshots_max {body.snapshots_max or 'default'}"
@@ -164,8 +167,8 @@ class OperatorCalls:
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
-        The differences that reconciliation found, by server, newest first, with the nodes' refused claims and the
-        records that cannot be read. The time of a server is that of its latest findings.
+        Lists the differences that reconciliation found, by server, newest first, together with refused claims of
+        nodes and unreadable records. A server is listed by the time of its latest findings.
         """
         page = await self._operators.findings(reading.query(request, PeriodQuery).cursor)
         others = {
@@ -178,7 +181,7 @@ class OperatorCalls:
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
         """List the audit log.
 
-        Who did what, newest first. With filters, a page can be short or empty although more entries follow.
+        Lists who did what, newest first. With filters, a page can be short or empty even though more entries follow.
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, query.cursor)
@@ -188,8 +191,8 @@ class OperatorCalls:
     async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:
         """Check the audit log.
 
-        Whether entries are missing, changed or forged: each entry has a number and a hash of the entry before. One
-        call checks 20,000 entries, oldest first; go on with `after`.
+        Checks whether entries are missing, changed or forged: each entry has a number and a hash of the previous
+        entry. One call checks 20,000 entries, oldest first; continue with `after`.
         """
         query = reading.query(request, AuditCheckQuery)
         found = await self._operators.check_audit(after=query.after)
@@ -202,7 +205,7 @@ class OperatorCalls:
     async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
         """List tokens.
 
-        The valid tokens, without their secrets.
+        Lists the valid tokens, without their secrets.
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]

@@ -18,6 +18,7 @@ NODE = bodies.OpsNode(
     versions={"worker": "1.0.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0"},
     pools=({"path": "/var/lib/libvirt/images", "free_bytes": 107_374_182_400, "total_bytes": 1_099_511_627_776},),
     slots=4,
+    slots_max=4,
     queued=2,
     running=1,
     servers=48,

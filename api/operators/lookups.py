@@ -1,4 +1,4 @@
-"""The calls in which operators look something up: the search, and a snapshot with its history."""
+"""The calls with which operators look something up: the search, and a snapshot with its history."""
 
 from typing import Annotated
 
@@ -33,8 +33,8 @@ class SearchQuery(fields.Query):
         StringConstraints(min_length=1, max_length=TEXT_MAX, strip_whitespace=True),
         Field(
             description=(
-                "an ID, the first 8 or more digits of a job's ID, a name or its beginning; with a kind in front, only"
-                " of that kind: `snapshot 801`"
+                "an ID, at least the first 8 digits of a job's ID, a name or its beginning, or the ID of a request in"
+                " the audit log; a kind in front, as in `snapshot 801`, limits the search to that kind"
             ),
             json_schema_extra={"pattern": r"\S"},
         ),
@@ -42,47 +42,51 @@ class SearchQuery(fields.Query):
 
 
 class Found(Open):
-    """Something that the text may mean."""
+    """A match of the search."""
 
     kind: Annotated[
-        str, Field(description="`server`, `snapshot`, `job`, `account`, `node` or `token`; others may come")
+        str,
+        Field(description="`server`, `snapshot`, `job`, `account`, `node`, `token` or `request`; more may be added"),
     ]
     id: str
-    name: str
+    name: Annotated[str, Field(description="of a request, its method and path")]
     account_id: int | None
     server_id: int | None
     state: Annotated[
         str,
         Field(
             description=(
-                "of a job or snapshot, its state (`deleted` if it is gone); of a server, its node; of an account, the"
-                " number of its servers"
+                "for a job or snapshot, its state (`deleted` if it is gone); for a server, its node; for an account,"
+                " the number of its servers; for a token, `valid`, or `ended` if it was revoked or has expired; for a"
+                " request, the status of its response"
             )
         ),
     ]
-    exact: Annotated[bool, Field(description="the text is its ID or name, or begins the ID of this job")]
+    exact: Annotated[
+        bool, Field(description="an exact match: the text is its ID or name, or the beginning of this job's ID")
+    ]
 
 
 class FoundList(Open):
-    """What was found: what is exactly meant comes first."""
+    """The matches, exact ones first."""
 
     results: tuple[Found, ...]
 
 
 class HistoryEntry(Open):
-    """Something that was done to a snapshot, and by whom."""
+    """A change of a snapshot, and who made it."""
 
     what: Annotated[
         str,
         Field(
             description=(
                 "`created`, `restored`, `protected`, `unprotected`, `expiry_set`, `deleted`; without a token:"
-                " `expired`, `rotated` (by its schedule), `forgotten` (the record was removed); others may come"
+                " `expired`, `rotated` (by its schedule), `forgotten` (the record was removed); more may be added"
             )
         ),
     ]
     at: Timestamp
-    token: Annotated[str | None, Field(description="ID of the token that asked")]
+    token: Annotated[str | None, Field(description="ID of the token that made the call")]
     token_name: str | None
     request_id: str | None
     job_id: str | None
@@ -97,17 +101,20 @@ class OpsSnapshot(Open):
     status: Annotated[
         str,
         Field(
-            description="`in_progress`, `completed`, `failed`, `deleting` (deleted, and its space is not freed yet) or"
-            " `deleted`; others may come"
+            description="`in_progress`, `completed`, `failed`, `deleting` (deleted, but its space is not freed yet) or"
+            " `deleted`; more may be added"
         ),
     ]
     server: ServerName | None
     account_id: int | None
     created_at: Timestamp | None
-    snapshot: Annotated[snapshots.SnapshotDetails | None, Field(description="null if it is gone")]
+    snapshot: Annotated[snapshots.SnapshotDetails | None, Field(description="null if the snapshot is gone")]
     history: Annotated[
         tuple[HistoryEntry, ...],
-        Field(description="oldest first: the first entry and the latest 29; kept for 30 days after its end"),
+        Field(
+            description="oldest first: the first entry and the latest 29; kept for 30 days after the "
+            "snapshot is deleted"
+        ),
     ]
 
 
@@ -171,7 +178,8 @@ class LookupCalls:
     async def ops_search(self, request: web.Request, _: Token) -> web.Response:
         """Search.
 
-        Servers, snapshots (also deleted ones), jobs, accounts, nodes and tokens, by ID or name; at most 20 of each.
+        Finds servers, snapshots (including deleted ones), jobs, accounts, nodes and tokens by ID or name, and requests
+        in the audit log by ID; at most 20 of each.
         """
         hits = await self._operators.search(reading.query(request, SearchQuery).q)
         return answer(FoundList(results=tuple(map(found, hits))))
@@ -180,6 +188,6 @@ class LookupCalls:
     async def ops_show_snapshot(self, request: web.Request, _: Token) -> web.Response:
         """Show any snapshot.
 
-        With who created, restored, protected and deleted it, also after its end.
+        Shows the snapshot and who created, restored, protected and deleted it. Also works for a deleted snapshot.
         """
         return answer(ops_snapshot(await self._operators.snapshot(in_path(request, SNAPSHOT_ID))))

@@ -1,4 +1,4 @@
-"""The body of the overview: the cell at a glance."""
+"""The body of the overview of the cell."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from worker.store.operators import overview as records
 
 
 class Durations(Open):
-    """In seconds, accurate to 5 percent; null if no job ended."""
+    """Durations in seconds, accurate to 5 percent; null if no job ended."""
 
     p50: float | None
     p95: float | None
@@ -22,14 +22,14 @@ class Point(Open):
     completed: int
     failed: int
     seconds: Durations
-    downtime_seconds: Annotated[Durations, Field(description="how long guests were off")]
+    downtime_seconds: Annotated[Durations, Field(description="downtime of guests")]
 
 
 class Chart(Open):
     """The last 24 hours of one kind of job."""
 
     kind: KindOfJob
-    points: Annotated[tuple[Point, ...], Field(description="without the quarters of an hour in which none ended")]
+    points: Annotated[tuple[Point, ...], Field(description="one for each 15 minutes in which a job ended")]
 
 
 class Ended(Open):
@@ -64,11 +64,13 @@ class Overview(Open):
     completed: Ended
     failed: Ended
     stranded_servers: int
-    servers_off: Annotated[int, Field(description="whose guests are off for a job; see the servers with `off`")]
+    servers_off: Annotated[
+        int, Field(description="servers whose guest is off for a job; see the list of servers with `off`")
+    ]
     nodes: NodeCounts
     servers_with_findings: int
-    unreadable_records: Annotated[int, Field(description="met within the last 24 hours; see the findings")]
-    charts: Annotated[tuple[Chart, ...], Field(description="only of the kinds of which any ended")]
+    unreadable_records: Annotated[int, Field(description="unreadable records of the last 24 hours; see the findings")]
+    charts: Annotated[tuple[Chart, ...], Field(description="one for each job kind of which a job ended")]
 
 
 def overview(record: records.Overview) -> Overview:

@@ -11,12 +11,20 @@ from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
 from api.schedules import bodies, examples
-from api.schedules.bodies import SCHEDULE_ID, OpsSchedulesQuery, ScheduleBody, ScheduleEditBody, SchedulesQuery
+from api.schedules.bodies import (
+    SCHEDULE_ID,
+    CoveredQuery,
+    OpsSchedulesQuery,
+    ScheduleBody,
+    ScheduleEditBody,
+    SchedulesQuery,
+)
 from api.settings import Live
 from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.operators.operator_store import OperatorStore
-from worker.store.schedules.schedules import BadCron, Schedules
+from worker.store.schedules.schedules import Schedules, ScheduleSpec
+from worker.store.schedules.timing import BadCron
 
 SCHEDULES = f"{API}schedules/"
 ONE_SCHEDULE = f"{SCHEDULES}{{schedule_id}}/"
@@ -37,11 +45,15 @@ class ScheduleCalls:
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         """List schedules.
 
-        The account's schedules, newest first, of one server or of all.
+        The account's schedules, newest first: those of one server, or of any; or, with `target=labels`, those by label.
         """
         query = reading.query(request, SchedulesQuery)
         page = await self._schedules.page(
-            account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
+            account_id=caller.account_id,
+            server_id=query.server_id,
+            by_label=query.target == "labels",
+            offset=query.offset,
+            limit=query.page_size,
         )
         return page_answer(request, query, page, bodies.schedule)
 
@@ -58,22 +70,24 @@ class ScheduleCalls:
                 Link("delete_schedule", OWN, "Delete it."),
             ),
         ),
-        body={"nightly": examples.NIGHTLY},
+        body={"nightly": examples.NIGHTLY, "by_label": examples.BY_LABEL},
         refusals=(errors.ServerNotFound, errors.ScheduleLimitReached, errors.StoreNearlyFull),
     )
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a schedule.
 
-        Each run creates a snapshot. If the server already has its 5 snapshots, the oldest that a schedule created is
-        deleted first, but never one that was created by hand or is protected. Of the schedule's own snapshots, the
-        newest `keep` are kept.
+        Each run creates a snapshot of the server, or of each server that has all of `server_labels` when the window
+        begins. If a server already has its 5 snapshots, the oldest that a schedule created is deleted first, but never
+        one that was created by hand or is protected. Of the schedule's own snapshots of a server, the newest `keep` are
+        kept.
         """
         body = await reading.body(request, ScheduleBody)
-        request[SERVER_ID] = body.server_id
+        if body.server_id is not None:
+            request[SERVER_ID] = body.server_id
         created = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
-            spec=body.spec(live=self._is_live(body.consistency)),
+            spec=_checked(body.spec(live=self._is_live(body.consistency))),
             idempotency=reading.idempotency(request, body),
         )
         request[MADE] = f"schedule {created.id}"
@@ -87,7 +101,7 @@ class ScheduleCalls:
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
 
-        A schedule with its next run and the result of the last run.
+        Shows a schedule with its next run and the result of its last run.
         """
         schedule_id = in_path(request, SCHEDULE_ID)
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
@@ -101,17 +115,34 @@ class ScheduleCalls:
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
 
-        Fields that are left out stay unchanged.
+        Omitted fields keep their values.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         live = None if body.consistency is None else self._is_live(body.consistency)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
+        if body.server_labels and before.server_id is not None:
+            raise invalid(FieldError(field="server_labels", detail="This schedule is of one server."))
         try:
-            changed = await self._schedules.change(before, body.applied(before.spec, live=live))
+            changed = await self._schedules.change(before, _checked(body.applied(before.spec, live=live)))
         except BadCron as error:
             text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error
         return answer(bodies.schedule(changed))
+
+    @call(
+        f"GET {ONE_SCHEDULE}servers/",
+        Reply(200, {"nightly": examples.COVERED}),
+        query=CoveredQuery,
+        refusals=(errors.ScheduleNotFound,),
+    )
+    async def list_schedule_servers(self, request: web.Request, caller: Caller) -> web.Response:
+        """List the servers of a schedule.
+
+        The servers that it covers now, by ID, each with its run in the current or latest window.
+        """
+        query, schedule_id = reading.query(request, CoveredQuery), in_path(request, SCHEDULE_ID)
+        page = await self._schedules.servers(account_id=caller.account_id, schedule_id=schedule_id, cursor=query.cursor)
+        return cursor_answer(request, page, bodies.CoveredServerList, bodies.covered)
 
     @call(f"DELETE {ONE_SCHEDULE}", Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,))
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
@@ -123,9 +154,17 @@ class ScheduleCalls:
         return web.Response(status=204)
 
     def _is_live(self, asked: Choice | None) -> bool:
-        """Decided when the schedule is made: a schedule keeps its choice."""
+        """Whether its snapshots are live. Decided when the schedule is created: a schedule keeps its value."""
         live = is_live(asked, self._live)
         return self._live is Live.DEFAULT if live is None else live
+
+
+def _checked(spec: ScheduleSpec) -> ScheduleSpec:
+    """A schedule whose window fits between its runs. Raises Problem, or BadCron if this version does not know its
+    `when`."""
+    if wrong := bodies.wrong_window(spec):
+        raise invalid(FieldError(field="window_minutes", detail=wrong))
+    return spec
 
 
 class OpsScheduleCalls:
@@ -144,10 +183,10 @@ class OpsScheduleCalls:
     async def ops_list_schedules(self, request: web.Request, _: Token) -> web.Response:
         """List all schedules.
 
-        The enabled schedules of all accounts, by their next run: what will run, and when.
+        Lists the enabled schedules of all accounts, sorted by their next run.
         """
         query = reading.query(request, OpsSchedulesQuery)
         page = await self._operators.schedules(
-            account_id=query.account_id, server_id=query.server_id, cursor=query.cursor
+            account_id=query.account_id, server_id=query.server_id, cursor=query.cursor, target=query.target
         )
         return cursor_answer(request, page, bodies.OpsScheduleList, bodies.ops_schedule)

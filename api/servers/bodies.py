@@ -7,7 +7,20 @@ from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.consistency import Choice
-from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, digits, truth
+from api.http.fields import (
+    LABELS_MAX,
+    LEFT_OUT,
+    NOT_NULL,
+    AccountIdInBody,
+    CursorQuery,
+    Labels,
+    NodeInPath,
+    NodeName,
+    OfAccount,
+    RequestBody,
+    digits,
+    truth,
+)
 from api.jobs.bodies import OffSince, OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
@@ -22,13 +35,11 @@ class OpsServersQuery(CursorQuery):
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
     stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
-    off: Annotated[bool, Field(description="only servers whose guests are off for a job"), BeforeValidator(truth)] = (
-        False
-    )
+    off: Annotated[bool, Field(description="only servers whose guest is off for a job"), BeforeValidator(truth)] = False
     no_snapshot_days: (
         Annotated[
             int,
-            Field(ge=1, le=366, description="only servers without a completed snapshot of the last so many days"),
+            Field(ge=1, le=366, description="only servers without a completed snapshot in the last N days"),
             BeforeValidator(digits),
         ]
         | None
@@ -59,14 +70,14 @@ class PlacementBody(RequestBody):
 
 
 class BusyJob(Open):
-    """The job that a server is busy with."""
+    """The job that is using a server."""
 
     id: str
     kind: KindOfJob
 
 
 class OpsBusyJob(BusyJob):
-    """The job that a server is busy with, or waits for."""
+    """The running or queued job of a server."""
 
     state: JobState
 
@@ -78,24 +89,34 @@ class Server(Open):
     name: str
     status: StatusOfServer
     snapshots: Annotated[int, Field(description="how many snapshots it has; failed ones do not count")]
-    snapshots_max: Annotated[int, Field(description="how many it may have: 5, or what the provider has set")]
-    job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
-    reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]
+    snapshots_max: Annotated[int, Field(description="how many it may have: 5, unless the provider sets another limit")]
+    job: Annotated[BusyJob | None, Field(description="its running job")]
+    reachable: Annotated[bool, Field(description="whether its node responds, so that new jobs are accepted")]
     consistency: Annotated[
         str | None,
         Field(
-            description="whether creates stop it, if they do not say so: `stop` or `live`; more may be added. null: the"
-            " provider's default"
+            description="the default of its creates: `stop` or `live`; more may be added. null: the provider's default"
         ),
     ]
+    labels: Annotated[dict[str, str], Field(description="those that `PATCH` has set")]
 
 
 class ServerEdit(RequestBody):
-    """Whether creates stop a server, if they do not say so themselves."""
+    """The fields to change; fields that are left out stay."""
 
     consistency: Annotated[
-        Choice | None, Field(description="`stop`, `live` where the provider allows it, or null: the provider's default")
-    ]
+        Choice | None,
+        LEFT_OUT,
+        Field(
+            description="whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it,"
+            " or null: the provider's default"
+        ),
+    ] = None
+    labels: Annotated[
+        Labels | None,
+        *NOT_NULL,
+        Field(description=f"at most {LABELS_MAX}; they replace all labels of the server. Schedules may go by them"),
+    ] = None
 
 
 class Finding(Open):
@@ -116,14 +137,14 @@ class Taken(Open):
 class OpsServer(Server):
     """A server of any account."""
 
-    job: Annotated[OpsBusyJob | None, Field(description="the job that it is busy with, or waits for")]
+    job: Annotated[OpsBusyJob | None, Field(description="its running or queued job")]
     account_id: int
     node: str
     power: str
     off_since: OffSince
     missing: Annotated[bool, Field(description="its node no longer reports it")]
-    stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
-    taken: Annotated[Taken | None, Field(description="of a stranded server: who repairs it")]
+    stranded_by: Annotated[str | None, Field(description="the job that stranded it")]
+    taken: Annotated[Taken | None, Field(description="for a stranded server: who repairs it")]
     findings: tuple[Finding, ...]
 
 
@@ -143,7 +164,7 @@ class OpsServerList(Open):
 
 
 def _parts(view: model.ServerView) -> dict[str, object]:
-    """The fields of a server's body that have other names in its record, or are not in it."""
+    """The fields of a server's body that the record lacks or names differently."""
     record = view.server
     return {
         "status": record.state,
@@ -152,6 +173,7 @@ def _parts(view: model.ServerView) -> dict[str, object]:
         "job": BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None,
         "reachable": view.reachable,
         "consistency": record.consistency,
+        "labels": dict(record.labels),
     }
 
 

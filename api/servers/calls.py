@@ -22,7 +22,7 @@ from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 ONE_SERVER = f"{OPS}servers/{{server_id}}/"
 LATEST_JOBS = Cursor(limit=100)
-SNAPSHOTS_MAX = 2 * SNAPSHOTS_PER_SERVER_MOST  # failed ones are listed too
+SNAPSHOTS_MAX = 2 * SNAPSHOTS_PER_SERVER_MOST  # includes failed ones
 
 call: Table[Entering] = Table("servers", SERVER_ID)
 ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)
@@ -43,7 +43,7 @@ class ServerCalls:
     async def show_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Show a server.
 
-        Its current status, how many snapshots it has, and whether it accepts new jobs.
+        Shows its current status, how many snapshots it has, and whether it accepts new jobs.
         """
         found = await self._store.server(account_id=caller, server_id=in_path(request, SERVER_ID))
         return answer(bodies.server(found))
@@ -57,13 +57,17 @@ class ServerCalls:
     async def edit_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a server.
 
-        Changes whether creates stop it, if they do not say so themselves. A schedule keeps its own choice.
+        Changes its labels, by which schedules may find it, and whether creates stop it, if they do not say so
+        themselves. A schedule keeps its own choice.
         """
         body = await reading.body(request, ServerEdit)
         if body.consistency is not None:
             allowed(body.consistency, self._live)
         edited = await self._store.edit_server(
-            account_id=caller, server_id=in_path(request, SERVER_ID), consistency=body.consistency
+            account_id=caller,
+            server_id=in_path(request, SERVER_ID),
+            consistency=(body.consistency or "") if "consistency" in body.model_fields_set else None,
+            labels=body.labels,
         )
         return answer(bodies.server(edited))
 
@@ -85,7 +89,7 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        Sorted by ID; with `stranded` or `off`, those that have been so for longest first.
+        Sorted by ID; with `stranded` or `off`, by how long the servers have been in that state, longest first.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
@@ -106,7 +110,7 @@ class OpsServerCalls:
     async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
         """Show any server.
 
-        With its snapshots and its latest jobs, including those of former owners.
+        Shows the server with its snapshots and its latest jobs, including those of former owners.
         """
         server_id = in_path(request, SERVER_ID)
         found = await self._operators.server(server_id)
@@ -128,8 +132,8 @@ class OpsServerCalls:
     async def ops_declare_server(self, request: web.Request, _: Token) -> web.Response:
         """Declare a server.
 
-        Say that the server exists, on which node it is and whose it is. It is `missing` until its node reports it. Of a
-        server that the service knows, this changes node and account, as the two calls below do.
+        Declares that the server exists, on which node it is, and which account owns it. It is `missing` until its node
+        reports it. For a known server, this changes the node and the account, like the two calls below.
         """
         body = await reading.body(request, PlacementBody)
         request[ACCOUNT], request[MADE] = body.account_id, f"node {body.node}"
@@ -146,8 +150,8 @@ class OpsServerCalls:
     async def ops_place_server(self, request: web.Request, _: Token) -> web.Response:
         """Place a server on another node.
 
-        For a server whose node has failed. Its job there ends as failed. A migration needs no such call: the server
-        moves when its node no longer reports it.
+        Assigns a server to another node after its own has failed. Its unfinished job fails. A migration does not
+        need this call: the server moves when its node no longer reports it.
         """
         body = await reading.body(request, NodeBody)
         request[MADE] = f"node {body.node}"
@@ -162,7 +166,7 @@ class OpsServerCalls:
     async def ops_give_server(self, request: web.Request, _: Token) -> web.Response:
         """Give a server to another account.
 
-        Its snapshots go with it; its schedules end. Its node writes the account into the domain.
+        Its snapshots move with it; its schedules are deleted. Its node writes the account into the domain.
         """
         body = await reading.body(request, AccountBody)
         request[ACCOUNT] = body.account_id
@@ -177,8 +181,8 @@ class OpsServerCalls:
     async def ops_take_server(self, request: web.Request, token: Token) -> web.Response:
         """Take a stranded server.
 
-        Tells the other operators who repairs it, until it is resolved. Whoever had taken it before has not any more. No
-        body, or `{}`.
+        Tells the other operators who repairs it, until it is resolved. Replaces whoever took it before. Takes no body,
+        or `{}`.
         """
         server_id, key = in_path(request, SERVER_ID), operator_key(request, token)
         return answer(bodies.ops_server(await self._operators.take(server_id, by=token.name, idempotency=key)))
@@ -191,7 +195,7 @@ class OpsServerCalls:
     async def ops_release_server(self, request: web.Request, token: Token) -> web.Response:
         """Release a stranded server.
 
-        Nobody repairs it now: another operator may take it. No body, or `{}`.
+        Nobody is repairing it then, and another operator can take it. Takes no body, or `{}`.
         """
         server_id, key = in_path(request, SERVER_ID), operator_key(request, token)
         return answer(bodies.ops_server(await self._operators.release(server_id, idempotency=key)))

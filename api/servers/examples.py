@@ -26,8 +26,9 @@ SERVER = Server(
     job=BusyJob(id=JOB_ID, kind=JobKind.RESTORE),
     reachable=True,
     consistency=None,
+    labels={"backup": "nightly"},
 )
-EDIT = ServerEdit(consistency="live")
+EDIT = ServerEdit(consistency="live", labels={"backup": "nightly"})
 FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
 OPS_SERVER = OpsServer(
     **dict(SERVER) | {"job": OpsBusyJob(id=JOB_ID, kind=JobKind.RESTORE, state=JobState.IN_PROGRESS)},

@@ -13,7 +13,6 @@ from worker.store import errors, model
 from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
-LABELS_MAX = 20
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
 
@@ -25,20 +24,6 @@ SnapshotIdInPath = Annotated[
 SNAPSHOT_ID: fields.PathId[SnapshotId] = fields.PathId(
     "snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound
 )
-
-LabelKey = Annotated[
-    str,
-    fields.matches(
-        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
-        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
-    ),
-]
-LabelValue = Annotated[
-    str,
-    fields.matches(
-        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
-    ),
-]
 
 
 class ListQuery(fields.PageQuery):
@@ -91,23 +76,20 @@ class CreateBody(fields.RequestBody):
 
 
 class EditBody(fields.RequestBody):
-    """The fields to change; fields that are left out stay."""
+    """The fields to change; omitted fields keep their values."""
 
     description: Annotated[fields.Description | None, *fields.NOT_NULL] = None
     labels: Annotated[
-        Annotated[
-            dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
-        ]
-        | None,
+        fields.Labels | None,
         *fields.NOT_NULL,
-        Field(description=f"at most {LABELS_MAX}; they replace all labels of the snapshot"),
+        Field(description=f"at most {fields.LABELS_MAX}; they replace all labels of the snapshot"),
     ] = None
     expires_at: Annotated[
         fields.ExpiresAt | None,
         fields.LEFT_OUT,
         Field(description="when it is deleted, unless it is protected; null: never"),
     ] = None
-    protected: Annotated[bool | None, *fields.NOT_NULL, Field(description="whether it cannot be deleted")] = None
+    protected: Annotated[bool | None, *fields.NOT_NULL, Field(description="whether deletes are refused")] = None
 
     @property
     def edit(self) -> Edit:
@@ -138,11 +120,11 @@ class SnapshotDetails(Snapshot):
     model_config = ConfigDict(extra="ignore")
 
     labels: dict[str, str]
-    protected: Annotated[bool, Field(description="a delete is refused")]
+    protected: Annotated[bool, Field(description="deletes are refused")]
     expires_at: Annotated[Timestamp | None, Field(description="when it is deleted, unless it is protected")]
     schedule_id: Annotated[str | None, Field(description="the schedule that created it")]
     contents: Annotated[
-        Contents | None, Field(description="null until completed, and for a snapshot of an earlier version")
+        Contents | None, Field(description="null until completed, and for snapshots that an earlier version created")
     ]
     consistency: Label
 
@@ -182,7 +164,7 @@ class RestoreStarted(Closed):
 
 
 def snapshot(record: model.Snapshot | ListedSnapshot) -> dict[str, object]:
-    """A `Snapshot`, as JSON: there are up to 500 in an answer, and one model after the other would take most of it."""
+    """A `Snapshot` as JSON, without the model: for a list of 500, creating models would take most of the time."""
     return {
         "id": record.id,
         "server": {"id": record.server_id, "name": record.server_name},
@@ -224,5 +206,5 @@ def restoring(admitted: Admitted) -> dict[str, object]:
 
 
 def admitted_headers(admitted: Admitted) -> dict[str, str]:
-    """The path of the snapshot, and where to follow the job."""
+    """The headers with the paths of the snapshot and of the job."""
     return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job.id)

@@ -23,7 +23,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job
 
 FULL = (errors.StoreNearlyFull, errors.TooManyDryRuns)
-CHECK_POLLS, CHECK_POLL_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks, once it has no other job
+CHECK_POLLS, CHECK_POLL_SECONDS = 100, 0.05  # the checks take 0.02 s for two disks if the node is idle
 
 SNAPSHOTS = f"{API}snapshots/"
 ONE_SNAPSHOT = f"{SNAPSHOTS}{{snapshot_id}}/"
@@ -58,7 +58,7 @@ class SnapshotCalls:
     async def list_snapshots(self, request: web.Request, caller: Entering) -> web.Response:
         """List snapshots.
 
-        The account's snapshots, of one server or of all; newest first unless `sort` is given.
+        Lists the account's snapshots, all or those of one server; newest first unless `sort` is given.
         """
         query = reading.query(request, ListQuery)
         page = await self._store.listed(
@@ -137,12 +137,12 @@ class SnapshotCalls:
         f"PATCH {ONE_SNAPSHOT}",
         Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
         body={"protect": examples.EDIT},
-        refusals=(errors.SnapshotNotFound,),
+        refusals=(errors.SnapshotNotFound, errors.StoreNearlyFull),
     )
     async def edit_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a snapshot.
 
-        Changes its description, its labels, when it expires, and whether it may be deleted.
+        Changes its description, labels, expiry and protection.
         """
         body = await reading.body(request, EditBody)
         edited = await self._store.edit(
@@ -191,9 +191,9 @@ class SnapshotCalls:
         """Restore a server from a snapshot.
 
         Overwrites all current data of the server. The server is stopped first, and started again if it was running. The
-        overwritten data is kept for 24 hours, for an undo. If the server's disks are not those of the snapshot, the job
-        fails with `disks_differ` before it stops the server; with `disks=present` it restores the disks that exist. No
-        body, or `{}`.
+        overwritten data is kept for 24 hours, for an undo. If the server's disks differ from those of the snapshot, the
+        job fails with `disks_differ` before it stops the server; with `disks=present` it restores the disks that
+        exist. Takes no body, or `{}`.
         """
         query, snapshot_id = reading.query(request, RestoreQuery), in_path(request, SNAPSHOT_ID)
         if query.dry_run:
@@ -215,7 +215,8 @@ class SnapshotCalls:
         return answer(bodies.restoring(admitted), headers=bodies.admitted_headers(admitted))
 
     async def _checked(self, caller: Entering, check: Job) -> web.Response:
-        """200 with the job of a dry run once it has ended; 202 if the node takes longer than a few seconds."""
+        """Returns 200 with the job of a dry run once it has ended, or 202 if the node takes longer than a few
+        seconds."""
         for _ in range(CHECK_POLLS):
             if check.state.is_final:
                 return answer(job_body(check), headers=job_headers(check.id))

@@ -36,9 +36,9 @@ Url = Annotated[
     str,
     StringConstraints(max_length=URL_MAX),
     matches(r"^https?://[\x21-\x7e]+$", "Must be an https URL."),
-    Field(description="https, a public address, port 443 or from 1024 on; no user, no fragment"),
+    Field(description="https, a public address, port 443 or at least 1024; no user, no fragment"),
 ]
-# not strict: pydantic gets the value from a validator as a Python object, not as JSON
+# not strict: the validator passes a Python object to pydantic, not JSON
 Events = Annotated[
     tuple[Annotated[JobEvent, Field(strict=False)], ...],
     Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="the events to send"),
@@ -60,7 +60,7 @@ class WebhookBody(RequestBody):
 
 
 class WebhookEditBody(RequestBody):
-    """The fields to change; fields that are left out stay."""
+    """The fields to change; omitted fields keep their values."""
 
     url: Annotated[Url | None, *NOT_NULL] = None
     description: Annotated[Description | None, *NOT_NULL] = None
@@ -96,7 +96,7 @@ class Webhook(Open):
 class WebhookWithSecret(Webhook):
     """A webhook with its new secret, which is shown only once."""
 
-    secret: Annotated[str, Field(description="`whsec_` and base64; it signs the messages")]
+    secret: Annotated[str, Field(description="`whsec_` followed by base64; it signs the messages")]
 
 
 class WebhookList(Open):
@@ -111,14 +111,16 @@ class Delivery(Open):
 
     id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
     event: str
-    attempts: Annotated[int, Field(description="counted anew when a delivery that was given up is sent again")]
-    status_code: Annotated[int | None, Field(description="of the last attempt; null: no response")]
+    attempts: Annotated[int, Field(description="starts at 0 again when a delivery that was given up is sent again")]
+    status_code: Annotated[int | None, Field(description="HTTP status of the last attempt; null: no response")]
     error: Annotated[
         str | None,
         Field(
             description=(
-                "of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`,"
-                " `address_refused`, or `too_many_waiting`: given up, as one of too many; more may be added"
+                "error of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, "
+                "`name_not_found`,"
+                " `address_refused`, or `too_many_waiting` (given up because too many deliveries were "
+                "waiting); more may be added"
             )
         ),
     ]
@@ -141,7 +143,7 @@ class Redelivery(Open):
 
     redelivered: int
     not_kept: Annotated[
-        int, Field(description="other failed deliveries, which cannot be sent again: their message is no longer kept")
+        int, Field(description="failed deliveries that cannot be sent again, because their message is no longer kept")
     ]
 
 
@@ -152,7 +154,7 @@ class TestData(Open):
 
 
 class JobMessage(Open):
-    """The message that a receiver gets about a job."""
+    """The message about a job."""
 
     type: Annotated[str, more_may_come(JobEvent)]
     timestamp: Annotated[Timestamp, Field(description="when the event occurred")]
@@ -160,7 +162,7 @@ class JobMessage(Open):
 
 
 class TestMessage(Open):
-    """The message that a receiver gets of a test."""
+    """The message of a test."""
 
     type: Literal["webhook.test"] = TEST
     timestamp: Timestamp
@@ -189,7 +191,7 @@ def redelivery(record: records.Redelivery) -> Redelivery:
 
 
 def message(webhook_id: WebhookId, due: DueDelivery) -> JobMessage | TestMessage:
-    """The message of a delivery, the same at each attempt: with the job as it was at the event."""
+    """The message of a delivery, with the job as it was at the event. It is the same at each attempt."""
     if due.job is None:
         return TestMessage(timestamp=due.created_at, data=TestData(webhook_id=webhook_id))
     return JobMessage(type=due.event, timestamp=due.created_at, data=job(due.job))

@@ -34,7 +34,7 @@ class WebhookCalls:
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         """List webhooks.
 
-        The account's webhooks, newest first, without their secrets.
+        Lists the account's webhooks, newest first, without their secrets.
         """
         return answer(bodies.webhooks(await self._webhooks.all(account_id=caller.account_id)))
 
@@ -60,8 +60,8 @@ class WebhookCalls:
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
 
-        From now on, each of these events is sent to the URL, signed according to the Standard Webhooks specification.
-        The secret is shown only in this response. An account has at most 10 webhooks.
+        From now on, the service sends each of these events to the URL, signed according to the Standard Webhooks
+        specification. The secret is shown only in this response. An account has at most 10 webhooks.
         """
         body = await reading.body(request, WebhookBody)
         self._check_url(body.url)
@@ -76,7 +76,7 @@ class WebhookCalls:
     async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a webhook.
 
-        A webhook, without its secret.
+        Shows a webhook, without its secret.
         """
         found = await self._webhooks.one(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
         return answer(bodies.webhook(found))
@@ -85,12 +85,12 @@ class WebhookCalls:
         f"PATCH {ONE_WEBHOOK}",
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
-        refusals=NOT_FOUND,
+        refusals=(*NOT_FOUND, errors.StoreNearlyFull),
     )
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
 
-        Fields that are left out stay unchanged. Pending events of a disabled webhook are sent once it is enabled.
+        Omitted fields keep their values. Pending deliveries of a disabled webhook are sent once it is enabled.
         """
         body = await reading.body(request, WebhookEditBody)
         if body.url is not None:
@@ -104,7 +104,7 @@ class WebhookCalls:
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
-        Its deliveries are deleted, too, including pending ones.
+        Its deliveries, including pending ones, are deleted too.
         """
         await self._webhooks.drop(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
         return web.Response(status=204)
@@ -112,13 +112,13 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}rotate-secret/",
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
-        refusals=NOT_FOUND,
+        refusals=(*NOT_FOUND, errors.StoreNearlyFull),
     )
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.
 
         The new secret is shown only in this response. For 24 hours, messages are also signed with the old one.
-        No body, or `{}`.
+        Takes no body, or `{}`.
         """
         new = await self._webhooks.rotate(
             account_id=caller.account_id,
@@ -135,8 +135,8 @@ class WebhookCalls:
     async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Test a webhook.
 
-        Sends a `webhook.test` event, whose data has `webhook_id`. The list of deliveries shows the result. No body, or
-        `{}`.
+        Sends a `webhook.test` event, whose data has `webhook_id`. The list of deliveries shows the result. Takes no
+        body, or `{}`.
         """
         delivery = await self._webhooks.test(
             account_id=caller.account_id,
@@ -154,7 +154,7 @@ class WebhookCalls:
     async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
         """List a webhook's deliveries.
 
-        The deliveries of the last 7 days, including pending ones, newest first, at most 1,000.
+        Lists the deliveries of the last 7 days, including pending ones, newest first, at most 1,000.
         """
         query = reading.query(request, PageQuery)
         page = await self._webhooks.deliveries(
@@ -168,13 +168,19 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}deliveries/{{delivery_id}}/redeliver/",
         Reply(202, {"again": examples.REDELIVERED}, "The delivery that was queued."),
-        refusals=(*NOT_FOUND, errors.DeliveryNotFound, errors.WebhookDisabled, errors.DeliveryNotRedeliverable),
+        refusals=(
+            *NOT_FOUND,
+            errors.DeliveryNotFound,
+            errors.WebhookDisabled,
+            errors.DeliveryNotRedeliverable,
+            errors.StoreNearlyFull,
+        ),
     )
     async def redeliver(self, request: web.Request, caller: Caller) -> web.Response:
         """Send a delivery again.
 
-        For a delivery that has failed: it is sent now, and again at the usual times if it fails. Its ID and its message
-        stay the same. No body, or `{}`.
+        Sends a failed delivery immediately, and retries it at the usual intervals if it fails. Its ID and its message
+        stay the same. Takes no body, or `{}`.
         """
         delivery = await self._webhooks.redeliver(
             account_id=caller.account_id,
@@ -187,13 +193,13 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}redeliver/",
         Reply(202, {"all": examples.REDELIVERY}, "How many deliveries were queued."),
-        refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently),
+        refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently, errors.StoreNearlyFull),
     )
     async def redeliver_all(self, request: web.Request, caller: Caller) -> web.Response:
         """Send all failed deliveries again.
 
-        Those of the last 7 days that were given up, or wait for another attempt after a failed one; at most once a
-        minute. No body, or `{}`.
+        Sends the deliveries of the last 7 days again that were given up or wait for another attempt after a failed
+        one; at most once a minute. Takes no body, or `{}`.
         """
         sent = await self._webhooks.redeliver_all(
             account_id=caller.account_id,

@@ -22,18 +22,18 @@ from worker.store.model import DeliveryId
 from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
 from worker.store.webhooks.webhooks import SECRET_PREFIX
 
-# After each failed attempt; the specification's own example. After the tenth attempt a delivery is given up.
+# The wait after each failed attempt, from the specification's example. After the tenth attempt, a delivery is given up.
 RETRIES = (
     *(timedelta(seconds=5), timedelta(minutes=5), timedelta(minutes=30)),
     *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 24)),
 )
-JITTER = 0.2  # a wait is longer by up to this share, so that not all are retried at once
-PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint whose deliveries all failed for that time is disabled
-AT_ONCE = 8  # deliveries of one endpoint at a time
-LEASE_ATTEMPTS = 4  # a claim lasts this many times the limit of an attempt; then its sender is presumed dead
+JITTER = 0.2  # each wait is extended by up to this share, to spread the retries
+PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint is disabled when all its deliveries fail for this long
+AT_ONCE = 8  # concurrent deliveries to one endpoint
+LEASE_ATTEMPTS = 4  # a claim lasts this many times the limit of an attempt; after that its sender is presumed dead
 SUCCESS = range(200, 300)
-PROMPT_SECONDS = 1.0  # after that, a webhook whose receiver still takes its time gives its place to another
-SLOW_PER_PLACE = 4  # as long as no more of them than this are served besides
+PROMPT_SECONDS = 1.0  # after this time, a webhook with a slow receiver frees its place for another
+SLOW_PER_PLACE = 4  # how many slow ones are served for each place
 WAIT_SECONDS = 2  # how late a retry may start
 AGAIN_SECONDS = 3.0  # after an error
 
@@ -42,8 +42,8 @@ _chance = SystemRandom()
 
 
 class Sender:
-    """`endpoints`: how many are served at a time, besides SLOW_PER_PLACE times as many slow ones. `seconds`: the limit
-    of an attempt. `reach`: which addresses they may have. `now`: the time of the cell."""
+    """`endpoints`: how many are served at a time, in addition to SLOW_PER_PLACE times as many slow ones. `seconds`:
+    the limit of an attempt. `reach`: the allowed addresses. `now`: the time of the cell."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Sender:
                 self._keep_place(serving.create_task(self._serve(client, claim)))
 
     def _keep_place(self, serving: asyncio.Task[None]) -> None:
-        """Release the task's place when it ends, or after PROMPT_SECONDS: then it counts as a slow one."""
+        """Release the task's place when it ends, or after PROMPT_SECONDS, when it starts to count as slow."""
         is_slow = False
 
         def give_place() -> None:
@@ -109,7 +109,7 @@ class Sender:
                 continue
             except StoreUnavailable as error:
                 log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
-            except Exception:  # a record that this version can't read; it blocks only its own webhook
+            except Exception:  # such as a record that this version cannot read; it blocks only its own webhook
                 log.exception("webhook.broke")
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -131,7 +131,7 @@ class Sender:
         try:
             with guarded("webhook", StoreUnavailable, webhook_id=claim.webhook_id):
                 why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
-        except StoreUnavailable as error:  # sent again, once the claim has expired
+        except StoreUnavailable as error:  # will be sent again once the claim has expired
             log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
             return
         if why:
@@ -140,7 +140,7 @@ class Sender:
     async def _attempt(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> Result:
         try:
             status, error = await self._post(client, claim, delivery)
-        except Exception:  # a bug counts as a failed attempt: the delivery is retried, and others are sent
+        except Exception:  # a bug counts as a failed attempt: this delivery is retried, and the others are sent
             log.exception("webhook.broke", webhook_id=claim.webhook_id, delivery_id=delivery.id)
             status, error = None, "internal_error"
         log.info(
@@ -159,7 +159,7 @@ class Sender:
         return Result(status=status, error=error, retry_in=retry_in)
 
     async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
-        """The status of the answer, and the code of the error, None if there is none."""
+        """The status of the response and the error code, None if there is none."""
         if ssrf.url_error(claim.url, self._reach):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
@@ -174,7 +174,7 @@ class Sender:
 
 
 def signed(secrets: Sequence[str], message_id: str, body: bytes, *, moment: int) -> dict[str, str]:
-    """The headers of a message, signed with each of these secrets. `moment`: Unix time in seconds."""
+    """The headers of a message, with a signature for each secret. `moment`: Unix time in seconds."""
     content = f"{message_id}.{moment}.".encode() + body
     keys = [b64decode(secret.removeprefix(SECRET_PREFIX)) for secret in secrets]
     signatures = [b64encode(hmac.digest(key, content, hashlib.sha256)).decode() for key in keys]

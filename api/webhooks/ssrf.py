@@ -1,7 +1,7 @@
 """Requests to URLs that customers choose: only to public addresses, to prevent server-side request forgery.
 
 Addresses are checked twice: those of a name when it is resolved, and that of a socket when it is created.
-The second check also covers an address that stands in the URL itself, which is never resolved.
+The second check also covers an address in the URL itself, which is never resolved.
 """
 
 import socket
@@ -16,12 +16,12 @@ from api.http.addresses import Network
 
 HTTPS_PORT, FIRST_FREE_PORT = 443, 1024
 URL_MAX = 2048  # characters
-_RESPONSE_BUFFER_BYTES = 1024  # we need only the status of the answer
-# The global unicast range. Mapped and NAT64 addresses, which hold an IPv4 address, are outside of it.
+_RESPONSE_BUFFER_BYTES = 1024  # only the status of the response is needed
+# The global unicast range. Mapped and NAT64 addresses, which contain an IPv4 address, are outside of it.
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
 
 
-# Names that lead to this machine or into its network wherever they are looked up, without an entry in `hosts`.
+# Names that resolve to this machine or its network everywhere. They are refused unless `hosts` lists them.
 _LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")
 
 
@@ -31,9 +31,9 @@ class AddressRefused(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """Which addresses webhooks may have: public ones and `networks`, but none of `denied`. A name of `hosts`, or below
-    one that begins with a dot, may have any address that is not denied. `to_private`: any address, and http.
-    `proxy`: the URL of a proxy, which resolves the names, and then decides by address."""
+    """Which addresses webhooks may have: public ones and `networks`, but none in `denied`. A name in `hosts`, or below
+    an entry that begins with a dot, may have any address that is not denied. `to_private`: any address is
+    allowed, and http. `proxy`: URL of a proxy, which resolves the names and then decides by address."""
 
     to_private: bool = False
     networks: tuple[Network, ...] = ()
@@ -61,7 +61,7 @@ def is_public(address: str) -> bool:
     parsed = ip_address(address)
     if not parsed.is_global or parsed.is_multicast:
         return False
-    # 6to4 and Teredo addresses, which also hold an IPv4 address, are inside of it
+    # 6to4 and Teredo addresses, which also contain an IPv4 address, are inside of it
     return isinstance(parsed, IPv4Address) or (
         parsed in _GLOBAL_IPV6 and parsed.sixtofour is None and parsed.teredo is None
     )
@@ -101,7 +101,7 @@ def client(reach: Reach, *, resolver: AbstractResolver, seconds: float) -> Clien
         socket_factory=None if reach.proxy else checked.socket,
         use_dns_cache=False,
         force_close=True,
-        limit=0,  # the caller has its own limits
+        limit=0,  # the caller sets its own limits
     )
     return ClientSession(
         connector=connector,
@@ -118,7 +118,8 @@ class _CheckedResolver(AbstractResolver):
     def __init__(self, resolver: AbstractResolver, reach: Reach) -> None:
         self._resolver = resolver
         self._reach = reach
-        self._of_hosts: set[str] = set()  # addresses of listed hosts: a socket does not know what name led to it
+        # addresses of listed hosts, because a socket does not know from which name its address came
+        self._of_hosts: set[str] = set()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -141,7 +142,8 @@ class _CheckedResolver(AbstractResolver):
 
 
 def _is_local(host: str) -> bool:
-    """Also a name without a dot, and a number that some resolvers take for an address: 2130706433, 0x7f.1."""
+    """Whether the name is local. Includes names without a dot, and numbers that some resolvers read as an address:
+    2130706433, 0x7f.1."""
     name = host.lower().rstrip(".")
     last = name.rpartition(".")[2]
     is_number = last.isdecimal() or last.startswith("0x")

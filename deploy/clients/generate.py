@@ -1,4 +1,4 @@
-"""`make clients`: generates the models of the clients from docs/openapi.json, without what is for operators only.
+"""`make clients`: generates the models of the clients from docs/openapi.json, without those for operators only.
 
 python -m deploy.clients.generate FOLDER    writes them to another folder, as the tests do
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "openapi.json"
-TOOLS = Path(f"{sys.prefix}-client")  # made by `make setup-tests`
+TOOLS = Path(f"{sys.prefix}-client")  # created by `make setup-tests`
 PYTHON, TYPESCRIPT = Path("python/vps_snapshots/models.py"), Path("typescript/src/models.ts")
 _DATAMODEL = (
     *("--input-file-type", "openapi", "--openapi-scopes", "schemas", "--output-model-type", "typing.TypedDict"),
@@ -53,7 +53,7 @@ def _referred(thing: Any) -> Iterator[str]:
 
 def generate(folder: Path) -> None:
     """Raises subprocess.CalledProcessError."""
-    with tempfile.TemporaryDirectory() as work:  # its formatter has no settings there
+    with tempfile.TemporaryDirectory() as work:  # so that its formatter finds no settings
         document, python, typescript = (Path(work) / name for name in ("openapi.json", "models.py", "models.ts"))
         document.write_text(json.dumps(for_customers(json.loads(DOCUMENT.read_text()))))
         _run("bin/datamodel-codegen", *_DATAMODEL, "--input", document, "--output", python)

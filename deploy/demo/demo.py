@@ -73,7 +73,7 @@ class Demo:
         answer = await self._service.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
         self._check_answer(answer, HTTPStatus.OK)
         await self._follow(answer.headers["Operation-Location"])
-        # The boot count is on the disks, too: the snapshot was taken after one boot.
+        # The boot count is also on the disks: the snapshot was taken after one boot.
         self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
 
     async def _delete(self, snapshot_id: int, tag: str) -> None:
@@ -91,7 +91,7 @@ class Demo:
         self.check("the guest was not stopped", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:])
 
     def _check_answer(self, answer: Answer, status: HTTPStatus) -> None:
-        """Raises ServiceFailed for any other status: there is no job to follow then."""
+        """Raises ServiceFailed for any other status, because then there is no job to follow."""
         self.check(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.status == status)
         if answer.status != status:
             raise ServiceFailed(f"expected status {status}, got {answer.status}: {answer.body}")

@@ -43,7 +43,7 @@ def say(text: str) -> None:
 
 
 async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
-    """Run until a part ends, then raise ServiceFailed. Stops everything before it returns, also if cancelled."""
+    """Run until a part ends, then raise ServiceFailed. Stops everything before it returns, even if cancelled."""
     try:
         say(f"starting in {folder} ...")
         await service.start()

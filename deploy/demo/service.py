@@ -30,7 +30,7 @@ READY_SECONDS = 60.0  # ten times the slowest start seen on a loaded machine
 
 _CUSTOMER_OPTIONS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
 _OPERATOR_OPTIONS = ["--service", "--permission", "operator"]
-_PASSED_ON = "VPS_SNAPSHOTS_WEBHOOK"  # settings of the front end that whoever tries it out may choose
+_PASSED_ON = "VPS_SNAPSHOTS_WEBHOOK"  # the front end's settings that are passed on from the environment
 _PROGRAMS = Path(sys.executable).parent
 _REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
 
@@ -93,7 +93,8 @@ class Service:
         """Start all parts; returns when the API can serve a customer's request. Raises ServiceFailed."""
         await self._start_redis()
         if self._driver is Driver.KVM:
-            # Before the worker: only one process at a time can use an embedded libvirt, and the guest outlives it.
+            # Before the worker, because only one process at a time can use an embedded libvirt, and the guest outlives
+            # it.
             booted_after = await self.guest.start()
         shared = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self._redis_socket}"}
         worker = await self._start_gateway(shared) | {
@@ -156,7 +157,7 @@ class Service:
         folder = self._state.subfolder("redis")
         configuration = folder / "redis.conf"
         configuration.write_text(redis_configuration(folder))
-        # no TCP port, and a socket that only this user may open
+        # no TCP port, and a socket that only this user can open
         address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
         command = ["redis-server", str(configuration), *address, "--bind", "", "--aclfile", ""]
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
@@ -164,7 +165,7 @@ class Service:
         await self._ready("Redis", self._is_redis_up)
 
     async def _start_gateway(self, settings: dict[str, str]) -> dict[str, str]:
-        """The settings with which the worker reaches it."""
+        """Start the gateway. Returns the worker's settings for it."""
         address = self._state.runtime / "gateway.sock"
         here = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(address)}
         await self._start("gateway", [_PROGRAMS / "vps-snapshots-gateway", "serve"], settings=settings | here)
@@ -238,7 +239,7 @@ class Service:
 
 
 async def _printed(program: str, *arguments: str, settings: dict[str, str]) -> str:
-    """What a program prints: a new secret."""
+    """The output of a program: a new secret."""
     process = await asyncio.create_subprocess_exec(
         _PROGRAMS / program,
         *arguments,

@@ -23,7 +23,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Gaps:
-    """How long the guest could not write, seen from inside; a write is due every 10 ms."""
+    """How long the guest could not write, measured inside the guest, which writes every 10 ms."""
 
     count: int
     p99_ms: int
@@ -77,7 +77,7 @@ class Console:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def tick(self, *, timeout_seconds: float = 30.0) -> None:
-        """Let the guest write the time to its first disk every 10 ms from now on. Raises TimeoutError."""
+        """Make the guest write the time to its first disk every 10 ms from now on. Raises TimeoutError."""
         await self._answer("tick x", rb"", timeout_seconds=timeout_seconds)
 
     async def gaps(self, *, timeout_seconds: float = 30.0) -> Gaps:

@@ -96,7 +96,7 @@ def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
         firmware += f"<nvram template='{UEFI_VARIABLES}'>{escape(str(nvram))}</nvram>"
     return _DOMAIN.format(
         name=escape(name),
-        # always the same: libvirt refuses to define an existing name with another UUID
+        # constant, because libvirt refuses to define an existing name with another UUID
         uuid=uuid.uuid5(uuid.NAMESPACE_URL, f"{socket.parent}/{name}"),
         metadata=metadata,
         memory_mib=memory_mib or (256 if nvram else 128),  # the UEFI firmware does not start with 128 MiB

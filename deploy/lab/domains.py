@@ -81,7 +81,7 @@ def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
             try:
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
             except libvirt.libvirtError:
-                if domain.isActive():  # else it was shut off meanwhile
+                if domain.isActive():  # otherwise it was shut off meanwhile
                     raise
             pressed = now
         time.sleep(0.05)

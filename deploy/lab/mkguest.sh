@@ -45,6 +45,7 @@ if ! download_kernel; then
   download_kernel || { echo "mkguest: cannot download Debian's linux-image-cloud-amd64" >&2; exit 1; }
 fi
 dpkg-deb -x "$package"_*.deb kernel
+[ -d kernel/lib ] || ln -s usr/lib kernel/lib # since Debian 13 the modules are there
 if [ "$with" = agent ]; then
   apt-get "${apt_options[@]}" download qemu-guest-agent >/dev/null
   dpkg-deb -x qemu-guest-agent_*.deb agent

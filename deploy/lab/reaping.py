@@ -1,8 +1,8 @@
 """Run a command, and reap at once every process that it leaves behind: `python -m deploy.lab.reaping COMMAND…`
 
-libvirt's QEMU is nobody's child: the process that started it has ended, so whoever adopts orphans must reap it, and
-libvirt waits for that whenever it stops a guest. systemd reaps in microseconds. The first process of a container may
-look for ended processes only every second or two, and each power cut then takes that much longer.
+The process that started libvirt's QEMU has ended, so the process that adopts orphans must reap QEMU, and libvirt
+waits for that whenever it stops a guest. systemd reaps in microseconds. The first process of a container may check for
+ended processes only every second or two, which delays each power cut by that time.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ def run(command: list[str]) -> int:
         raise OSError(ctypes.get_errno(), "prctl")
     command_process = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(command_process.pid, signal.SIGTERM))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: it goes to the whole group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group
     while True:
         pid, status = os.wait()
         if pid == command_process.pid:

@@ -20,9 +20,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def build(
-    dist: Annotated[Path, typer.Argument(help="Where the packages are written.")],
+    dist: Annotated[Path, typer.Argument(help="Output folder.")],
     debian: Annotated[list[str] | None, typer.Option(help="Debian release; can be repeated. Default: all.")] = None,
-    revision: Annotated[str, typer.Option(help="Counts the packages of one version.")] = "1",
+    revision: Annotated[str, typer.Option(help="Revision of the packages of one version.")] = "1",
 ) -> None:
     """Build the wheel, and the Debian packages."""
     os.umask(0o022)

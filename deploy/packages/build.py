@@ -1,4 +1,4 @@
-"""Stages the files of all packages, and lets debhelper make the packages of them."""
+"""Stages the files of all packages, and builds the packages with debhelper."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def version() -> str:
 
 
 def wheel(folder: Path) -> Path:
-    """Our wheel, in `folder`. SOURCE_DATE_EPOCH dates its files."""
+    """Build our wheel in `folder`. SOURCE_DATE_EPOCH sets the times of its files."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(PROJECT)], check=True)
     (made,) = folder.glob("vps_snapshots-*.whl")
@@ -37,9 +37,9 @@ def wheel(folder: Path) -> Path:
 
 
 def debs(release: Release, *, wheel: Path, revision: str, folder: Path, dist: Path) -> None:
-    """The packages for `release` in `dist`, each with its bill of materials and its licenses beside it.
+    """Build the packages for `release` in `dist`, each with its bill of materials and its licenses beside it.
 
-    `folder` is used to build, and must be empty. Raises CalledProcessError if a tool fails.
+    `folder` is the build folder, and must be empty. Raises CalledProcessError if a tool fails.
     """
     architecture = _said("dpkg", "--print-architecture")
     full_version = f"{version()}-{revision}~deb{release.number}"

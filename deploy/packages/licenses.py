@@ -1,4 +1,4 @@
-"""The licenses of bundled packages, in their own words."""
+"""The license texts of bundled packages."""
 
 from importlib.metadata import distributions
 from pathlib import Path

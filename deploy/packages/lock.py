@@ -1,4 +1,4 @@
-"""What a lock file pins, and for which Python and machine."""
+"""Reads the pins of a lock file for a Python version and a machine."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Entry:
 
     @property
     def as_line(self) -> str:
-        """For pip, without the marker: pip compares it with the Python that runs pip."""
+        """The line for pip, without the marker, which pip would compare with the Python that runs pip."""
         return " ".join([f"{self.name}=={self.version}", *(f"--hash={digest}" for digest in self.hashes)])
 
 
@@ -33,7 +33,7 @@ def pinned(lock: Path) -> Iterator[Entry]:
 
 
 def pinned_for(lock: Path, *, python: str, machine: str) -> list[Entry]:
-    """What CPython `python` (3.11.2) needs on Linux on `machine` (x86_64)."""
+    """The pins for CPython `python` (3.11.2) on Linux on `machine` (x86_64)."""
     environment = {
         "implementation_name": "cpython",
         "implementation_version": python,

@@ -1,22 +1,22 @@
-"""What each Debian package has, and the Debian releases that they are built for."""
+"""The contents of each Debian package, and the supported Debian releases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-HOME = "usr/lib/vps-snapshots"  # in it, each package has a venv of its own
-CHECKOUT_HOME = "/opt/vps-snapshots/bin/"  # where install.sh puts the programs, and units and hook look for them
+HOME = "usr/lib/vps-snapshots"  # each package has its own venv in this folder
+CHECKOUT_HOME = "/opt/vps-snapshots/bin/"  # install.sh puts the programs here; units and the hook refer to it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A Debian release, with what decides which Python packages fit."""
+    """A Debian release, with the versions that determine which Python packages fit."""
 
     number: str
     python: str
-    glibc_minor: int  # of glibc 2
-    libvirt: str  # libvirt-python of Debian's python3-libvirt
+    glibc_minor: int  # minor version of glibc 2
+    libvirt: str  # version of libvirt-python in Debian's python3-libvirt
 
     @property
     def python_minor(self) -> str:
@@ -31,10 +31,10 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    side: str  # names the venv
+    side: str  # the name of the venv
     locks: tuple[str, ...]
     programs: tuple[str, ...]
-    files: Mapping[str, str]  # from the path in the package to that in `deploy`
+    files: Mapping[str, str]  # maps the path in the package to the path in `deploy`
     has_libvirt: bool = False
     has_completion: bool = False
 

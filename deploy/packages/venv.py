@@ -1,4 +1,4 @@
-"""The venv of a package: as pip would make it on a machine of the release, but on any machine."""
+"""Builds the venv of a package on any machine, as pip would on a machine of the release."""
 
 import shutil
 import subprocess
@@ -12,14 +12,14 @@ from deploy.packages.lock import Entry
 from deploy.packages.parts import HOME, PROJECT, Package, Release
 
 LIBVIRT_MODULES = ("libvirt.py", "libvirt_qemu.py", "libvirtaio.py", "libvirtmod{abi}", "libvirtmod_qemu{abi}")
-# pip's own records: how a package came here, which differs by machine
+# pip's own records of how a package was installed, which differ by machine
 NOT_KEPT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 
 
 def make(
     root: Path, package: Package, release: Release, *, entries: Iterable[Entry], wheel: Path, machine: str
 ) -> Path:
-    """The venv below `root`, the file system of the package: its folder of modules.
+    """Create the venv below `root`, the file system of the package. Returns its folder of modules.
 
     Raises CalledProcessError if pip finds no fitting package.
     """
@@ -31,7 +31,7 @@ def make(
         ours.extractall(site)
     for kept_by_pip in (path for name in NOT_KEPT for path in site.glob(f"*.dist-info/{name}")):
         kept_by_pip.unlink()
-    shutil.rmtree(site / "bin", ignore_errors=True)  # scripts of others, with this machine's Python
+    shutil.rmtree(site / "bin", ignore_errors=True)  # scripts of other packages, with this machine's Python
     for file in (path for path in site.rglob("*") if path.is_file()):
         file.chmod(0o644)
     if package.has_libvirt:
@@ -60,7 +60,8 @@ def _install(site: Path, release: Release, entries: Iterable[Entry], *, machine:
 
 
 def _link_libvirt(site: Path, release: Release, *, machine: str) -> None:
-    """Debian's python3-libvirt fits the node's libvirt. Of Debian's Python packages, the worker sees only this one."""
+    """Link Debian's python3-libvirt, which matches the node's libvirt. It is the only Python package of Debian that the
+    worker sees."""
     abi = f".cpython-{release.python_minor.replace('.', '')}-{machine}-linux-gnu.so"
     system = "../" * 5  # from site-packages to /usr/lib
     for module in LIBVIRT_MODULES:
@@ -71,6 +72,6 @@ def _link_libvirt(site: Path, release: Release, *, machine: str) -> None:
 def _write_program(file: Path, python: str) -> None:
     scripts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts[file.name].partition(":")
-    # -I: no module from the working directory, or from a folder that the environment names
+    # -I: load no modules from the working directory or from folders in the environment
     file.write_text(f"#!{python} -I\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n")
     file.chmod(0o755)

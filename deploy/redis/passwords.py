@@ -1,7 +1,7 @@
-"""Write a new password of 64 hexadecimal digits in the place of each NAME-PASSWORD: `python3 passwords.py USERS.ACL`
+"""Replace each NAME-PASSWORD with a new password of 64 hexadecimal digits: `python3 passwords.py USERS.ACL`
 
-It is never an argument of a program, where every user of the machine could read it. Passwords that the file has already
-are kept, as are its owner and mode.
+Passwords are never arguments of a program, which every user of the machine could read. Existing passwords, and the
+owner and mode of the file, are kept.
 """
 
 import re

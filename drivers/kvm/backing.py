@@ -57,7 +57,8 @@ async def _looked_at(disk: FileDisk, below: Backing) -> _File:
 
 
 async def _image_of(disk: FileDisk, below: Backing) -> Image | None:
-    """None for other formats than qcow2: they have no backing file, or one that only QEMU can find."""
+    """The image's header; None for formats other than qcow2, which have no backing file or one that only QEMU can
+    find."""
     if below.format == "luks":
         raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which cannot be snapshotted")
     if below.format != "qcow2":

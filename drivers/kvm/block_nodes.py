@@ -1,4 +1,4 @@
-"""What the QEMU of a running domain tells of its disks. All calls block, and raise libvirt's own errors."""
+"""The disks of a running domain, as its QEMU reports them. All calls block, and raise libvirt's own errors."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.volumes import paths_by
 
-HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
-NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
+HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # states in query-status
+NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # states in query-migrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Node:
 
     name: str
     is_root: bool  # no filter such as copy_on_read is on top of it
-    snapshots: tuple[tuple[str, str], ...]  # id and name
+    snapshots: tuple[tuple[str, str], ...]  # ID and name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,8 @@ def _running_disks(xml: str, volume_path: VolumePath) -> Iterable[RunningDisk]:
 
 
 def _nodes(domain: Any) -> dict[str, Node]:
-    """The qcow2 nodes by node name. QEMU's file names are not reliable: they are those of the overlay, or options."""
+    """The qcow2 nodes by node name. QEMU's file names are not reliable: they may be those of the overlay, or
+    options."""
     roots = {device["inserted"].get("node-name") for device in ask(domain, "query-block") if "inserted" in device}
     return {
         node["node-name"]: Node(

@@ -20,7 +20,7 @@ from drivers.kvm.opening import opened
 Answer = TypeVar("Answer")
 
 THREADS = 32  # concurrent calls: a hung one must not block the others
-HUNG_SECONDS = 30.0  # how long a cancelled call is waited for; after that its server counts as hung
+HUNG_SECONDS = 30.0  # how long to wait for a cancelled call; after that its server counts as hung
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # the connection is closed after 15 s without a reply from the daemon
 # The daemon is gone or hangs: the call may or may not have been executed. VIR_ERR_SYSTEM_ERROR means the same on a dead
 # connection; on a live one it is an error of the kernel (a file that a start needs is missing).
@@ -146,7 +146,7 @@ class Connection:
         await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
 
     def recall(self, server_id: int, uuid: str) -> None:
-        """Remember where an earlier process found the server last."""
+        """Remember the domain in which an earlier process found the server."""
         self._uuids.setdefault(server_id, uuid)
 
     async def _in_thread(self, run: Callable[[], Answer], server_id: int | None = None) -> Answer:
@@ -154,7 +154,7 @@ class Connection:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            # libvirt is still working on the VM: nothing else may touch it until the call has returned
+            # libvirt is still working on the VM, so nothing else may touch it until the call has returned
             given_up = self._loop.time() + HUNG_SECONDS
             while not running.done() and (left := given_up - self._loop.time()) > 0:
                 with suppress(asyncio.CancelledError):
@@ -214,7 +214,7 @@ class Connection:
 
 
 def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
-    """The domain with that UUID, if it has lost its mark while a job of ours holds it; else None.
+    """The domain with that UUID, if it lost its mark while one of our jobs holds it; otherwise None.
 
     This happens when a tool redefines the domain from its own definition. The job must still be able to start it.
     """
@@ -259,7 +259,7 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
     before = mark_of(domain)
     if before is not None and before.server_id != mark.server_id:
-        # a copy of that server's domain: the snapshot records in it are not of this server
+        # a copy of that server's domain, whose snapshot records do not belong to this server
         with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
             domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)

@@ -1,4 +1,4 @@
-"""Devices other than disks that a server can write to: refused if they are storage, else left out (ADR 14)."""
+"""Devices other than disks that a server can write to: refused if they are storage, otherwise left out (ADR 14)."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator

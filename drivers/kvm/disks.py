@@ -42,7 +42,7 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """What an error says that is true of the disk alone, and names no path of the host."""
+    """The part of an error's text that is about the disk alone and contains no path of the host."""
     match error:
         case ImageRefused():
             return error.reason
@@ -53,7 +53,7 @@ def _reason(error: Exception) -> str | None:
 
 @contextmanager
 def unchecked(disk: FileDisk) -> Iterator[None]:
-    """Raise a check that did not finish as DiskBusy if it may finish next time, else as DiskCorrupt."""
+    """Translate the error of an unfinished check: DiskBusy if a retry may succeed, otherwise DiskCorrupt."""
     try:
         yield
     except QemuImgFailed as error:
@@ -71,7 +71,8 @@ async def readable(disk: FileDisk) -> Image:
 
 
 async def refuse_unfit(disk: FileDisk, image: Image) -> None:
-    """Raises UnsupportedServer or DiskCorrupt for an image that cannot be snapshotted, or not reverted later."""
+    """Raises UnsupportedServer or DiskCorrupt for an image that cannot be snapshotted or could not be reverted
+    later."""
     name = f"disk {disk.target}"
     if image.corrupt:
         raise DiskCorrupt(f"{name} is marked corrupt")
@@ -214,7 +215,7 @@ async def on_every(disks: Iterable[FileDisk], change: Callable[[FileDisk], Await
 
 
 def free_bytes(disks: Iterable[FileDisk]) -> int:
-    """Bytes available to us on the fullest of the file systems that hold the disks."""
+    """Bytes available to this process on the file system of the disks with the least space."""
     file_systems = [os.statvfs(Path(disk.path).parent) for disk in disks]
     return min((file_system.f_bavail * file_system.f_frsize for file_system in file_systems), default=0)
 

@@ -54,7 +54,7 @@ def target_of(disk: ET.Element) -> str:
 
 
 def left_out(disk: ET.Element) -> str | None:
-    """Why snapshots leave the disk out: it is not writable, or its definition excludes it. None: they do not."""
+    """Why snapshots leave the disk out: it is not writable, or its definition excludes it. None: they include it."""
     device = disk.get("device", "disk")
     if device in {"cdrom", "floppy"}:
         return f"it is a {device}"
@@ -91,7 +91,7 @@ def file_disk(disk: ET.Element, volume_path: VolumePath) -> FileDisk:
 
 
 def disk_path(disk: ET.Element, volume_path: VolumePath) -> str | None:
-    """The path of any disk, supported or not; None if it is not a file or its storage pool does not tell."""
+    """The path of any disk, supported or not; None if it is not a file or its storage pool does not report it."""
     if disk.get("type", "file") not in {"file", "volume"}:
         return None
     try:

@@ -38,8 +38,8 @@ def start(domain: Any) -> None:
     try:
         domain.create()
     except libvirt.libvirtError as error:
-        # Only OPERATION_INVALID proves that it runs. After an interrupted start libvirt takes a dead QEMU for active
-        # until its connection times out: then this call times out too, and must be retried.
+        # Only OPERATION_INVALID proves that it runs. After an interrupted start, libvirt considers a dead QEMU
+        # active until its connection times out: then this call times out too, and must be retried.
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or not domain.isActive():
             raise
 
@@ -108,7 +108,7 @@ def renew_generation_id(domain: Any) -> None:
     """Write a new generation id into the definition of a domain that has one. Idempotent."""
     # VIR_DOMAIN_XML_SECURE, as `virsh edit` does: otherwise defining it would drop the secrets in it
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    # as text: libvirt writes the element once, before anything that others can write into the definition
+    # edited as text: libvirt writes the element once, before any text that others can add to the definition
     renewed, found = _GENERATION_ID.subn(f"<genid>{uuid.uuid4()}</genid>", escaped(xml), count=1)
     if found:
         domain.connect().defineXML(renewed)

@@ -31,7 +31,7 @@ class Hardware:
     unsupported: tuple[str, ...]  # why it cannot be snapshotted: texts for the customer, each naming the part
     firmware: Firmware
     parts: tuple[StatePart, ...]  # UEFI variables, TPM: saved and restored with the disks if they exist
-    away: tuple[str, ...]  # those texts of `unsupported` that are of disks whose files are unknown at the moment
+    away: tuple[str, ...]  # the texts in `unsupported` about disks whose files are currently unknown
     generation_id: bool  # whether the server has a VM generation id, which a restore must renew
     places: Places  # the folders of its libvirt
 
@@ -47,7 +47,7 @@ def unknown_volume(_pool: str, _volume: str) -> str:
 
 
 def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unknown_volume) -> Hardware:
-    """Read a domain's XML, as libvirt has written it. `places`: the folders of that libvirt."""
+    """Parse a domain's XML as written by libvirt. `places`: the folders of that libvirt."""
     domain = read(xml)
     disks: list[FileDisk] = []
     skipped: list[SkippedDisk] = []

@@ -30,7 +30,7 @@ class StatePart:
     kind: Kind
     path: Path
     folder: bool = False
-    # libvirt chooses the firmware: only the XML of the running domain tells whether there is such a file at all.
+    # libvirt chooses the firmware: only the XML of the running domain shows whether this file exists at all.
     assumed: bool = False
 
 
@@ -87,7 +87,7 @@ def _variables(nvram: ET.Element | None) -> str | None:
     if nvram is None:
         return None
     if nvram.get("type") is None:
-        return nvram.text  # not stripped: libvirt keeps leading and trailing spaces, too
+        return nvram.text  # not stripped, because libvirt keeps leading and trailing spaces
     source = nvram.find("source")
     return None if source is None else source.get("file")
 

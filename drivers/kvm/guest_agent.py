@@ -1,9 +1,9 @@
 """Freezes and thaws the file systems of a running guest by its QEMU agent. All calls block, and raise libvirt's own
 errors where the daemon, not the agent, is the cause.
 
-libvirt's `fsFreeze` waits for the agent without a limit, so the commands are sent with limits of their own. An agent
-executes one command after the other: one that answers has ended every command before it, also one whose answer came
-too late for libvirt.
+libvirt's `fsFreeze` waits for the agent without a limit, so the commands are sent separately with limits. An agent
+executes its commands in order: an answer means that all earlier commands have ended, including those whose answers
+arrived too late for libvirt.
 """
 
 import json
@@ -21,7 +21,7 @@ from drivers.kvm.libvirt_xml import read
 CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
 FROZEN, THAWED = "frozen", "thawed"
-# The agent is not configured, not connected, does not answer, or refuses. libvirt's older Python bindings lack some.
+# Errors if the agent is not configured, not connected, silent, or refuses. Older Python bindings of libvirt lack some.
 _AGENTS = frozenset(
     {
         *(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED),
@@ -74,19 +74,19 @@ def thaw(domain: Any) -> bool:
         return False
     before = status(domain)
     try:
-        # Also if it says that they are not frozen: an agent that was started again may not know.
+        # Also if it reports that they are not frozen, because a restarted agent may not know.
         _ask(domain, "guest-fsfreeze-thaw", ANSWER_SECONDS)
     except libvirt.libvirtError as error:
         if error.get_error_code() not in _AGENTS:
             raise
         if status(domain) != THAWED:
             raise AgentFailed("the guest's agent does not answer: its file systems may be frozen") from error
-        return False  # Windows ends a freeze by itself after some seconds, and then refuses
+        return False  # Windows ends a freeze after some seconds, and then refuses the thaw
     return before == FROZEN
 
 
 def _ask(domain: Any, command: str, timeout_seconds: float) -> Any:
-    """The agent's answer; None if it makes no sense: the guest's owner decides what the agent says."""
+    """The agent's answer; None if it is invalid, because the guest's owner controls the agent."""
     answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), math.ceil(timeout_seconds), 0)
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         return json.loads(answer)["return"]

@@ -125,7 +125,7 @@ class KvmHypervisor:
         try:
             await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server did not start")
         except StartFailed:
-            with suppress(UnsupportedServer):  # a disk cannot be accessed: StartFailed is retried, as it should be
+            with suppress(UnsupportedServer):  # a disk cannot be accessed; StartFailed is raised, which is retried
                 await self._refuse_busy_disks(server_id)
             raise
 
@@ -255,7 +255,7 @@ class KvmHypervisor:
     async def thaw(self, server_id: int) -> bool:
         text = "the guest's agent could not be asked to thaw the file systems"
         try:
-            # also beside a call that hangs: libvirt sends commands to the agent while one to QEMU is running
+            # even if another call hangs: libvirt sends commands to the agent while one to QEMU is running
             return await self._libvirt.on(server_id, guest_agent.thaw, otherwise=AgentFailed, text=text, if_hung=True)
         except ServerInUse as error:  # another tool is talking to the agent
             raise AgentFailed(text) from error
@@ -273,7 +273,7 @@ class KvmHypervisor:
             )
         except DiskFailed:
             if not await self._libvirt.on(server_id, live_snapshot.qemu_answers):
-                # It has died, which libvirt notices late: its disks must not be taken for those of a running server.
+                # It has died, which libvirt notices late; its disks must not be treated as those of a running server.
                 await self.wait_for_off(server_id, timeout_seconds=QEMU_DEATH_SECONDS)
             raise
 
@@ -325,7 +325,7 @@ class KvmHypervisor:
         chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
         refuse_missing(targets, {disk.target for disk in found.disks})
         ids = await disks.ids_of(chosen, tag)
-        # Skip a disk that is unchanged: if its revert has failed, the revert to the safety snapshot would fail, too.
+        # Skip an unchanged disk: if its revert failed, the revert to the safety snapshot would fail too.
         changed = [disk for disk in chosen if not await disks.are_at([disk], tag)]
         await disks.on_every(
             changed, lambda disk: qcow2.apply_snapshot(disk.path, ids[disk]), text="it could not be reverted"
@@ -343,7 +343,7 @@ class KvmHypervisor:
         return frozenset(disk.target for disk in found)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # The record is deleted last: a call that was interrupted is repeated and finds what is left.
+        # The record is deleted last, so that a repeated call finds the remaining parts.
         view = await self._view(server_id)
         found = view.hardware
         if holders := view.holders(tag):
@@ -362,7 +362,9 @@ class KvmHypervisor:
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be deleted"):
             await asyncio.to_thread(copies_of(found, held, former=former).delete, tag)
         text = "the record of the snapshot could not be deleted"
-        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
+        await self._libvirt.on(
+            server_id, lambda found: listing.delete_record(found, tag), otherwise=DiskFailed, text=text
+        )
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
@@ -381,7 +383,8 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        """The domain's hardware. Raises DiskBusy if the file of a disk is unknown at the moment: all disks or none."""
+        """The domain's hardware. Raises DiskBusy if the file of a disk is currently unknown, because a snapshot needs
+        all disks."""
         found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
         if found.away:
             raise DiskBusy(found.away[0])
@@ -412,7 +415,7 @@ class KvmHypervisor:
             await asyncio.to_thread(copies_of(view.hardware).move_former, spec.tag)
         text = "the snapshot could not be recorded in the domain's metadata"
         await self._libvirt.on(
-            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_record(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:

@@ -51,7 +51,7 @@ def is_incoming(domain: Any) -> bool:
 
 
 def has_left(domain: Any) -> bool:
-    """Whether the domain was migrated to another node, to which it belongs now, and its definition was left here."""
+    """Whether the domain was migrated to another node, which now owns it, and its definition was left here."""
     return list(domain.state()) == [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED]
 
 
@@ -61,7 +61,7 @@ def refuse(domain: Any) -> None:
         return
     if (at_work := _job(domain)) is not None:
         raise ServerInUse(at_work)
-    # all disks: another tool may be copying one that snapshots leave out
+    # includes disks that snapshots leave out, because another tool may be copying one
     for element in read(domain.XMLDesc(0)).iterfind("./devices/disk/target"):
         if (target := element.get("dev")) and (kind := _block_job(domain, target)) is not None:
             raise ServerInUse(f"disk {target} {_ON_A_DISK.get(kind, 'is in use by another tool')}")

@@ -59,7 +59,7 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
 
 
 async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]:
-    # side by side: a server that is off waits for both programs
+    # concurrently, because a server that is off waits for both programs
     image, opened = await asyncio.gather(disks.readable(disk), disks.refuse_unopenable(disk), return_exceptions=True)
     if isinstance(image, BaseException):
         return None, _expected(image)
@@ -71,14 +71,14 @@ async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]
 
 
 def _expected(error: BaseException) -> DriverError:
-    """Raises an error that is not about the disk."""
+    """Return errors about the disk; raise any other error."""
     if not isinstance(error, DriverError):
         raise error
     return error
 
 
 def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
-    """Refuses two disks with different paths to the same file, by a symbolic or a hard link."""
+    """Refuse two disks with different paths to the same file, through a symbolic or hard link."""
     first: dict[tuple[int, int], FileDisk] = {}
     refusals: list[DriverError] = []
     for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():

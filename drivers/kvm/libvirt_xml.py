@@ -18,7 +18,7 @@ _ESCAPES = str.maketrans({"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
 
 
 def escaped(xml: str) -> str:
-    """The same document with line breaks and tabs in attributes, and all carriage returns, escaped."""
+    """Escape line breaks and tabs in attributes, and all carriage returns, of a document."""
     return _PARTS.sub(_escaped_part, xml)
 
 
@@ -31,6 +31,6 @@ def _escaped_part(part: re.Match[str]) -> str:
     text = part[0]
     if part.lastgroup == "tag":
         return _QUOTED.sub(lambda value: value[0].translate(_ESCAPES), text)
-    if part.lastgroup == "text" and text.strip():  # outside of the root element no escape is allowed
+    if part.lastgroup == "text" and text.strip():  # escapes are not allowed outside of the root element
         return text.replace("\r", "&#13;")
     return text

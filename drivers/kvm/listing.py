@@ -38,7 +38,7 @@ class Written:
 
     records: dict[str, Record]
     listed: dict[str, Listed]
-    unsettled: frozenset[str]  # records in only one of the domain's definitions: a start or a migration may lose them
+    unsettled: frozenset[str]  # records in only one of the domain's definitions, which a start or a migration may lose
     current: str | None  # libvirt's current snapshot: set by `virsh snapshot-revert`, never by us
 
     def spec(self, tag: str) -> SnapshotSpec | None:
@@ -64,7 +64,7 @@ def written_down(domain: Any, places: Places) -> Written:
     )
 
 
-def write_down(domain: Any, record: Record) -> None:
+def write_record(domain: Any, record: Record) -> None:
     """Write the record to each of the domain's definitions, and remove it from libvirt's list, where older versions
     recorded it."""
     for which in _definitions(domain):
@@ -72,7 +72,7 @@ def write_down(domain: Any, record: Record) -> None:
     unlist(domain, record.spec.tag)
 
 
-def strike_out(domain: Any, tag: str) -> None:
+def delete_record(domain: Any, tag: str) -> None:
     """Delete the snapshot's record and its entry in libvirt's list. The disks are not changed."""
     unlist(domain, tag)
     for which in _definitions(domain):

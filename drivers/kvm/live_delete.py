@@ -24,7 +24,7 @@ JOB_RETRY_SECONDS = 0.02
 
 
 def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list[FileDisk]:
-    """Delete the snapshot from those of the disks that the running guest has; a disk may lack it.
+    """Delete the snapshot from the disks that the running guest has; a disk may lack it.
 
     Returns the other disks, which QEMU does not hold. Raises DiskFailed before any change if QEMU does not report a
     disk's node; raised later, some disks may have lost the snapshot.

@@ -1,8 +1,9 @@
 """Takes a snapshot of the disks of a running domain, in one transaction of its QEMU. All calls block, and raise
 libvirt's own errors.
 
-QEMU stops the writes to each disk until all of them have the snapshot. So they are of one instant: no write is in it
-that the guest began after the end of one that is not. If a disk refuses, QEMU deletes the snapshot from the others.
+QEMU stops the writes to each disk until all of them have the snapshot, so the snapshot is of one instant across all
+disks: it contains no write that the guest began after a write that it lacks. If one disk refuses, QEMU deletes the
+snapshot from the others.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ class QemuRefused(Exception):
 
 
 def refuse_unfit(domain: Any, disks: Iterable[FileDisk]) -> None:
-    """Raises what `Hypervisor.refuse_live` raises because of the disks."""
+    """Raises the errors of `Hypervisor.refuse_live` that concern the disks."""
     _nodes(domain, disks)
 
 
@@ -34,7 +35,7 @@ def qemu_answers(domain: Any) -> bool:
 
 
 def take(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:
-    """Raises as `Hypervisor.take_live_snapshot`."""
+    """Raises what `Hypervisor.take_live_snapshot` raises."""
     nodes = _nodes(domain, disks)
     if any(name == tag for node in nodes for _, name in node.snapshots):
         raise SnapshotExists(f"a disk of the server already has the tag {tag}")

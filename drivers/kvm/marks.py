@@ -27,7 +27,7 @@ class ServerMark:
 
     @classmethod
     def read(cls, xml: str) -> Self | None:
-        """None if the element is not one of ours."""
+        """Parse the element; None if it is not one of ours."""
         try:
             element = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
             return cls(server_id=int(element.get("id", "")), account_id=int(element.get("account", "")))

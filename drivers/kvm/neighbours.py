@@ -24,7 +24,7 @@ class Neighbours:
     async def refuse_shared(self, server_id: int, disks: Iterable[FileDisk]) -> None:
         """Raises UnsupportedServer if another domain shares one of the disks.
 
-        If the storage of another server hangs, nothing is refused: it must not block this server's jobs.
+        If the storage of another server hangs, nothing is refused, because that must not block this server's jobs.
         """
         uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
         every = await self._uses()
@@ -51,7 +51,8 @@ class Neighbours:
 
         Callers share one read: each read that hangs blocks a thread.
         """
-        if self._reading is not None and self._reading.done():  # it ended after its callers gave up: out of date
+        # it ended after its callers gave up, so it is out of date
+        if self._reading is not None and self._reading.done():
             self._reading = None
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._libvirt.call(sharing.uses))

@@ -18,7 +18,7 @@ def opened(uri: str) -> Any:
     root = parse_qs(address.query).get("root")
     if address.path != "/embed" or root is None:
         return libvirt.open(uri)
-    # If another process is starting a domain there, it rewrites the removed status file a moment later.
+    # If another process is starting a domain there, it soon rewrites the removed status file.
     forget_cut_off_starts(Path(root[0], "run", "qemu"))
     with _one_cpu():
         return libvirt.open(uri)

@@ -1,4 +1,4 @@
-"""Compares a snapshot with the server's current disks: what a restore would revert, and what not.
+"""Compares a snapshot with the server's current disks to determine what a restore would revert.
 
 A disk is identified by the stamp of the snapshot's entry in its image, which stays the same when the file is moved or
 attached as another target. Targets and paths are only used in texts and for snapshots of older versions.
@@ -79,7 +79,7 @@ class Comparison:
 
     matches: tuple[Match, ...]
     differing: tuple[SkippedDisk, ...]  # in the snapshot but not attached, or vice versa; each reason names its disk
-    doubtful: tuple[Match, ...] = ()  # those of `differing` with only a newer base image time; reverted on request
+    doubtful: tuple[Match, ...] = ()  # disks in `differing` whose base image has only another time; reverted on request
     on_other_bases: bool = False  # some of `differing` have the snapshot, but another base image
 
     def going_back(self, *, present_only: bool) -> tuple[Match, ...]:
@@ -157,7 +157,8 @@ def _find(tag: str, held: HeldDisk, free: Iterable[DiskNow]) -> Match | None:
 
 
 def _why_worthless(match: Match) -> str:
-    """An image has one base for the disk and all its snapshots: with another base, the snapshot's data is lost."""
+    """Why the snapshot's data on the disk is lost. An image has one base for the disk and all its snapshots, so another
+    base destroys them."""
     if not match.now.base:
         return f"disk {match.target} no longer has the base image that the snapshot depends on"
     return f"the base image of disk {match.target} was replaced or changed after the snapshot was taken"

@@ -1,4 +1,4 @@
-"""Tells whether a server may be stopped: whether it could start again, with the same devices and disks.
+"""Checks whether a server may be stopped, that is, whether it could start again with the same devices and disks.
 
 The calls block. They read libvirt and files, and change nothing.
 """
@@ -20,7 +20,8 @@ from drivers.kvm.libvirt_xml import read
 
 # the domain was shut off by `virsh save`: its memory is in a file from which `virsh restore` continues
 _SAVED = libvirt.VIR_DOMAIN_SHUTOFF_SAVED
-MEMORY_BLOCK_MIB = 128  # guests take memory in blocks of this size; less is how libvirt rounds when it starts a domain
+# guests take memory in blocks of this size; smaller differences come from libvirt's rounding at a start
+MEMORY_BLOCK_MIB = 128
 _BOOT_FILES = {"kernel": "kernel", "initrd": "initrd", "dtb": "device tree", "loader": "firmware"}
 
 
@@ -82,8 +83,8 @@ def reduced(domain: Any) -> tuple[str, ...]:
 
 
 def less_with_the_next_start(running: ET.Element, configured: ET.Element) -> Iterator[str]:
-    """As `reduced`, from the two definitions. A note and not a refusal, unlike a lost device: the owner may have added
-    the resources only to the running domain, or reduced them on purpose for the next start."""
+    """Like `reduced`, from the two definitions. A note and not a refusal, unlike a lost device: the owner may have
+    added the resources only to the running domain, or reduced them on purpose for the next start."""
     if (cpus := _cpus(configured)) < (before := _cpus(running)):
         yield f"{cpus} vCPU{'s' * (cpus > 1)} instead of {before}"
     if (memory := _memory_mib(configured)) + MEMORY_BLOCK_MIB <= (had := _memory_mib(running)):
@@ -103,8 +104,8 @@ def _memory_mib(domain: ET.Element) -> int:
 def refuse_other_files(disks: Iterable[FileDisk]) -> None:
     """Raises InvalidState if the file at a disk's path is not the one that the running domain has open.
 
-    Someone has replaced the file by a copy, or mounted the storage again. The guest writes to a deleted file, whose
-    data is lost when the guest stops.
+    In that case someone has replaced the file with a copy or remounted the storage, and the guest writes to a
+    deleted file, whose data is lost when the guest stops.
     """
     for disk in disks:
         try:
@@ -156,7 +157,7 @@ def _addresses(domain: ET.Element) -> Iterator[str]:
 
 def _host_devices(domain: ET.Element) -> Iterator[str]:
     for source in domain.iterfind("./devices/hostdev/source"):
-        # for a USB device named by vendor and product only the running definition has an address, so ignore it
+        # only the running definition has the address of a USB device that is named by vendor and product, so ignore it
         named = [*source.iterfind("./vendor"), *source.iterfind("./product")] or [*source]
         yield " ".join(ET.tostring(each, encoding="unicode").strip() for each in named)
 
@@ -165,7 +166,7 @@ _LIVE_DEVICES = {"a network card": _addresses, "a device of the host": _host_dev
 
 
 def _is_open_somewhere(path: str) -> bool:
-    """Whether any process of this machine has the file open. Some storage has no locks that would tell."""
+    """Whether any process of this machine has the file open. Needed because some storage does not support locks."""
     status = os.stat(path)
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and any(_is_same(status, fd) for fd in _open_files(process)):

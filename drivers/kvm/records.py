@@ -23,8 +23,8 @@ TEXT_MAX = 10_000  # characters per text; the API allows a tenth of it
 BYTES_MAX = (1 << 63) - 1  # size of a disk, QEMU's limit
 _STAMP = re.compile(r"[0-9]{1,10}\.[0-9]{9}")
 _WORD = re.compile(r"[a-z][a-z_]{0,31}")
-# Any other text is written as JSON: control characters, leading or trailing spaces, which libvirt takes for
-# indentation, and lone surrogates do not survive in XML.
+# Any other text is written as JSON, because XML does not preserve control characters, lone surrogates, and
+# leading or trailing spaces, which libvirt treats as indentation.
 _SURVIVES = re.compile(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 
 
@@ -129,7 +129,7 @@ def _children(element: ET.Element, name: str) -> list[ET.Element]:
 
 
 def _name(element: ET.Element) -> str:
-    # ElementTree gives a comment a function as its tag
+    # in ElementTree, the tag of a comment is a function
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 

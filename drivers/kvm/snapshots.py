@@ -115,7 +115,7 @@ class View:
 
 
 def contents_of(hardware: Hardware) -> Contents:
-    """The contents of a snapshot of this hardware, as far as the XML tells: without sizes and stamps."""
+    """The contents of a snapshot of this hardware as far as the XML shows them, without sizes and stamps."""
     return Contents(
         disks=tuple(HeldDisk(target=disk.target, path=disk.path, virtual_bytes=0) for disk in hardware.disks),
         left_out=hardware.skipped,

@@ -4,8 +4,8 @@ They are next to the image of the first disk, as `IMAGE.TAG.nvram`, so that they
 folder is one tar file. Older versions stored the UEFI variables next to the original, as `VARIABLES.TAG`; such copies
 are used and deleted like the others.
 
-A copy is only written to, and read from, a folder in which QEMU's user cannot replace it (ADR 26): else a guest that
-has broken out could exchange the copies of two servers.
+A copy is only written to and read from a folder in which QEMU's user cannot replace it (ADR 26); otherwise a guest
+that has broken out could exchange the copies of two servers.
 """
 
 import hashlib
@@ -24,23 +24,25 @@ from drivers.kvm.state_archive import packed, unpacked
 from drivers.kvm.state_files import MAX_BYTES, NotPlain, Owner
 from drivers.safe_files import Stranger, folder
 
-MAX_FILES = 64  # of a TPM; swtpm has one or two
-LONGEST_NAME = 140  # bytes of an image's name: with tag and suffix a copy's name stays below the file system's 255
-OUR_TAGS = "vps-"  # only files with such a tag are ours: the folder has files of others, too
+MAX_FILES = 64  # files of a TPM; swtpm has one or two
+# bytes of an image's name, so that with tag and suffix, a copy's name stays below the file system's limit of 255
+LONGEST_NAME = 140
+OUR_TAGS = "vps-"  # only files with such a tag are ours, because others use the folder too
 ENDINGS = tuple(f".{kind}" for kind in Kind)
 PRIVATE = Owner(uid=os.geteuid(), gid=os.getegid(), mode=0o600)
 _OURS = frozenset({0, PRIVATE.uid})  # the owners of copies
-_IGNORED = frozenset({".lock"})  # in a TPM's folder: not part of its state
+_IGNORED = frozenset({".lock"})  # files in a TPM's folder that are not part of its state
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
     """The copies of one server's state files."""
 
-    images: Sequence[Path]  # of its disks and of those that its snapshots hold; new copies go next to the first
+    # images of its disks and of the disks that its snapshots hold; new copies are stored next to the first one
+    images: Sequence[Path]
     parts: Sequence[StatePart] = ()
     former: Sequence[Path] = ()  # former paths of its UEFI variables
-    places: Places | None = None  # of its libvirt, whose folders tell which user QEMU runs as
+    places: Places | None = None  # folders of its libvirt, whose owners show which user QEMU runs as
 
     @cached_property
     def _qemu(self) -> Stranger | None:
@@ -61,7 +63,7 @@ class Copies:
         return frozenset(found)
 
     def present(self) -> tuple[StatePart, ...]:
-        """The parts whose files exist: what a snapshot taken now would hold besides the disks.
+        """The parts whose files exist, which a snapshot taken now would hold besides the disks.
 
         Raises OSError for a part that cannot be read or copied.
         """
@@ -184,7 +186,7 @@ class Copies:
             return
         with folder(part.path.parent) as within:
             owned = state_files.owner(within, part.path.name, owners=self._owners(within))
-            if owned is None:  # it was lost: the owner of the disks must be able to open the new one
+            if owned is None:  # the file was lost; the owner of the disks must be able to open the new one
                 image = self._image_owner or PRIVATE
                 owned = Owner(uid=image.uid, gid=image.gid, mode=0o600)
             state_files.write(within, part.path.name, copy, owned)
@@ -247,7 +249,7 @@ class Copies:
         return then == {name: content for name, (content, _) in self._files(part.path).items()}
 
     def _is_there(self, part: StatePart, copy: bytes) -> bool:
-        with suppress(NotPlain):  # for example a link, which will be replaced
+        with suppress(NotPlain):  # such as a link, which will be replaced
             return self._same(part, copy)
         return False
 
@@ -294,7 +296,7 @@ def _make_folder(path: Path, owned: Owner) -> None:
             return
         made = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
-        if os.fstat(made).st_uid == os.geteuid():  # else it is not the one that was made
+        if os.fstat(made).st_uid == os.geteuid():  # otherwise it is not the created folder
             os.fchown(made, owned.uid, owned.gid)
             os.fchmod(made, owned.mode & 0o777)
     finally:

@@ -1,8 +1,8 @@
 """Reads and atomically writes small files.
 
-They are in folders that others can write to (the users of QEMU and swtpm). So links are not followed, only regular
-files up to a maximum size and with one name are read, only of owners that are expected there, and a write goes to a new
-file that is then renamed.
+The files are in folders that others can write to (the users of QEMU and swtpm). So links are not followed, only
+regular files of expected owners, up to a maximum size and with one name, are read, and a write goes to a new file that
+is then renamed.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_BYTES = 64 << 20  # far more than the largest firmware that QEMU accepts; a TPM has some kB
-_MODES = 0o666  # of files that are written: a file that is put back is never executable or set-user-ID
+_MODES = 0o666  # mode bits that a write may set, so that a restored file is never executable or set-user-ID
 
 
 class NotPlain(OSError):
@@ -66,7 +66,7 @@ def owner(within: int, name: str, *, owners: Set[int]) -> Owner | None:
 def _refuse_odd(status: os.stat_result, owners: Set[int]) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise NotPlain("not a regular file")
-    if status.st_nlink > 1:  # by a hard link, a folder's owner gives a name to a file that is not his
+    if status.st_nlink > 1:  # with a hard link, a folder's owner can add a name for a file that belongs to someone else
         raise NotPlain("it has several names")
     if status.st_uid not in owners:
         raise NotPlain(f"it belongs to another user: {status.st_uid}")
@@ -89,7 +89,7 @@ def write(within: int, name: str, content: bytes, owned: Owner) -> None:
 
 
 def remove(within: int, name: str) -> None:
-    """Delete the file, if it exists, and what an interrupted write has left."""
+    """Delete the file, if it exists, and the remains of an interrupted write."""
     for each in (name, f"{name}.new"):
         with suppress(FileNotFoundError):
             os.unlink(each, dir_fd=within)

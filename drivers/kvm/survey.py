@@ -1,4 +1,4 @@
-"""Surveys what snapshots of servers would hold: of all domains of a libvirt.
+"""Surveys what snapshots of all domains of a libvirt would hold.
 
 Read-only. Uses the checks of `KvmHypervisor.layout`, except those for temporary conditions: a migration, a backup, a
 program that holds a disk.
@@ -32,7 +32,7 @@ async def survey_libvirt(uri: str) -> list[Surveyed]:
 
 
 def _read(of: Any, uri: str) -> tuple[Surveyed, str, Hardware | None]:
-    """What libvirt reports about a domain, its UUID, and its hardware if it can be read."""
+    """libvirt's report about a domain, its UUID, and its hardware if it is readable."""
     refusals: list[str] = []
     mark = found = None
     reduced: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ MAX_XML_BYTES = 16 << 20
 class _Place:
     """The file of a disk, CD-ROM or floppy in a definition."""
 
-    path: str  # in the definition
+    path: str  # the path in the definition
     file: Path | None  # where it was found
     is_certain: bool  # found at that path or next to the definition; else the only file of that name in the folder
     is_disk: bool
@@ -54,14 +54,15 @@ class _Definition:
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    """The definitions, and the files that they use, by UUID of the domain: one domain may have several definitions."""
+    """The definitions and the files that they use, by UUID of the domain, because a domain may have several
+    definitions."""
 
     definitions: tuple[_Definition, ...]
     uses: sharing.Uses
     names: Mapping[str, str]
 
     def shares_with(self, of: _Definition, disk: FileDisk) -> Iterator[str]:
-        """Remarks about other domains that use the disk's file, too."""
+        """Remarks about other domains that use the disk's file."""
         place = of.at[disk.path]
         if place.file is not None and place.is_certain:
             found = _file_id(place.file)
@@ -109,19 +110,19 @@ def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
 
 
 def _once(files: Iterable[Path]) -> Iterator[Path]:
-    """Without the links to files of the folder, as libvirt makes them in `autostart`."""
+    """The files without symbolic links to other files of the folder, such as those in libvirt's `autostart`."""
     files = [*files]
     own = {file.resolve() for file in files if not file.is_symlink()}
     return (file for file in files if not file.is_symlink() or file.resolve() not in own)
 
 
 def _definition(file: Path, by_name: Mapping[str, Sequence[Path]]) -> _Definition | None:
-    """None if the XML is not of a domain."""
+    """The definition; None if the XML is not that of a domain."""
     if file.stat().st_size > MAX_XML_BYTES:
         return None
     text = file.read_text()
     root = ET.fromstring(text)  # noqa: S314 - expat loads no external entity and bounds the others
-    # also the status file that libvirt keeps of a running domain
+    # also accepts libvirt's status file of a running domain
     element = root if root.tag == "domain" else root.find("./domain") if root.tag == "domstatus" else None
     if element is None:
         return None
@@ -148,8 +149,8 @@ def _places(domain: ET.Element, definition: Path, by_name: Mapping[str, Sequence
 
 
 def _where(path: Path, definition: Path, by_name: Mapping[str, Sequence[Path]]) -> tuple[Path | None, bool]:
-    """The file of a disk, and whether that is certain: at the path in the definition, else next to the definition, else
-    the only one of its name."""
+    """The file of a disk, and whether that is certain. The file is searched at the path in the definition, then next to
+    the definition, then as the only file of its name."""
     if path.is_absolute() and path.is_file():
         return path.resolve(), True
     named = by_name.get(path.name, ())
@@ -214,7 +215,7 @@ async def _of_definition(of: _Definition, folder: _Folder) -> Surveyed:
 
 
 async def _of_image(path: Path) -> Surveyed | None:
-    """None if the file is not a disk image."""
+    """The survey of an image; None if the file is not a disk image."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.client import Answer, Client
 from deploy.demo.processes import Child
@@ -234,7 +234,7 @@ async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _is_known(redis: ArqRedis, server_id: int) -> bool:
+async def _is_known(redis: Redis, server_id: int) -> bool:
     """Whether the node has reported the server and what is on its disks."""
     known: dict[bytes, bytes] = await redis.hgetall(f"server:{server_id}")  # type: ignore[misc] # redis-py: sync or async
     return bool(known) and b"unpublished" not in known

@@ -43,6 +43,7 @@ BENCHES = (
     Bench(name="downtime", title="Downtime", settings={"N": "3"}),
     Bench(name="live", title="Snapshots without a stop", settings={"N": "3"}),
     Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500"}),
+    Bench(name="neighbors", title="Neighbors", settings={"N": "3", "SECONDS": "3"}),
     Bench(name="fleet", title="Fleet", settings={"NODES": "100 300", "IDLE": "5"}),
     Bench(name="footprint", title="Footprint", settings={"RUNS": "3", "IDLE": "10"}),
     Bench(name="ops", title="Operators' lists and pages", settings={"N": "20000"}),

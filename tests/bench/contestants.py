@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from arq.connections import ArqRedis
 from pydantic_core import to_json
+from redis.asyncio import Redis
 
 from tests.bench import seeding
 from tests.conftest import RedisServer
@@ -85,7 +86,7 @@ async def running(program: list[str]) -> AsyncIterator[Process]:
 class Contestant(ABC):
     """One kind of worker, and who queues its jobs. `redis` only observes, unless a subclass queues with it."""
 
-    def __init__(self, name: str, server: RedisServer, redis: ArqRedis) -> None:
+    def __init__(self, name: str, server: RedisServer, redis: Redis) -> None:
         self.name = name
         self.redis = redis
         self._socket = str(server.socket)
@@ -123,7 +124,7 @@ class Contestant(ABC):
 class Ours(Contestant):
     """Our worker, behind a gateway or on the cell's Redis. Jobs are queued by the script that admissions use."""
 
-    def __init__(self, kind: Kind, server: RedisServer, redis: ArqRedis, *, place: str = "") -> None:
+    def __init__(self, kind: Kind, server: RedisServer, redis: Redis, *, place: str = "") -> None:
         super().__init__(f"ours, {kind}", server, redis)
         self._kind = kind
         self._place = place or self._socket
@@ -153,7 +154,7 @@ class Ours(Contestant):
 class Arq(Contestant):
     """arq's own worker and client."""
 
-    def __init__(self, kind: Kind, server: RedisServer, redis: ArqRedis, arq: ArqRedis) -> None:
+    def __init__(self, kind: Kind, server: RedisServer, redis: Redis, arq: ArqRedis) -> None:
         super().__init__("arq" if kind is Kind.PLAIN else "arq, every 10 ms", server, redis)
         self._kind = kind
         self._arq = arq
@@ -174,7 +175,7 @@ class Arq(Contestant):
 class Peer(Contestant):
     """A worker of another library, and a program that queues with it, both in the peers' venv."""
 
-    def __init__(self, key: str, server: RedisServer, redis: ArqRedis, queueing: Process) -> None:
+    def __init__(self, key: str, server: RedisServer, redis: Redis, queueing: Process) -> None:
         super().__init__(PEERS[key], server, redis)
         self._key = key
         self._queueing = queueing
@@ -201,7 +202,7 @@ async def _apart(seconds: float) -> None:
     await asyncio.sleep(seconds * random.uniform(0.5, 1.5))
 
 
-async def enter(stack: AsyncExitStack, server: RedisServer) -> ArqRedis:
+async def enter(stack: AsyncExitStack, server: RedisServer) -> Redis:
     """A client of a cell that is new, with one server of the node."""
     redis = await stack.enter_async_context(client(server.socket))
     row: dict[str, Any] = {"id": "1", "account": "1", "node": NODE, "name": "web-1"}

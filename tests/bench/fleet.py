@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import ClientSession, TCPConnector
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
@@ -93,7 +93,7 @@ class Grown:
 
 @dataclass(kw_only=True)
 class Cell:
-    redis: ArqRedis
+    redis: Redis
     url: str
     token: str
     operator: str
@@ -147,7 +147,7 @@ async def cell_of(folder: Path, nodes: int) -> AsyncIterator[Cell]:
         )
 
 
-async def seed(redis: ArqRedis, nodes: int) -> None:
+async def seed(redis: Redis, nodes: int) -> None:
     await redis.config_set("appendfsync", "no")
     await redis.config_set("auto-aof-rewrite-percentage", "0")
     servers = (

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.client import Answer, Client
 from deploy.demo.processes import Child
@@ -82,7 +82,7 @@ class Started:
 class Cell:
     """A Redis, and the programs; each can be started again."""
 
-    def __init__(self, folder: Path, redis_server: RedisServer, redis: ArqRedis) -> None:
+    def __init__(self, folder: Path, redis_server: RedisServer, redis: Redis) -> None:
         self.redis = redis
         self.url = f"http://127.0.0.1:{free_port()}"
         self._folder = folder
@@ -260,7 +260,7 @@ async def _accepted(customer: Client, method: str, path: str, body: Mapping[str,
     return answer
 
 
-async def _are_done(redis: ArqRedis) -> bool:
+async def _are_done(redis: Redis) -> bool:
     open_jobs = [await redis.zcard(f"jobs:node:{NODE}:{state}") for state in ("queued", "in_progress")]
     return not any(open_jobs)
 

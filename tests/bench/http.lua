@@ -1,4 +1,4 @@
--- For wrk: one call after the other, each of a server or snapshot of its own. Arguments: what, token, first id, ids, then
+-- For wrk: sequential calls, each for a different server or snapshot. Arguments: what, token, first id, ids, then
 -- JSON of the result. The description and the names are those of a usual call.
 local what, token, first, ids
 local next_id = 0

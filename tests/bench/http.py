@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 from aiohttp import ClientError, ClientSession
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
@@ -124,7 +124,7 @@ def _snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
         yield {"id": str(n), "age_ms": 86_400_000 + many * of_each - n, **about, **where}
 
 
-async def seed(redis: ArqRedis, what: str) -> tuple[str, int]:
+async def seed(redis: Redis, what: str) -> tuple[str, int]:
     """A new cell; the secret of a token, and how many ids wrk may use, from 1 on."""
     await asyncio.sleep(SETTLED_SECONDS)
     await redis.flushdb()
@@ -149,7 +149,7 @@ def cpu_seconds(pid: int) -> float:
     return own + sum(cpu_seconds(int(child)) for task in tasks for child in (task / "children").read_text().split())
 
 
-async def load(loaded: Loaded, redis: ArqRedis, redis_pid: int, what: str) -> Round:
+async def load(loaded: Loaded, redis: Redis, redis_pid: int, what: str) -> Round:
     secret, ids = await seed(redis, what)
     arguments = [what, secret, "1", str(ids)]
     command = [

@@ -21,6 +21,7 @@ from typing import Any
 
 import uvloop
 from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
@@ -113,7 +114,7 @@ def median(found: list[list[float]], share: float) -> float:
     return statistics.median(percentile(one, share) for one in found)
 
 
-async def writes(redis: ArqRedis) -> list[float]:
+async def writes(redis: Redis) -> list[float]:
     """Milliseconds that one durable write takes from here: of what is measured, the disk's share."""
     seen = []
     for _ in range(200):

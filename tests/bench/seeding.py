@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import scripts
 from worker.store.model import JobKind, JobState
@@ -29,24 +29,24 @@ class Size:
     open_jobs: int  # of them queued or in progress
 
 
-async def seed(redis: ArqRedis, size: Size, *, chance: int = 7) -> None:
+async def seed(redis: Redis, size: Size, *, chance: int = 7) -> None:
     """Fill an empty Redis. The same chance makes the same cell."""
     await _write(redis, "nodes", nodes(size.nodes))
     await _write(redis, "servers", _servers(size))
     await write_jobs(redis, _jobs(size, Random(chance)))
 
 
-async def write_jobs(redis: ArqRedis, jobs: Iterator[dict[str, str]]) -> None:
+async def write_jobs(redis: Redis, jobs: Iterator[dict[str, str]]) -> None:
     """Jobs as `job` makes them, oldest first."""
     await _write(redis, "jobs", jobs)
 
 
-async def write_rows(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
+async def write_rows(redis: Redis, what: str, rows: Iterator[dict[str, Any]]) -> None:
     """`what`: nodes, servers or snapshots."""
     await _write(redis, what, rows)
 
 
-async def _write(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
+async def _write(redis: Redis, what: str, rows: Iterator[dict[str, Any]]) -> None:
     write = redis.register_script(scripts.linked(Path(__file__).with_name("seed.lua").read_text()))
     while batch := list(islice(rows, BATCH)):
         await write(args=[what, json.dumps(batch)])

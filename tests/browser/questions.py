@@ -105,10 +105,13 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
         see("completed", within="{then}"),
     ),
     "retry all that a node broke, once": (
-        press("failed in the last hour", within="#alarms"),
-        enter("Node", "{broken}"),
+        press("{broken}: 2", within="#alarms"),
         press("Retry all matching", role="button"),
         see("Retry 2 jobs?", within="dialog"),
+        press("Retry", role="button", within="dialog"),
+        see("2 retried, 0 refused", within="#notice"),
+        see("retried as", within="#job-{first}"),
+        see("retried as", within="#job-{second}"),
     ),
     "drain a node": (
         press("Nodes", within="nav"),

@@ -84,7 +84,7 @@ async def take_all(browser: Browser, scene: Scene, stage: Stage, scheme: Scheme)
 def make_small(file: Path) -> None:
     """With as many colours as a page has of its own, to the eye."""
     with Image.open(file) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.client import Client
 from deploy.demo.processes import Child
@@ -58,7 +58,7 @@ class Stage:
 
     folder: Path
     redis_server: RedisServer
-    redis: ArqRedis
+    redis: Redis
     port: int = field(default_factory=free_port)
     nodes: dict[str, StagedNode] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)  # of the front end, in the place of its defaults

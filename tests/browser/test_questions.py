@@ -17,6 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 async def facts(stage: Stage) -> AsyncIterator[Mapping[str, str]]:
     yield await night.befall(stage)
     await stage.redis.config_set("maxmemory", 0)
+    await stage.redis.delete(night.PADDING)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

@@ -12,7 +12,9 @@ import aiohttp
 
 AGAIN_SECONDS = 0.2
 BUSY_SECONDS = 0.05
+BUSY = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)  # of a create; of a delete
 CALL_SECONDS = 10.0
+FORMER_SECONDS = 5.0  # in which the other front end may still read from a former primary
 SNAPSHOTS = "/api/v1/snapshots/"
 
 
@@ -63,8 +65,13 @@ class Customers:
                 await self._deleted(session, path)
 
     async def _completes(self, session: aiohttp.ClientSession, path: str) -> bool:
+        known_by = time.monotonic() + FORMER_SECONDS
         while True:
             status, found = await self._insist(session, "GET", path)
+            if status == HTTPStatus.NOT_FOUND and time.monotonic() < known_by:
+                self.errors["404 of a former primary"] += 1
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
             if status != HTTPStatus.OK:
                 self.violations.append(f"an admitted snapshot is lost: {path} {status} {found}")
                 return False
@@ -88,7 +95,7 @@ class Customers:
         """The call once the server's former job has ended."""
         while True:
             status, answer = await self._insist(session, method, path, body)
-            if status != HTTPStatus.BAD_REQUEST or answer["code"] != "server_busy":
+            if status not in BUSY or answer["code"] != "server_busy":
                 return status, answer
             await asyncio.sleep(BUSY_SECONDS)
 

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,10 @@ class Redundant:
     token: str = ""
     operator_token: str = ""
     url: str = ""
+    nodes: Sequence[str] = (NODE,)  # that are let in
+    of_cell: Mapping[str, str] = field(
+        default_factory=dict
+    )  # settings of front ends and gateways, without their prefix
 
     @property
     def client(self) -> Client:
@@ -56,7 +60,7 @@ class Redundant:
         await self._let_in()
         for place in range(len(self.ports)):
             self.front_ends.append(await self.front_end(place))
-        await self._start_node()
+        await self._start_nodes()
         await self._start_proxy()
         await until_told(self._is_published)
 
@@ -102,12 +106,13 @@ class Redundant:
     def _settings(self, account: str) -> dict[str, str]:
         made = self.redis.settings_of(account, wait_for_replicas=self.wait_for_replicas)
         given = made.model_dump(exclude_unset=True)
-        texts = {key: _as_text(value) for key, value in given.items()}
-        return {f"VPS_SNAPSHOTS_REDIS__{key.upper()}": text for key, text in texts.items()}
+        texts = {f"REDIS__{key.upper()}": _as_text(value) for key, value in given.items()}
+        return {f"VPS_SNAPSHOTS_{name}": text for name, text in (texts | dict(self.of_cell)).items()}
 
     async def _let_in(self) -> None:
         redis = connect(self.redis.settings_of("gateway"))
-        await Credentials(redis).restore(NODE, secret_of(NODE))
+        for node in self.nodes:
+            await Credentials(redis).restore(node, secret_of(node))
         await redis.aclose(close_connection_pool=True)
         redis = connect(self.redis.settings)
         tokens = Tokens(redis)
@@ -117,12 +122,12 @@ class Redundant:
         self.operator_token = (await tokens.create(name="o", account_id=None, permissions=operator)).secret
         await redis.aclose(close_connection_pool=True)
 
-    async def _start_node(self) -> None:
+    async def _start_nodes(self) -> None:
         socket, credential = self.folder / "gateway.sock", self.folder / "credential"
         credential.touch(mode=0o600)
         credential.write_text(secret_of(NODE))
         gateway = self._settings("gateway") | {"VPS_SNAPSHOTS_UNIX_SOCKET": str(socket)}
-        await self._start("gateway", "vps-snapshots-gateway", "serve", settings=gateway)
+        self.others.append(await self._program("gateway", "vps-snapshots-gateway", "serve", settings=gateway))
         worker = {
             "VPS_SNAPSHOTS_NODE": NODE,
             "VPS_SNAPSHOTS_DRIVER": "fake",
@@ -131,7 +136,7 @@ class Redundant:
             "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{socket}"]),
             "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(credential),
         }
-        await self._start("worker", "vps-snapshots-worker", "run", settings=worker)
+        self.others.append(await self._program("worker", "vps-snapshots-worker", "run", settings=worker))
 
     async def _start_proxy(self) -> None:
         port = free_port()
@@ -146,10 +151,9 @@ class Redundant:
         self.url = f"http://127.0.0.1:{port}"
         await until_told(self.client.is_up)
 
-    async def _start(self, name: str, program: str, *arguments: str, settings: dict[str, str]) -> None:
+    async def _program(self, name: str, program: str, *arguments: str, settings: dict[str, str]) -> Child:
         command: list[str | Path] = [_PROGRAMS / program, *arguments]
-        log = self.folder / f"{name}.log"
-        self.others.append(await Child.start(name, command, settings=settings, log=log))
+        return await Child.start(name, command, settings=settings, log=self.folder / f"{name}.log")
 
     async def _is_published(self) -> bool:
         answer = await self.operator.call("GET", "/api/v1/ops/servers/")

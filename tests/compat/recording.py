@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 Row = dict[str, Any]  # key, type, pttl (ms; absent: it does not expire), value
 
@@ -72,7 +72,7 @@ def unpack(text: str) -> bytes:
     return zlib.decompress(b64decode(text))
 
 
-async def dumped(redis: ArqRedis) -> list[Row]:
+async def dumped(redis: Redis) -> list[Row]:
     """All keys, in order, but the time: it would be the present of whoever reads them."""
     rows = []
     for key in sorted({*_text(await redis.keys("*"))} - {"clock"}):
@@ -82,7 +82,7 @@ async def dumped(redis: ArqRedis) -> list[Row]:
     return rows
 
 
-async def _read(redis: ArqRedis, key: str, kind: str) -> Any:
+async def _read(redis: Redis, key: str, kind: str) -> Any:
     match kind:
         case "string":
             return _text(await redis.get(key))
@@ -108,9 +108,7 @@ def _text(found: Any) -> Any:
     return [one.decode() for one in found]
 
 
-async def load(
-    redis: ArqRedis, rows: Iterable[Row], shift: Shift, *, age_seconds: int, texts: Mapping[str, str]
-) -> None:
+async def load(redis: Redis, rows: Iterable[Row], shift: Shift, *, age_seconds: int, texts: Mapping[str, str]) -> None:
     """Write the keys that still exist at that age. `texts`: what is replaced in all values, such as a URL."""
     for row in rows:
         left_ms = row.get("pttl", float("inf")) - 1000 * age_seconds
@@ -125,7 +123,7 @@ async def load(
             await redis.pexpire(key, round(left_ms))
 
 
-async def _write(redis: ArqRedis, key: str, kind: str, value: Any) -> None:
+async def _write(redis: Redis, key: str, kind: str, value: Any) -> None:
     match kind:
         case "string":
             await redis.set(key, value)

@@ -116,7 +116,7 @@ class KvmBench:
         qemu_img("snapshot", "-d", tag, str(self.path(server_id, target)))
 
     def unlist(self, server_id: int, tag: str) -> None:
-        listing.strike_out(self.domain(server_id), tag)
+        listing.delete_record(self.domain(server_id), tag)
 
     def revert_outside(self, server_id: int, tag: str) -> None:
         domain = self.domain(server_id)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
@@ -25,6 +26,7 @@ from drivers.base import (
     SnapshotSpec,
     UnsupportedServer,
 )
+from drivers.fake_faults import Killed
 from drivers.kvm import KvmHypervisor, listing, records
 from drivers.kvm.places import SYSTEM
 from tests.contract.kvm_bench import KvmBench, qemu_img, read_text, write_text
@@ -41,7 +43,7 @@ def attach(bench: KvmBench, devices: Sequence[Device]) -> None:
     kept = listing.written_down(domain, SYSTEM).records.values()
     bench.connection.defineXML(bench.lab.domain_xml("server-1", devices))
     for record in kept:
-        listing.write_down(domain, record)
+        listing.write_record(domain, record)
 
 
 async def adopted_with(bench: KvmBench, devices: Sequence[Device]) -> None:
@@ -212,6 +214,21 @@ class TestBase:
                 await kvm_bench.hypervisor.restore_plan(1, "vps-801", present_only=present_only)
 
 
+class Dying:
+    """A domain at whose call of that number to change something the process dies."""
+
+    def __init__(self, domain: Any, calls: int) -> None:
+        self._domain = domain
+        self._left = calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"setMetadata", "listAllSnapshots"}:  # the entries are listed to be deleted
+            self._left -= 1
+            if not self._left:
+                raise Killed(name)
+        return getattr(self._domain, name)
+
+
 class TestOlderVersions:
     async def test_a_snapshot_that_is_only_listed_by_libvirt_is_whole_and_is_moved(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, running=True)
@@ -229,6 +246,28 @@ class TestOlderVersions:
 
         assert domain.listAllSnapshots(0) == []
         assert await kvm_bench.hypervisor.snapshots(1) == [replace(found, settled=True)]
+
+    @pytest.mark.parametrize("calls", [1, 2, 3])
+    async def test_a_kill_within_the_move_leaves_a_whole_snapshot_that_the_next_one_moves(
+        self, kvm_bench: KvmBench, calls: int
+    ) -> None:
+        await kvm_bench.add_server(1)
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        domain = kvm_bench.domain(1)
+        listing.list_for_people(domain, SPEC, SYSTEM)
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, records.NAMESPACE, 2)
+        await kvm_bench.hypervisor.start(1)  # two definitions
+        (found,) = await kvm_bench.hypervisor.snapshots(1)
+        assert found.contents is not None
+
+        with pytest.raises(Killed):
+            listing.write_record(Dying(domain, calls), records.Record(spec=SPEC, contents=found.contents))
+
+        (left,) = await kvm_bench.hypervisor.snapshots(1)
+        assert (left.spec, left.complete, left.settled) == (SPEC, True, False)
+        await kvm_bench.hypervisor.list_snapshot(1, SPEC, left.contents)
+        assert domain.listAllSnapshots(0) == []
+        assert await kvm_bench.hypervisor.snapshots(1) == [replace(left, settled=True)]
 
     async def test_one_of_which_a_disk_was_detached_says_so(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
@@ -276,7 +315,8 @@ class TestHold:
         await kvm_bench.hypervisor.cut_power(1)
         assert [one.getName() for one in domain.listAllSnapshots(0)] == ["vps-job"]
         await kvm_bench.hypervisor.let_go(1)
-        await kvm_bench.hypervisor.hold(1)  # off: libvirt takes no entry then, and that is no failure
+        await kvm_bench.hypervisor.hold(1)  # off: libvirt 9 takes no entry then, and that is no failure
+        await kvm_bench.hypervisor.let_go(1)
         assert domain.listAllSnapshots(0) == []
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from aiohttp import ClientSession
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from api.app import build
@@ -217,7 +217,7 @@ async def _serving(cell: Cell) -> AsyncIterator[FrontEnd]:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
 
 
-def _keeper(redis: ArqRedis) -> AuditKeeper:
+def _keeper(redis: Redis) -> AuditKeeper:
     return AuditKeeper(redis, kept=timedelta(days=1))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drivers.base import Power
 from drivers.fake import FakeHypervisor
-from drivers.fake_faults import Happening, Killed
+from drivers.fake_faults import Effect, Happening, Killed
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.integration.pasts import Found, Held, Past, befall
@@ -35,6 +35,8 @@ class DyingNode:
     limits: Limits = LIMITS
     happened: list[Happening] = field(default_factory=list)
     die_at: set[int] = field(default_factory=set)
+    away_at: Effect | None = None  # during which it is away for long
+    absences: int = 0
     past: Past = Past.QUIET
     without_a_stop: bool = False  # creates are live, and the guest has an agent
     held: dict[SnapshotId, Held] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class DyingNode:
         self.found = Found.now(server, goes_back_to=overwritten)
         return (await store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")).id
 
-    async def live(self, job_id: JobId | None = None) -> bool:
+    async def live(self, job_id: JobId | None = None, begun: Job | None = None) -> bool:
         """One life of the worker: it goes on with what is owed, then does the job. Whether it outlived that."""
         journal = Journal(self.folder / "journal.sqlite")
         runner = self._runner(journal)
@@ -115,7 +117,7 @@ class DyingNode:
             for task in runner.resume():
                 await task
             if job_id is not None:
-                await runner.run(job_id)
+                await runner.run(job_id, begun)
         except Killed:
             return False
         finally:
@@ -200,6 +202,8 @@ class DyingNode:
 
     def _reach(self, happening: Happening) -> None:
         self.happened.append(happening)
+        if happening.effect is self.away_at:
+            self.absences += 1
         if len(self.happened) in self.die_at:
             raise Killed(happening)
 
@@ -212,4 +216,5 @@ class DyingNode:
             policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
             limits=self.limits,
             metrics=self.metrics,
+            absences=lambda: self.absences,
         )

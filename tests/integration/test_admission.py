@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from worker.store import errors
@@ -424,7 +424,7 @@ async def test_an_estimate_is_the_median_of_the_nodes_past_jobs(cell: Cell) -> N
     assert (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).estimated_seconds == 6
 
 
-async def test_a_full_or_absent_redis_is_one_error(cell: Cell, redis: ArqRedis) -> None:
+async def test_a_full_or_absent_redis_is_one_error(cell: Cell, redis: Redis) -> None:
     await redis.config_set("maxmemory", "1")
     try:
         with pytest.raises(errors.StoreUnavailable):

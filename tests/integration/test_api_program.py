@@ -205,6 +205,10 @@ async def test_a_token_is_made_used_listed_and_revoked_by_command(
             assert response.status == 401
 
     assert token_id in program.ends(1, "token", "revoke", token_id)
+    await cell.raw("SET", "audit:new", "what takes no entries keeps nobody from revoking")
+    other_id = next(line.split()[0] for line in listed.splitlines() if "service" in line)
+    assert "may not be in the audit log" in program.ends(0, "token", "revoke", other_id)
+    assert other_id not in program.run("token", "list").stdout
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
-from arq.connections import ArqRedis
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
@@ -22,7 +22,7 @@ PAUSED = {"token": "a" * 12, "token_name": "ops", "method": "POST", "path": "/op
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    redis: ArqRedis
+    redis: Redis
     audit: Audit
     keeper: AuditKeeper
     store: OperatorStore
@@ -106,7 +106,7 @@ async def test_a_list_is_as_long_as_one_call_may_look_and_what_is_older_is_found
 
 
 @asynccontextmanager
-async def account_of_an_earlier_version(log: Log, server: RedisServer, *rights: str) -> AsyncIterator[ArqRedis]:
+async def account_of_an_earlier_version(log: Log, server: RedisServer, *rights: str) -> AsyncIterator[Redis]:
     await log.redis.execute_command("ACL", "SETUSER", "earlier", "on", ">secret", *rights)  # type: ignore[no-untyped-call]
     redis = connect(RedisSettings(url=f"unix://{server.socket}", username="earlier", password=SecretStr("secret")))
     try:

@@ -9,7 +9,9 @@ import resource
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ async def back_up(cell: Cell, folder: Path, *, recipient: str | None = None) -> 
         async for row in store.audit():
             yield row
 
-    await write(path, rows(), made_ms=await store.now_ms(), last_id=await store.last_id(), recipient=recipient)
+    made_ms, last_id, life = await store.now_ms(), await store.last_id(), await store.life()
+    await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
     return path
 
 
@@ -68,9 +71,11 @@ async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
     expires_at = datetime.now(UTC) + timedelta(days=90)
     edit = Edit(description="as edited", labels={"team": "web"}, protected=True, expires_at=expires_at)
     await cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
-    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="stop")
+    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="stop", labels={"env": "prod"})
     schedule = ScheduleSpec(name="nightly", when="daily", keep=3, expire_after=None, enabled=True, live=False)
     await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, spec=schedule, idempotency=None)
+    by_label = replace(schedule, server_labels={"env": "prod"}, time_zone="Europe/Berlin", window=timedelta(hours=2))
+    await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=None, spec=by_label, idempotency=None)
     hook = WebhookChange(url="https://hooks.example.net/", description="", events=(), enabled=True)
     secret = await Webhooks(cell.redis).create(account_id=ACCOUNT, change=hook)
     token = await Tokens(cell.redis).create(
@@ -96,10 +101,13 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
     webhooks = await Webhooks(cell.redis).all(account_id=ACCOUNT)
     return {
         "snapshot": (snapshot.description, dict(snapshot.labels), snapshot.protected, snapshot.expires_at),
-        "server": await cell.raw("HGET", f"server:{SERVER}", "consistency"),
+        "server": await cell.raw("HMGET", f"server:{SERVER}", "consistency", "labels"),
         "token": (caller.token, [token.id for token in await Tokens(cell.redis).all()]),
         "credential": await Credentials(cell.redis).find(secrets["credential"]),
         "schedules": await Schedules(cell.redis).page(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9),
+        "by label": await Schedules(cell.redis).page(
+            account_id=ACCOUNT, server_id=None, offset=0, limit=9, by_label=True
+        ),
         "due": await cell.raw("ZRANGE", "schedules:due", 0, -1, "WITHSCORES"),
         "webhooks": webhooks,
         "secret": await cell.raw("HGET", f"token:webhook:{webhooks[0].id}", "secret"),
@@ -129,7 +137,8 @@ async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes
     assert after == before
     assert written.pop("server", 1) == 1
     assert written == {
-        **dict.fromkeys(("account", "token", "credential", "schedule", "webhook", "secret", "snapshot", "node"), 1),
+        **dict.fromkeys(("account", "token", "credential", "webhook", "secret", "snapshot", "node"), 1),
+        "schedule": 2,
         "audit": 250,
     }
 
@@ -148,6 +157,66 @@ async def test_it_can_be_repeated_and_changes_nothing_that_is_there(node: Node, 
     with pytest.raises(AuditLogInUse):
         await put_back(node.cell, path)
     assert await everything(node.cell) == before
+
+
+async def test_what_was_removed_since_the_backup_stays_removed_where_nothing_was_lost(
+    node: Node, tmp_path: Path
+) -> None:
+    """What was lost comes back: the label of a snapshot."""
+    cell = node.cell
+    snapshot_id, secrets = await have_all(node)
+    path = await back_up(cell, tmp_path)
+    (token,) = await Tokens(cell.redis).all()
+    await Tokens(cell.redis).revoke(token.id)
+    await Credentials(cell.redis).revoke("n1")
+    page = await Schedules(cell.redis).page(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9)
+    await Schedules(cell.redis).drop(account_id=ACCOUNT, schedule_id=page.results[0].id)
+    operators = OperatorStore(cell.redis, cell.store)
+    await operators.resume("n1")
+    await operators.limit_account(ACCOUNT, snapshots_max=None)
+    await cell.raw("HDEL", f"snapshot:{snapshot_id}", "labels")
+    before = await everything(cell)
+    found, restore = BackupFile.open(path, identity=None), Restore(cell.redis)
+    now_ms = await Backup(cell.redis).now_ms()
+    for times in range(2):
+        assert await restore.has_lost_nothing(found)
+        written = await restore.records(found, now_ms=now_ms, removed=False)
+        assert +Counter(written) == ({} if times else {"snapshot": 1})
+    after = await everything(cell)
+    assert after.pop(f"snapshot:{snapshot_id}".encode())[b"labels"]
+    before.pop(f"snapshot:{snapshot_id}".encode())
+    assert after == before
+    caller = await Tokens(cell.redis).authenticate(Presented(secret=secrets["token"], address="10.0.0.1"), LIMITS)
+    assert caller.token is None
+
+
+async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp_path: Path) -> None:
+    path = await back_up(node.cell, tmp_path)
+    found, restore = BackupFile.open(path, identity=None), Restore(node.cell.redis)
+    await lose_redis_data(node)
+    assert not await restore.has_lost_nothing(found)
+    await Backup(node.cell.redis).life()  # another backup, before the restore
+    assert not await restore.has_lost_nothing(found)
+    await put_back(node.cell, path)
+    assert await restore.has_lost_nothing(found)  # what is removed from now on is not brought back by a second restore
+
+
+@pytest.mark.parametrize("newer_first", [False, True])
+async def test_of_two_backups_the_later_one_counts(node: Node, tmp_path: Path, newer_first: bool) -> None:
+    cell, paths = node.cell, []
+    snapshot_id = await node.create("kept")
+    for name, edit in (("old", Edit(labels={"of": "old"})), ("new", Edit(labels={"of": "new"}))):
+        await cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
+        (tmp_path / name).mkdir()
+        paths.append(await back_up(cell, tmp_path / name))
+        await asyncio.sleep(0.002)  # in another millisecond
+    await lose_redis_data(node)
+    for path in paths[::-1] if newer_first else paths:
+        found = BackupFile.open(path, identity=None)
+        await Restore(cell.redis).records(found, now_ms=await Backup(cell.redis).now_ms())
+    await report(node)
+    snapshot = await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+    assert snapshot.labels == {"of": "new"}
 
 
 async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
@@ -298,7 +367,7 @@ class TestTheFile:
         whole = path.read_bytes()
         for place in range(20, len(whole) - 8, len(whole) // 20):
             path.write_bytes(whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :])
-            with pytest.raises(BackupUnusable, match=r"damaged|no backup has"):
+            with pytest.raises(BackupUnusable, match=r"damaged|invalid row"):
                 BackupFile.open(path, identity=None)
 
     def test_one_of_a_later_release_is_refused(self, path: Path) -> None:
@@ -457,6 +526,14 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     for part in ("audit", "head"):  # the restore itself is an entry
         del before[part], after[part]
     assert after == before
+    (hook,) = await Webhooks(node.cell.redis).all(account_id=ACCOUNT)
+    await Webhooks(node.cell.redis).drop(account_id=ACCOUNT, webhook_id=hook.id)
+    merged = program(f"unix://{redis_server.socket}", "restore", path, "--merge")
+    assert (merged.returncode, "what is missing was removed" in merged.stderr) == (0, True)
+    assert not await Webhooks(node.cell.redis).all(account_id=ACCOUNT)
+    merged = program(f"unix://{redis_server.socket}", "restore", path, "--merge", "--removed")
+    assert (merged.returncode, merged.stderr) == (0, "")
+    assert await Webhooks(node.cell.redis).all(account_id=ACCOUNT) == (hook,)
     again = program(f"unix://{redis_server.socket}", "restore", path, "--audit")
     assert (again.returncode, "only an empty one can be restored" in again.stderr) == (1, True)
 
@@ -469,5 +546,5 @@ async def test_a_line_of_the_file_is_json(tmp_path: Path) -> None:
 
     await write(tmp_path / "b", one(), made_ms=5, last_id="9", recipient=None)
     lines = [json.loads(line) for line in gzip.decompress((tmp_path / "b").read_bytes()).splitlines()]
-    assert lines[0] == {"vps_snapshots_backup": 1, "made_ms": 5, "last_id": "9"}
+    assert lines[0] == {"vps_snapshots_backup": 1, "made_ms": 5, "last_id": "9", "life": ""}
     assert lines[2]["rows"] == 1

@@ -86,6 +86,25 @@ async def test_a_damaged_field_hides_its_own_record_only(large: World) -> None:
         await work(world, well=world.hosted[-1])
 
 
+async def test_a_record_of_a_newer_release_is_set_aside_until_that_release_is_back(world: World) -> None:
+    newer = {kind: {world.hosted[0].ids[kind][0]} for kind in ("job", "snapshot", "schedule")}
+    newer["webhook"] = {world.webhooks[0]}
+    await world.lists({})
+    for kind, (record,) in newer.items():
+        await world.damage(f"{kind}:{record}", "v", b"2")
+    before = {kind: await world.redis.hgetall(f"{kind}:{record}") for kind, (record,) in newer.items()}
+    await world.lists(newer)
+    for kind, (record,) in newer.items():
+        assert (await world.ask(SINGLES[kind][0].format(record))).status == 409, kind
+    await work_damaged(world.hosted[0])
+    await work(world, well=world.hosted[-1])
+    assert await world.told() >= {f"{kind}:{record}" for kind, (record,) in newer.items()}
+    for kind, (record,) in newer.items():
+        assert await world.redis.hgetall(f"{kind}:{record}") == before[kind]
+        await world.damage(f"{kind}:{record}", "v", b"1")
+        await world.singles(kind, record)
+
+
 @pytest.mark.parametrize("kind", ["webhook", "delivery", "token:webhook"])
 async def test_a_damaged_webhook_delays_no_other(world: World, kind: str) -> None:
     pattern = f"{kind}:<{kind.removeprefix('token:')}>"

@@ -306,6 +306,8 @@ async def _alarms(cell: Cell) -> list[Alarm]:
 
 
 async def _fill(cell: Cell, share: float) -> None:
+    # 20 MB: the first run of a script takes memory, which must be a small part of all
+    await cell.raw("SETRANGE", "filler", 20_000_000, "x")
     used = int((await cell.redis.info("memory"))["used_memory"])
     await cell.raw("CONFIG", "SET", "maxmemory", round(used / share))
 

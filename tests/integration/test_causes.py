@@ -11,8 +11,8 @@ from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS
 from tests.integration.test_dashboard import visible
 from tests.integration.test_webhooks import EVERY, WEBHOOKS, latest, receiving
-from worker.store.model import Failure, JobId, JobState, SnapshotStatus
-from worker.store.outcome import CAUSE_MAX, Outcome
+from worker.store.model import CAUSE_MAX, Failure, JobId, JobState, SnapshotStatus
+from worker.store.outcome import Outcome
 
 SAID = "starting: qemu-system-x86_64: -blockdev /srv/secret-pool/vm.qcow2: cannot set up guest memory"
 FAILED = Outcome(

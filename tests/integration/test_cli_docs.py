@@ -8,13 +8,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import typer
 
 from api.cli.exits import Exit
 from api.cli.main import app
+from api.gateway.main import app as gateway
+from api.main import app as front_end
 from deploy.demo.state import State
 from tests.integration.cli import commands
 from tests.integration.whole_service import running
+from worker.main import app as worker
 
 PROJECT = Path(__file__).parents[2]
 CLI = (PROJECT / "docs" / "cli.md").read_text()
@@ -89,17 +93,33 @@ def test_the_runbook_names_the_command_beside_each_call() -> None:
     assert [part for part in calls if "`vps-snapshots " not in part] == []
 
 
-def test_every_command_in_a_document_is_one() -> None:
+PROGRAMS = {  # with how many of its commands the documents name at least
+    "vps-snapshots": (app, 20),
+    "vps-snapshots-api": (front_end, 4),
+    "vps-snapshots-gateway": (gateway, 1),
+    "vps-snapshots-worker": (worker, 4),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_command_in_a_document_is_one(program: str) -> None:
     documents = [
-        path.read_text()
-        for pattern in ("docs/*.md", "docs/api/*.md", "*.md", "deploy/*.md")
+        path.read_text().replace("\\\n", "")
+        for pattern in ("docs/*.md", "docs/api/*.md", "docs/operations/*.md", "*.md", "deploy/*.md")
         for path in PROJECT.glob(pattern)
     ]
-    named = {words for text in documents for words in re.findall(r"[`$ ]vps-snapshots ([a-z][^`\n|>]*)", text)}
-    known = commands(typer.main.get_command(app))
-    assert len(named) > 20
+    lines = {
+        re.sub(r"--config [^ `]+|\s#.*", "", words)
+        for text in documents
+        for words in re.findall(rf"[`$ ]{program} ((?!vps-)(?:--config|[a-z])[^`\n|>]*)", text)
+    }
+    named = {line.strip() for line in lines if re.match(r"\s*[a-z]", line)}
+    known = commands(typer.main.get_command(PROGRAMS[program][0]))
+    assert len(named) > PROGRAMS[program][1]
     for line in sorted(named):
         words = line.split()
+        if any(path[: len(words)] == tuple(words) != path for path in known):  # a group of commands
+            continue
         path = max((path for path in known if tuple(words[: len(path)]) == path), key=len, default=None)
         assert path is not None, line
         options = {option for parameter in known[path].params for option in parameter.opts}

@@ -1,4 +1,5 @@
-"""What the dashboard and the API can do, the command line can: schedules, webhooks, protection, contexts, names."""
+"""What the dashboard and the API can do, the command line can: pages and actions, schedules, webhooks, protection,
+contexts, names."""
 
 import json
 import stat
@@ -6,16 +7,68 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from api.cli.exits import Exit
-from tests.integration.cli import Cli
+from api.cli.main import app
+from api.dashboard.routes import ACTIONS, PAGES
+from tests.integration.cli import Cli, commands
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import serving
+from tests.integration.test_cli import CHANGES
 from tests.integration.test_cli import cli as cli  # noqa: PLC0414 - a fixture
 from tests.integration.test_cli import customer as customer  # noqa: PLC0414 - a fixture
 from tests.integration.test_ops_api import Ops, failed
 from worker.store.access.tokens import Permission
 from worker.store.model import ServerId
+
+OF_A_BROWSER = ""  # has no command: a session, or a file that is on the front end
+OF_PAGES = {
+    "/ops/": "overview",
+    "/ops/nodes/": "nodes",
+    "/ops/nodes/{node}/": "node show",
+    "/ops/jobs/": "jobs",
+    "/ops/jobs/{job_id}/": "job show",
+    "/ops/servers/": "servers",
+    "/ops/servers/{server_id}/": "server show",
+    "/ops/snapshots/{snapshot_id}/": "snapshot show",
+    "/ops/find/": "find",
+    "/ops/schedules/": "schedules",
+    "/ops/findings/": "findings",
+    "/ops/audit/": "audit",
+    "/ops/tokens/": "tokens",
+    "/ops/runbook/": OF_A_BROWSER,
+}
+OF_ACTIONS = {
+    "/ops/nodes/{node}/pause/": ("node drain",),
+    "/ops/nodes/{node}/resume/": ("node resume",),
+    "/ops/nodes/{node}/reconcile/": ("node reconcile", "reconcile"),
+    "/ops/drain/": ("node drain", "node resume"),
+    "/ops/jobs/{job_id}/retry/": ("job retry",),
+    "/ops/jobs/{job_id}/cancel/": ("job cancel",),
+    "/ops/jobs/{job_id}/resolve/": ("job resolve",),
+    "/ops/jobs/bulk/": ("retry", "cancel"),
+    "/ops/servers/{server_id}/take/": ("server take",),
+    "/ops/servers/{server_id}/release/": ("server release",),
+    "/ops/tokens/": ("token create",),
+    "/ops/tokens/{token_id}/revoke/": ("token revoke",),
+    "/ops/logout/": (OF_A_BROWSER,),
+}
+# For orchestrators and installations: they come with a file for a node, or say what only an orchestrator knows.
+OF_SCRIPTS = {
+    *("node credential create", "node credential rotate", "node credential revoke"),
+    *("server declare", "server place", "server give", "account limit"),
+}
+
+
+def test_every_page_and_action_of_the_dashboard_has_its_command_and_the_other_way_round() -> None:
+    found = {" ".join(words) for words in commands(typer.main.get_command(app))}
+    assert OF_PAGES.keys() == PAGES.keys()
+    assert OF_ACTIONS.keys() == ACTIONS.keys()
+    acting = {command for several in OF_ACTIONS.values() for command in several} - {OF_A_BROWSER}
+    assert ({*OF_PAGES.values()} - {OF_A_BROWSER}) | acting <= found
+    of_operators = {command for command in found if any(change.startswith(f"{command} ") for change in CHANGES)}
+    assert of_operators == acting | OF_SCRIPTS
 
 
 @pytest.fixture
@@ -84,6 +137,25 @@ class TestSchedules:
         assert (await customer.run("schedule", "edit", schedule)).code == Exit.USAGE
         assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
         assert (await customer.run("schedule", "show", "nightly")).code == Exit.NOT_FOUND
+
+    async def test_one_by_label_covers_servers_at_night_where_the_customer_lives(self, ops: Ops, customer: Cli) -> None:
+        await ops.made("known")
+        labelled = await customer.run("server", "label", "web-server-01", "backup=nightly", "team=a", "--json")
+        assert labelled.body["labels"] == {"backup": "nightly", "team": "a"}
+        assert "backup=nightly" in (await customer.run("server", "label", SERVER, "team=")).out
+        at = ("--when", "0 3 * * *", "--time-zone", "Europe/Berlin", "--window", "2h")
+        made = await customer.run("schedule", "create-by-label", "nightly", "--label", "backup=nightly", *at, "--json")
+        assert (made.body["server_labels"], made.body["window_minutes"]) == ({"backup": "nightly"}, 120)
+        listed = (await customer.run("schedules")).out
+        assert "backup=nightly" in listed
+        assert "0 3 * * * Europe/Berlin" in listed
+        assert "120 minutes" in (await customer.run("schedule", "show", "nightly")).out
+        covered = await customer.run("schedule", "servers", "nightly", "--json")
+        assert [one["server"]["id"] for one in covered.body["results"]] == [SERVER]
+        change = ("--window", "1h", "--time-zone", "UTC", "--label", "backup=x")
+        changed = await customer.run("schedule", "edit", "nightly", *change, "--json")
+        assert (changed.body["window_minutes"], changed.body["server_labels"]) == (60, {"backup": "x"})
+        assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
 
 
 class TestWebhooks:

@@ -60,6 +60,7 @@ class Stepping:
             "agree_ms": round(AGREE_SECONDS * 1000),
             "each_ms": 5000,
         }
+        await self.cell.redis.time()  # Valkey 9 notices a step of the clock after the next command
         answer: list[int] = await Scripts(self.cell.redis)._call("chores/compare_clocks", ask)
         return answer
 

@@ -4,9 +4,12 @@ import itertools
 import json
 import random
 import sqlite3
+from contextlib import closing
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from drivers.base import DiskBusy, DiskFailed, DriverError, HypervisorUnavailable, InvalidState, Power, ServerInUse
 from drivers.fake_faults import Effect, Happening, Killed, Moment
@@ -14,10 +17,11 @@ from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from tests.integration.pasts import Found, Past
-from worker.journal import Journal
+from worker.journal import Journal, NewerJournal
 from worker.runner import Limits
 from worker.store.customers.customer_store import SnapshotFilter
-from worker.store.model import JobKind, JobState, NoteCode
+from worker.store.model import JobId, JobKind, JobState, NoteCode
+from worker.store.operators.operator_store import OperatorStore
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
 POWERS = (Power.ON, Power.OFF)
@@ -99,6 +103,53 @@ async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
                 continue  # queued again by housekeeping until it has freed the space
             await node.reconcile()
             await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_now(
+    cell: Cell, tmp_path: Path, kind: JobKind
+) -> None:
+    """Its host has died at any moment of the job, and an operator has placed the server on another node."""
+    moment, is_over = 0, False
+    while not is_over:
+        moment += 1
+        node = await fresh(cell, tmp_path / f"{moment}", Power.ON, kind)
+        job_id = await node.admit(kind)
+        node.start_over(die_at=[moment])
+        if await node.live(job_id):
+            break
+        await cell.raw("SADD", "nodes", "n2")
+        await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+        is_over = (await node.job(job_id)).state is JobState.COMPLETED  # its end was told before the death
+        before, node.hypervisor.server(SERVER).power = deepcopy(node.hypervisor.server(SERVER)), Power.OFF
+        before.power = Power.OFF  # on the other node it may be on its way to be started
+        node.start_over()
+        job = await node.settle(job_id)
+        assert is_over or (job.failure and job.failure.code) == "node_unavailable"
+        assert node.hypervisor.server(SERVER) == before
+    assert moment > 3, "nothing happened: the hook is not in the way"
+
+
+@pytest.mark.parametrize(("kind", "stop"), [(JobKind.CREATE, Effect.PRESS), (JobKind.RESTORE, Effect.CUT)])
+async def test_a_worker_that_was_away_for_long_leaves_a_server_alone_that_another_node_has_by_now(
+    cell: Cell, tmp_path: Path, kind: JobKind, stop: Effect
+) -> None:
+    """Away: its host hung, or was cut off. It stops the guest, and it is not this node that starts it again."""
+    node = await fresh(cell, tmp_path / "n", Power.ON, kind)
+    job_id = await node.admit(kind)
+    begun = await cell.node.begin(job_id)
+    await cell.raw("SADD", "nodes", "n2")
+    await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+    node.start_over()
+    node.away_at = stop
+    before = node.data()
+    await node.live(job_id, begun)
+    server = node.hypervisor.server(SERVER)
+    assert server.power is Power.OFF
+    assert {tag for disk in server.disks.values() for tag in disk.tags} == {f"vps-{node.first}"}
+    assert node.data() == before
+    failure = (await node.job(job_id)).failure
+    assert (failure and failure.code) == "node_unavailable"
 
 
 async def test_a_restore_that_one_disk_refuses_brings_all_disks_back(cell: Cell, tmp_path: Path) -> None:
@@ -407,4 +458,46 @@ async def test_a_restore_that_an_earlier_version_began_keeps_the_sizes_too(cell:
     assert job.state is JobState.COMPLETED
     assert node.hypervisor.server(SERVER).disks["vdb"].virtual_bytes == size
     assert NoteCode.DISK_KEPT_SIZE in {note.code for note in job.notes}
+    await node.check(job, power=Power.ON)
+
+
+def with_step(folder: Path, job_id: JobId, step: str) -> str:
+    """Change the step of a job in the journal, as if a newer version had left it there; the step before."""
+    with closing(sqlite3.connect(folder / "journal.sqlite", isolation_level=None)) as db:
+        (before,) = db.execute("SELECT step FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        db.execute("UPDATE jobs SET step = ? WHERE id = ?", (step, job_id))
+    return str(before)
+
+
+async def test_a_job_that_a_newer_version_has_begun_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    node.start_over(die_at=[8])
+    assert not await node.live(job_id)
+    step, died = with_step(node.folder, job_id, "of a newer version"), len(node.happened)
+    with pytest.raises(NewerJournal, match="of a newer version"):
+        await node.live(job_id)
+    assert len(node.happened) == died
+    with_step(node.folder, job_id, step)
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_an_undo_of_a_restore_that_only_a_newer_version_can_read_waits_for_that_version(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.UNDO)
+    undo = await node.admit(JobKind.UNDO)
+    restore = (await node.job(undo)).undoes
+    assert restore is not None
+    step = with_step(node.folder, restore, "of a newer version")
+    node.start_over()
+    with capture_logs() as logs:
+        await node.live(undo)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["job.unreadable"]
+    assert node.happened == []
+    with_step(node.folder, restore, step)
+    job = await node.settle(undo)
+    assert job.state is JobState.COMPLETED
     await node.check(job, power=Power.ON)

@@ -249,7 +249,7 @@ class TestJobs:
         assert "<html" not in page.text
         await dashboard.browser.done(f"/ops/jobs/{new}/cancel/")
         shown = visible(await dashboard.browser.seen(f"/ops/jobs/{new}/"))
-        assert "Cancelled The job was cancelled before its node began it." in shown
+        assert "Cancelled The job was cancelled before its node started it." in shown
         assert "Failed:" not in shown
         retried, cancelled = await audited(dashboard)
         assert (retried["path"], retried["job"], retried["status"]) == (f"/ops/jobs/{job}/retry/", new, "200")

@@ -59,7 +59,8 @@ class TestOne:
         text = visible(page)
         for said in (
             "Force the retry of this restore?",
-            "The server has been running since the job failed: the restore would overwrite what it has written.",
+            "The server has been running since the job failed: the restore would overwrite the data that "
+            "it has written.",
             f"It overwrites all data of server {SERVER}.",
             f"Type {SERVER} , the ID of the server, to confirm",
         ):

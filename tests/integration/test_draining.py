@@ -12,6 +12,7 @@ from tests.integration.cli import Cli
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, Answer
 from tests.integration.test_dashboard import audited, visible
+from worker.store.access.audit import AuditKeeper
 from worker.store.access.tokens import Permission
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.waiting import WaitReason
@@ -92,6 +93,21 @@ class TestTheEndOfAPause:
         await restarted.report([], replace_boot("second"))
         assert await paused(dashboard) is None
 
+    async def test_a_host_that_has_just_been_started_is_not_taken_for_the_one_before(
+        self, dashboard: Dashboard
+    ) -> None:
+        """Its worker has the lease, and has not reported the start yet."""
+        cell = dashboard.cell
+        await cell.node.report([], FACTS)
+        restarted = node_store(cell.redis)
+        await restarted.take_lease(seconds=60)
+        until_back = UPGRADE | {"until_back": True}
+        (await post(dashboard, "n1/pause/", until_back)).refused(409, "node_boot_unknown")
+        await restarted.report([], replace_boot("second"))
+        assert (await post(dashboard, "n1/pause/", until_back)).status == 200
+        await restarted.report([], replace_boot("second"))
+        assert await paused(dashboard) is not None
+
     async def test_a_pause_without_an_end_lasts_through_a_start_of_the_host(self, dashboard: Dashboard) -> None:
         await dashboard.cell.node.report([], FACTS)
         await post(dashboard, "n1/pause/", UPGRADE)
@@ -109,6 +125,55 @@ class TestTheEndOfAPause:
         assert past.refused_fields() == ["until"]
         both = await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat(), "until_back": True})
         assert both.refused(400, "invalid_request")
+
+    async def test_the_time_of_the_cell_says_what_is_in_the_future(self, cell: Cell) -> None:
+        now = datetime.now(UTC).replace(microsecond=0)
+        until = {"sooner": now + timedelta(hours=1), "later": now + timedelta(hours=4)}
+        await cell.raw("HSET", "clock", "ahead_ms", 3 * 3_600_000)
+        async with dashboard_of(cell) as dashboard:
+            sooner, later = [
+                await post(dashboard, "n1/pause/", UPGRADE | {"until": until[name].isoformat()}) for name in until
+            ]
+            assert sooner.refused_fields() == ["until"]
+            assert later.status == 200, later.raw
+            form = UPGRADE | {"until": f"{until['sooner']:%Y-%m-%dT%H:%M}"}
+            assert (await dashboard.browser.post("/ops/nodes/n1/pause/", form)).status == 400
+
+    async def test_an_end_by_itself_is_in_the_audit_log(self, dashboard: Dashboard) -> None:
+        cell = dashboard.cell
+        await cell.node.report([], FACTS)
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        await pass_until(cell, SOON)
+        await cell.node.take_lease(seconds=60)
+        await post(dashboard, "n1/pause/", UPGRADE | {"until_back": True})
+        await cell.node.report([], replace_boot("second"))
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        await pass_until(cell, SOON)
+        await post(dashboard, "n1/pause/", UPGRADE)  # the node was silent when that pause ended
+        await post(dashboard, "n1/resume/", UPGRADE)
+        await AuditKeeper(cell.redis, kept=None).keep()
+        path = "/api/v1/ops/audit/?node=n1&method=SERVICE"
+        entries = (await dashboard.api.call("GET", path, token=dashboard.token)).body["results"]
+        assert [entry["text"] for entry in entries] == [
+            f"the service ended the pause of n1: {why} (paused by a test: kernel upgrade)"
+            for why in ("its end had come", "its host is back", "its end had come")
+        ]
+        text = visible(await dashboard.browser.seen("/ops/audit/?about=node+n1&method=SERVICE"))
+        assert text.count("the service ended the pause of n1") == 3
+
+    async def test_an_end_whose_entry_cannot_be_written_is_an_end(self, dashboard: Dashboard) -> None:
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        await pass_until(dashboard.cell, SOON)
+        await dashboard.cell.raw("SET", "audit:new", "no list")
+        await dashboard.cell.node.take_lease(seconds=60)
+        assert await dashboard.cell.raw("HEXISTS", "node:n1", "paused_ms") == 0
+        await dashboard.cell.raw("DEL", "audit:new")
+
+    async def test_a_reason_says_something(self, dashboard: Dashboard) -> None:
+        for blank in (" ", "\t \u00a0", ""):
+            assert (await post(dashboard, "n1/pause/", {"reason": blank})).refused_fields() == ["reason"]
+        assert (await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "  "})).status == 400
+        assert await paused(dashboard) is None
 
     async def test_a_later_pause_replaces_the_end(self, dashboard: Dashboard) -> None:
         await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
@@ -194,7 +259,7 @@ class TestTheDashboard:
         assert "1 of 2 paused nodes is drained; 1 job still running." in listed
         assert "draining: 1 job running" in listed
         text = visible(await browser.seen("/ops/nodes/n1/"))
-        assert f"Draining: waits for 1 job: create of server {SERVER}" in text
+        assert f"Draining: waiting for 1 job: create of server {SERVER}" in text
         assert f"until {SOON:%Y-%m-%d %H:%M}" in text
         await cell.node.finish(job, DONE)
         assert "2 of 2 paused nodes are drained." in visible(await browser.seen("/ops/nodes/"))
@@ -209,7 +274,7 @@ class TestTheDashboard:
         fields = {"action": "pause", "nodes": ["n1", "n9"], "reason": "kernel", "until_back": "true"}
         said = visible(await dashboard.browser.done("/ops/drain/", fields))
         assert "0 nodes paused." in said
-        assert "n1: The node's worker does not report the starts of its host." in said
+        assert "n1: The node's worker does not report when its host booted." in said
         assert "n9: " in said
 
     async def test_one_node_is_paused_until_its_host_is_back(self, dashboard: Dashboard) -> None:

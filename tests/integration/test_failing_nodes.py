@@ -50,9 +50,11 @@ async def test_one_whose_jobs_all_fail_is_failing_and_comes_first(dashboard: Das
 
     overview = visible(await dashboard.browser.seen("/ops/"))
     assert "All jobs of n1 fail 2 jobs in the last hour" in overview
+    assert "2 jobs failed in the last hour n1: 2" in overview
+    assert "a-healthy-one: " not in overview
     listed = visible(await dashboard.browser.seen("/ops/nodes/?sort=-failed"))
     assert "n1 failing" in listed
-    assert "2 1 stranded" in listed
+    assert "2 · 1 stranded" in listed
     assert "All 2 jobs of the last hour failed." in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
     cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
     assert "failing" in (await cli.run("nodes", "--state", "failing", "--sort=-failed")).out

@@ -5,7 +5,8 @@ import asyncio
 import signal
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from tests.conftest import needs
 from tests.sentinel import READY_SECONDS, Cell, Machine, certificate, password_of
+from worker.store.access.audit import Audit
+from worker.store.access.credentials import Credentials
+from worker.store.access.sessions import SessionLifetime, Sessions
+from worker.store.access.tokens import Limits, Permission, Tokens
+from worker.store.errors import OutcomeUnknown, StoreUnavailable
 from worker.store.redis_client import RedisSettings, connect
-from worker.store.script_connection import RunsScripts, Script
-from worker.store.trouble import NotCopied
+from worker.store.script_connection import MANY, RunsScripts, Script
+from worker.store.trouble import CutOff, NotCopied
 
 CHANGE = Script("redis.call('SET', 'changed', ARGV[1]) return 1", changes=True)
 READ = Script("return redis.call('GET', 'changed')")
@@ -142,3 +148,121 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         await redis.aclose(close_connection_pool=True)
     async with cell.operator(1) as replica:
         assert await replica.get("changed") == "3"
+
+
+async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(cell: Cell) -> None:
+    await cell.ready()
+    settings = cell.settings_of("api", wait_for_replicas=1)
+    redis = connect(settings.model_copy(update={"command_seconds": 10.0 * READY_SECONDS}))
+    try:
+        assert isinstance(redis, RunsScripts)
+        await asyncio.gather(*(redis.run_script(CHANGE, b"1") for _ in range(MANY)))  # all connections are open
+        cell.processes[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(CutOff):
+            await asyncio.wait_for(redis.run_script(CHANGE, b"2"), READY_SECONDS)
+        cell.processes[0].send_signal(signal.SIGCONT)
+        async with asyncio.timeout(READY_SECONDS):
+            while True:
+                with suppress(RedisError, OSError):
+                    assert await redis.run_script(CHANGE, b"3") == 1
+                    break
+                await asyncio.sleep(0.1)
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+def _state(epoch: int, *, flags: str = "master") -> dict[str, str]:
+    known = {"name": "vps-snapshots", "ip": "192.0.2.1", "port": "6379", "flags": flags, "config-epoch": str(epoch)}
+    return known | {"num-other-sentinels": "2", "quorum": "2"}
+
+
+@asynccontextmanager
+async def _sentinel(state: dict[str, str], *, names: list[str]) -> AsyncIterator[str]:
+    """One that answers with that state of the primary, and names that address and port; its own. As far as connections
+    go, it is a Redis, too."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while count := int((await reader.readuntil(b"\r\n"))[1:]):
+                command = []
+                for _ in range(count):
+                    length = int((await reader.readuntil(b"\r\n"))[1:])
+                    command.append((await reader.readexactly(length + 2))[:-2].decode().upper())
+                if "MASTERS" in command:
+                    words = [word for pair in state.items() for word in pair]
+                    writer.write(b"*1\r\n" + _array(words))
+                elif "GET-MASTER-ADDR-BY-NAME" in command:
+                    writer.write(_array(names))
+                else:
+                    writer.write(b"+PONG\r\n" if "PING" in command else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def _array(words: list[str]) -> bytes:
+    parts = (f"${len(word)}\r\n{word}\r\n" for word in words)
+    return f"*{len(words)}\r\n{''.join(parts)}".encode()
+
+
+async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> None:
+    """The Sentinel that leads the failover has the former address in its state until they do."""
+    leads = _sentinel(_state(2, flags="master,s_down,o_down,failover_in_progress"), names=["192.0.2.2", "6379"])
+    late = _sentinel(_state(1, flags="master,s_down"), names=["192.0.2.1", "6379"])
+    async with leads as first, late as second:
+        redis = connect(RedisSettings(sentinels=[first, second]))
+        try:
+            assert await redis.connection_pool.get_master_address() == ("192.0.2.2", 6379)  # type: ignore[attr-defined]
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -> None:
+    is_asked = asyncio.Event()
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_asked.set()
+        await is_left.wait()
+        writer.close()
+
+    is_left = asyncio.Event()
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    names = ["127.0.0.1", str(server.sockets[0].getsockname()[1])]
+    state = _state(1) | {"ip": names[0], "port": names[1]}
+    async with server, _sentinel(state, names=names) as sentinel:
+        hours = {"connect_seconds": 3600.0, "command_seconds": 3600.0}
+        redis = connect(RedisSettings(sentinels=[sentinel], **hours))  # type: ignore[arg-type]
+        try:
+            pinged = asyncio.ensure_future(redis.ping())
+            async with asyncio.timeout(READY_SECONDS):
+                await is_asked.wait()
+                names[1] = sentinel.rpartition(":")[2]
+                assert await pinged
+        finally:
+            is_left.set()
+            await redis.aclose(close_connection_pool=True)
+
+
+async def test_what_was_revoked_does_not_come_back_by_a_failover(cell: Cell) -> None:
+    """It is answered once a replica has it, also when it is asked for again; the audit log's entry, too."""
+    await cell.ready()
+    redis = connect(cell.settings_of("api", wait_for_replicas=1))
+    lifetime = SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1))
+    tokens, credentials = Tokens(redis), Credentials(redis)
+    sessions = Sessions(redis, lifetime=lifetime, limits=Limits(calls=100, failed_logins=100))
+    try:
+        token = await tokens.create(name="t", account_id=None, permissions=frozenset({Permission.OPERATOR}))
+        session = await sessions.open(token.secret)
+        await credentials.create("n1")
+        cell.processes[1].send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            revoked = (tokens.revoke(token.token.id), credentials.revoke("n1"), sessions.close(session.id))
+            answers = await asyncio.gather(*revoked, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [OutcomeUnknown] * 3
+            with pytest.raises(StoreUnavailable):
+                await Audit(redis).write({"path": "token revoke"})
+        cell.processes[1].send_signal(signal.SIGCONT)
+    finally:
+        await redis.aclose(close_connection_pool=True)

@@ -11,6 +11,9 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import BROKE, DONE, SNAPSHOTS
 from tests.integration.test_dashboard import visible
 from tests.integration.test_ops_api import Ops
+from worker.store.access.audit import Audit, AuditKeeper
+from worker.store.access.tokens import Permission, key_of
+from worker.store.access.usage import TokenUses
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.model import ServerId, SnapshotId
@@ -96,6 +99,55 @@ class TestSearch:
         assert await found(ops, token.id) == [f"token {token.id}*"]
         assert await found(ops, "4711") == []
 
+    async def test_a_token_is_found_by_its_name_and_after_its_end_by_its_id(self, ops: Ops) -> None:
+        tokens, redis = ops.api.tokens, ops.api.cell.redis
+        names = ("CI of shop", "ci of wiki", "ops")
+        given = frozenset({Permission.SNAPSHOTS_READ})
+        made = [(await tokens.create(name=name, account_id=ACCOUNT, permissions=given)).token for name in names]
+        ci = {f"token {token.id}" for token in made[:2]}
+        assert set(await found(ops, "CI")) == ci
+        assert await found(ops, "token%20Ci%20of%20Shop") == [f"token {made[0].id}*"]
+        await Audit(redis, keeper=AuditKeeper(redis, kept=None)).write({"token": made[0].id, "token_name": names[0]})
+        for token in made[:2]:
+            assert await tokens.revoke(token.id)
+        assert await found(ops, "ci") == []
+        assert await found(ops, made[0].id) == [f"token {made[0].id}*"]
+        assert await found(ops, made[1].id) == []  # it has done nothing
+
+    async def test_a_token_that_has_expired_is_passed_over_and_leaves_the_list(self, ops: Ops) -> None:
+        tokens, redis = ops.api.tokens, ops.api.cell.redis
+        for n in range(45):
+            token = await tokens.create(name=f"ci {n:02}", account_id=None, permissions=frozenset())
+            await redis.delete(key_of(token.secret))  # as Redis does
+        last = await tokens.create(name="ci", account_id=None, permissions=frozenset())
+        later = await tokens.create(name="ci 99", account_id=None, permissions=frozenset())
+        assert await found(ops, "ci") == [f"token {last.token.id}*", f"token {later.token.id}"]
+        await tokens.all()
+        members = await redis.zrangebylex("tokens:by:name", "[ci", "[cj")
+        assert [member.split(b"\0")[0] for member in members] == [b"ci", b"ci 99"]
+
+    async def test_a_token_of_an_earlier_version_is_found_by_its_name_once_it_is_used(self, ops: Ops) -> None:
+        await ops.api.cell.redis.delete("tokens:by:name")
+        assert await found(ops, "a%20customer") == []
+        customer = next(token for token in await ops.api.tokens.all() if token.name == "a customer")
+        uses = TokenUses(ops.api.cell.redis)
+        uses.note(customer.id)
+        await uses.keep()
+        assert await found(ops, "a%20customer") == [f"token {customer.id}*"]
+
+    async def test_a_request_is_found_by_its_id(self, ops: Ops) -> None:
+        answer = await ops.api.call(
+            "POST", body={"server_id": SERVER, "name": "n"}, headers={"X-Request-Id": "r-created"}
+        )
+        assert answer.status == 201
+        await AuditKeeper(ops.api.cell.redis, kept=None).keep()
+        for text in ("r-created", "request%20r-created"):
+            (one,) = (await ops.get(f"search/?q={text}"))["results"]
+            assert (one["kind"], one["id"], one["exact"]) == ("request", "r-created", True)
+            assert (one["name"], one["state"]) == (f"POST {SNAPSHOTS}", "201")
+            assert (one["server_id"], one["account_id"]) == (SERVER, ACCOUNT)
+        assert await found(ops, "r-create") == []
+
     async def test_a_kind_in_front_leaves_out_all_others(self, ops: Ops) -> None:
         await ops.api.cell.have([ServerId(ACCOUNT)])
         assert await found(ops, f"{ACCOUNT}") == [f"server {ACCOUNT}*", f"account {ACCOUNT}*"]
@@ -120,12 +172,14 @@ class TestSearch:
 class TestSearchBox:
     async def test_one_thing_that_is_meant_has_its_page(self, dashboard: Dashboard, ops: Ops) -> None:
         snapshot_id, job_id = await ops.api.have_snapshot(), await ops.made("two")
+        customer = next(token for token in await ops.api.tokens.all() if token.name == "a customer")
         for text, page in (
             (f"{SERVER}", f"/ops/servers/{SERVER}/"),
             (f"snapshot+{snapshot_id}", f"/ops/snapshots/{snapshot_id}/"),
             (job_id[:8], f"/ops/jobs/{job_id}/"),
             ("n1", "/ops/nodes/n1/"),
             (f"{ACCOUNT}", f"/ops/servers/?account_id={ACCOUNT}"),
+            ("a+customer", f"/ops/audit/?token_id={customer.id}"),
         ):
             answer = await dashboard.browser.get(f"/ops/find/?q={text}")
             assert (answer.status, answer.headers.get("Location")) == (303, page)
@@ -217,6 +271,8 @@ async def test_the_command_lists_what_may_be_meant_and_shows_what_is(ops: Ops, c
     listed = await cli.run("find", "web-server")
     assert str(SERVER) in listed.out
     assert str(SECOND) in listed.out
+    token = (await ops.api.tokens.all())[0]
+    assert "AUDIT LOG" in (await cli.run("find", token.name)).out.upper()
     none = await cli.run("find", "nothing-here")
     assert (none.code, none.out) == (3, "")
     assert (await cli.run("find", "n1", "--json")).body["results"][0]["kind"] == "node"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -76,7 +76,7 @@ def refused(reached: Reached, reason: str) -> float:
     return reached.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
 
 
-async def everything(redis: ArqRedis, *, but: tuple[str, ...] = ()) -> dict[bytes, bytes | None]:
+async def everything(redis: Redis, *, but: tuple[str, ...] = ()) -> dict[bytes, bytes | None]:
     """All that Redis holds."""
     keys = sorted([key async for key in redis.scan_iter()])
     return {key: await redis.dump(key) for key in keys if not key.decode().startswith(but)}
@@ -129,7 +129,7 @@ async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
     async with raw(reached) as connection:
         answer = await ask(connection, "hello", **(HELLO | {"node": "n2"}))
         assert answer["error"] == "wrong_node"
-        assert "credential is that of node n1" in answer["detail"]
+        assert "credential belongs to node n1" in answer["detail"]
         assert (await ask(connection, "republish"))["error"] == "no_hello"
     assert refused(reached, "wrong_node") == 1
 
@@ -685,7 +685,7 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
 
 
 async def test_jobs_finish_while_no_gateway_is_there_and_are_told_when_one_is(
-    redis: ArqRedis, redis_server: RedisServer, tmp_path: Path
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     needs("setpriv")
     program = GatewayProgram(redis_server.socket)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from tests.conftest import RedisServer
 from worker.store.access.audit import AuditKeeper
@@ -25,7 +25,7 @@ def run(server: RedisServer, *arguments: str, typed: str = "") -> "subprocess.Co
     )
 
 
-async def test_a_credential_is_made_rotated_listed_and_revoked(redis: ArqRedis, redis_server: RedisServer) -> None:
+async def test_a_credential_is_made_rotated_listed_and_revoked(redis: Redis, redis_server: RedisServer) -> None:
     created = run(redis_server, "credential", "create", "n1", "--expires-in", "90d")
     assert created.returncode == 0, created.stderr
     assert re.fullmatch(r"vpsnode_[A-Za-z0-9_-]{43}\n", created.stdout)
@@ -49,7 +49,7 @@ async def test_a_credential_is_made_rotated_listed_and_revoked(redis: ArqRedis, 
     assert audited == ["credential create n1", "credential rotate n1", "credential revoke n1"]
 
 
-async def test_a_lost_credential_is_restored_from_standard_input(redis: ArqRedis, redis_server: RedisServer) -> None:
+async def test_a_lost_credential_is_restored_from_standard_input(redis: Redis, redis_server: RedisServer) -> None:
     secret = run(redis_server, "credential", "create", "n1").stdout
     await redis.flushdb()
     assert run(redis_server, "credential", "restore", "n1", typed=secret).returncode == 0

@@ -32,8 +32,8 @@ from worker.store.backup.rows import Backup, Row
 from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
-from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
+from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.nodes.node_store import BegunJob, ClaimRefused, PublishedSnapshot, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
@@ -165,7 +165,7 @@ async def _callers(seen: Keyspace, ops: Ops) -> None:
         limits=Limits(calls=100, failed_logins=100),
     )
     session = await sessions.open(ops.token)
-    assert await sessions.look(session.id, by_person=True)
+    assert await sessions.find(session.id, by_person=True)
 
 
 async def _webhooks(seen: Keyspace, api: FrontEnd) -> None:
@@ -240,6 +240,24 @@ async def _schedules(seen: Keyspace, api: FrontEnd) -> None:
     assert (await api.call("GET", f"{SCHEDULES}{schedule['id']}/")).body["last_run"]["error"] == "server_busy"
     await seen.look()
     assert (await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/", body={})).status == 200
+    await _window(seen, api)
+
+
+async def _window(seen: Keyspace, api: FrontEnd) -> None:
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+    when = {"when": f"{begun.minute} {begun.hour} * * *", "time_zone": "Etc/UTC", "window_minutes": 60}
+    await api.call("PATCH", f"/api/v1/servers/{SERVER}/", body={"labels": {"env": "prod"}})
+    schedule = (await api.call("POST", SCHEDULES, body={"server_labels": {"env": "prod"}, "name": "all"} | when)).body
+    await fall_due(api, schedule["id"])
+    await api.cell.redis.hset(f"schedule:{schedule['id']}", "planned_after", "[]")  # type: ignore[misc]
+    await seen.look()
+    chores = Chores(api.cell.redis)
+    await Scheduler(chores=chores).round()
+    await api.cell.redis.zadd("schedules:runs", {f"{schedule['id']}:{SERVER}": 1})
+    await seen.look()
+    await Scheduler(chores=chores).round()
+    await seen.look()
+    assert (await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/", body={})).status == 200
 
 
 async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
@@ -278,7 +296,15 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
         request_id="",
         undoes=None,
     )
-    await cell.node.publish(SERVER, [], [published])
+    found = PublishedSnapshot(
+        id=SnapshotId(3),
+        name="found",
+        description="",
+        created_at=datetime.now(UTC),
+        size_mb=1,
+        status=SnapshotStatus.COMPLETED,
+    )
+    await cell.node.publish(SERVER, [found], [published])
     with pytest.raises(ClaimRefused):
         await cell.node.finish(published.id, failed("NO CODE"))
     await cell.node.republish()
@@ -340,6 +366,7 @@ async def _restored(seen: Keyspace) -> None:
         path = Path(folder) / "backup"
         await write(path, rows(), made_ms=0, last_id="", recipient=None)
         await Backup(seen.cell.redis).made(1)
+        await Backup(seen.cell.redis).life()
         await Restore(seen.cell.redis).records(BackupFile.open(path, identity=None), now_ms=0)
     await seen.look()
 

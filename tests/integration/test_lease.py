@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
@@ -124,7 +124,7 @@ async def kept(told: Told) -> AsyncIterator[None]:
             await keeping
 
 
-async def test_a_free_node_is_taken(redis: ArqRedis) -> None:
+async def test_a_free_node_is_taken(redis: Redis) -> None:
     told = Told(node_store(redis))
     await told.lease.take_at_start()
     assert (told.gained, told.lost) == (1, 0)
@@ -133,7 +133,7 @@ async def test_a_free_node_is_taken(redis: ArqRedis) -> None:
     assert held.who == "pid 1 on m1"
 
 
-async def test_a_node_with_a_worker_elsewhere_is_refused_and_the_holder_named(redis: ArqRedis) -> None:
+async def test_a_node_with_a_worker_elsewhere_is_refused_and_the_holder_named(redis: Redis) -> None:
     await node_store(redis, machine="m2", who="pid 9 on m2").take_lease(seconds=60)
     told = Told(node_store(redis))
     with pytest.raises(NodeTaken, match=r"node n1 already has a worker: pid 9 on m2; its lease expires in \d+ s"):
@@ -141,7 +141,7 @@ async def test_a_node_with_a_worker_elsewhere_is_refused_and_the_holder_named(re
     assert told.gained == 0
 
 
-async def test_a_worker_that_is_started_again_on_the_same_machine_waits_for_nothing(redis: ArqRedis) -> None:
+async def test_a_worker_that_is_started_again_on_the_same_machine_waits_for_nothing(redis: Redis) -> None:
     dead = node_store(redis, who="pid 1 on m1")
     await dead.take_lease(seconds=60)
     told = Told(node_store(redis, who="pid 2 on m1"))
@@ -151,14 +151,14 @@ async def test_a_worker_that_is_started_again_on_the_same_machine_waits_for_noth
         await dead.report([])
 
 
-async def test_a_lease_that_ran_out_can_be_taken_from_elsewhere(redis: ArqRedis) -> None:
+async def test_a_lease_that_ran_out_can_be_taken_from_elsewhere(redis: Redis) -> None:
     await node_store(redis, machine="m2").take_lease(seconds=0)
     told = Told(node_store(redis))
     await told.lease.take_at_start()
     assert told.gained == 1
 
 
-async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(redis: ArqRedis) -> None:
+async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(redis: Redis) -> None:
     ours = node_store(redis)
     other = node_store(redis, machine="m2", who="pid 9 on m2")
     told = Told(ours)
@@ -175,8 +175,17 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
         await ours.report([])
 
 
+async def test_a_lease_that_had_run_out_is_told_from_one_that_was_kept(redis: Redis) -> None:
+    lease = Told(node_store(redis)).lease
+    before = lease.absences  # it has run out, as after a long sleep
+    await lease.take_at_start()
+    had_again = lease.absences
+    await lease.take_at_start()
+    assert before != had_again == lease.absences
+
+
 async def test_a_worker_that_wakes_after_its_lease_went_to_another_knows_before_its_heart_beats(
-    redis: ArqRedis,
+    redis: Redis,
 ) -> None:
     ours = node_store(redis)
     told = Told(ours)
@@ -248,14 +257,14 @@ class TestHypervisorLock:
         lock.release()
 
 
-async def test_giving_back_lets_the_next_take_it_at_once(redis: ArqRedis) -> None:
+async def test_giving_back_lets_the_next_take_it_at_once(redis: Redis) -> None:
     told = Told(node_store(redis))
     await told.lease.take_at_start()
     await told.lease.give_back()
     assert await node_store(redis, machine="m2").take_lease(seconds=60) is None
 
 
-async def test_giving_back_a_lease_that_was_lost_leaves_it_to_its_holder(cell: Cell, redis: ArqRedis) -> None:
+async def test_giving_back_a_lease_that_was_lost_leaves_it_to_its_holder(cell: Cell, redis: Redis) -> None:
     told = Told(node_store(redis, machine="m2"))
     with pytest.raises(NodeTaken):
         await told.lease.take_at_start()

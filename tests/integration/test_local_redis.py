@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.conftest import RedisServer, needs
 from tests.queueing import until
 from tests.worker_process import worker_process
 from worker.local_redis import LocalRedisDied, local_redis
+from worker.program.configuration import ConfigurationError
 
 
 async def test_it_answers_only_on_a_socket_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -33,6 +35,23 @@ async def test_it_answers_only_on_a_socket_in_a_folder_of_its_own(tmp_path: Path
         local.process.kill()
         with pytest.raises(LocalRedisDied):
             await watching
+
+
+async def test_it_is_a_valkey_where_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("redis-server")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "setpriv").symlink_to(shutil.which("setpriv") or "")
+    with monkeypatch.context() as patched:
+        server = shutil.which("redis-server") or ""
+        patched.setenv("PATH", str(programs))
+        with pytest.raises(ConfigurationError, match="neither redis-server nor valkey-server is installed"):
+            async with local_redis(tmp_path / "queue"):
+                pass
+        # stands in for Debian's program, and takes the same arguments
+        (programs / "valkey-server").symlink_to(server)
+        async with local_redis(tmp_path / "queue") as local:
+            assert await local.client.ping()
 
 
 async def test_it_dies_with_a_killed_worker_and_holds_no_lock_of_it(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.cli.exits import Exit
 from tests.conftest import RedisServer
@@ -167,7 +167,7 @@ async def test_the_command_line_says_that_a_delete_is_not_confirmed(lossy: Lossy
 
 
 async def test_the_command_line_does_not_wait_for_a_store_that_accepts_no_changes(
-    cell: Cell, redis: ArqRedis, redis_server: RedisServer
+    cell: Cell, redis: Redis, redis_server: RedisServer
 ) -> None:
     async with serving(cell) as api:
         cli = Cli(url=f"http://127.0.0.1:{api.port}", token=api.token)

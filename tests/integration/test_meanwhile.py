@@ -4,10 +4,10 @@ import random
 from datetime import timedelta
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import scripts
-from worker.store.access.meanwhile import KEYS_MOST, Meanwhile
+from worker.store.access.local_rates import KEYS_MOST, LocalRates
 
 WINDOW = timedelta(seconds=60)
 # with a clock of the test's own instead of Redis's, so nothing may expire by that one
@@ -25,22 +25,22 @@ class Clock:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10, 600])
-async def test_it_answers_what_the_script_answers(redis: ArqRedis, most: int) -> None:
+async def test_it_answers_what_the_script_answers(redis: Redis, most: int) -> None:
     clock, pauses = Clock(), random.Random(most)  # noqa: S311 # the same pauses each time
-    limits, script = Meanwhile(clock), redis.register_script(TAKE)
+    limits, script = LocalRates(clock), redis.register_script(TAKE)
     for _ in range(300):
         clock.now_ms += pauses.choice([0, 0, 125, 100 * 60_000 // (most * 100), 3 * 60_000 // most])
         assert list(limits.take("k", most, WINDOW)) == await script(args=[clock.now_ms, most])
 
 
 def test_callers_are_counted_apart() -> None:
-    limits = Meanwhile(Clock())
+    limits = LocalRates(Clock())
     assert [limits.take("a", 1, WINDOW)[0] for _ in range(2)] == [1, 0]
     assert limits.take("b", 1, WINDOW)[0] == 1
 
 
 def test_a_bounded_number_of_callers_is_held_and_the_one_that_called_least_recently_is_forgotten() -> None:
-    limits = Meanwhile(Clock())
+    limits = LocalRates(Clock())
     for n in range(KEYS_MOST):
         limits.take(f"{n}", 1, WINDOW)
     assert limits.take("0", 1, WINDOW)[0] == 0

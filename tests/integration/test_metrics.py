@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 from prometheus_client import CollectorRegistry, generate_latest
+from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from structlog.testing import capture_logs
 
@@ -40,7 +40,7 @@ BOUNDED = {
 
 
 async def test_a_run_of_jobs_can_be_read_from_both_programs(
-    redis: ArqRedis, redis_server: RedisServer, tmp_path: Path
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with scraped(redis_server, tmp_path) as run:
         await run.round(1)
@@ -174,7 +174,7 @@ async def test_the_numbers_of_the_cell_are_those_of_the_moment_that_it_tells(api
     assert value(found, "cell_view_timestamp_seconds") > 0
 
 
-async def test_entries_that_no_keeper_takes_are_counted(redis: ArqRedis) -> None:
+async def test_entries_that_no_keeper_takes_are_counted(redis: Redis) -> None:
     looks = CellLooks(redis)
     assert (await looks.numbers()).audit_waiting == 0
     await Audit(redis).write({"token": "a"}, {"token": "b"})
@@ -199,7 +199,7 @@ async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> No
         await anext(running)
 
 
-async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_not(redis: ArqRedis) -> None:
+async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_not(redis: Redis) -> None:
     many = 2 * PAGE + 1
     await seed(redis, Size(nodes=many, servers_per_node=1, jobs=0, open_jobs=0))
     looks = CellLooks(redis)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.lab.domain import UEFI_VARIABLES
 from tests.conftest import RedisServer, lacking, needs, needs_module, needs_root
@@ -29,7 +29,7 @@ MARK_BYTES = 16
 
 
 @pytest.fixture
-async def undefined(redis_server: RedisServer, redis: ArqRedis) -> AsyncIterator[Two]:
+async def undefined(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Two]:
     for program in (*PROGRAMS, "virsh", "qemu-io"):
         needs(program)
     needs_root()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from redis.asyncio import Redis
 
 from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
@@ -34,6 +35,7 @@ from tests.queueing import (
     wake,
 )
 from worker.node_worker import BROKEN_AGAIN_SECONDS, NodeWorker
+from worker.store import arq_queue as queue
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId, SnapshotId
 
 
@@ -64,11 +66,11 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-async def left(redis: ArqRedis) -> dict[bytes, float]:
+async def left(redis: Redis) -> dict[bytes, float]:
     return dict(await redis.zrange(CELL, 0, -1, withscores=True))
 
 
-async def nothing_left(redis: ArqRedis) -> None:
+async def nothing_left(redis: Redis) -> None:
     async def done() -> bool:
         return not await left(redis) and not await redis.exists(QUEUE)
 
@@ -76,7 +78,7 @@ async def nothing_left(redis: ArqRedis) -> None:
     assert [key async for key in redis.scan_iter("arq:*")] == []
 
 
-async def every_slot_works(redis: ArqRedis, jobs: Jobs, *, slots: int = 2) -> None:
+async def every_slot_works(redis: Redis, jobs: Jobs, *, slots: int = 2) -> None:
     """As many jobs run side by side as there are slots, and no more."""
     job_ids = [f"slot{n}" for n in range(slots)]
     await put(redis, *job_ids, "w-too-many")
@@ -87,12 +89,12 @@ async def every_slot_works(redis: ArqRedis, jobs: Jobs, *, slots: int = 2) -> No
     await nothing_left(redis)
 
 
-async def errors_told(redis: ArqRedis, code: str) -> int:
+async def errors_told(redis: Redis, code: str) -> int:
     stats: dict[str, dict[str, int]] = await redis.info("errorstats")
     return stats.get(f"errorstat_{code}", {}).get("count", 0)
 
 
-async def met(redis: ArqRedis, code: str, *, times: int = 3) -> None:
+async def met(redis: Redis, code: str, *, times: int = 3) -> None:
     """Return when clients were refused with that error some times more."""
     before = await errors_told(redis, code)
 
@@ -105,9 +107,7 @@ async def met(redis: ArqRedis, code: str, *, times: int = 3) -> None:
 # --- every day ---
 
 
-async def test_a_queued_job_runs_once_and_leaves_nothing(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
-) -> None:
+async def test_a_queued_job_runs_once_and_leaves_nothing(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     async with at_work(redis_server.socket, jobs):
         await put(redis, "a")
         await jobs.have_started("a")
@@ -118,7 +118,7 @@ async def test_a_queued_job_runs_once_and_leaves_nothing(
 
 
 async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs, max_jobs=2):
         await put(redis, "a", "b", "c")
@@ -133,7 +133,7 @@ async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
 
 
 async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs, max_jobs=1) as worker:
         await put(redis, "a", "b", "c")
@@ -152,7 +152,7 @@ async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
     assert jobs.starts == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_more_jobs_than_one_look_reads_all_run(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_more_jobs_than_one_look_reads_all_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     job_ids = [f"j{n}" for n in range(250)]
     jobs.end(*job_ids)
     await put(redis, *job_ids)
@@ -163,7 +163,7 @@ async def test_more_jobs_than_one_look_reads_all_run(redis: ArqRedis, redis_serv
 
 
 async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs) as worker:
         await put(redis, "before")
@@ -179,7 +179,7 @@ async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
 
 
 async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     await put(redis, "a")
     async with at_work(redis_server.socket, jobs, resumed=False) as worker:
@@ -193,9 +193,12 @@ async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
 # --- the record that arq keeps of a job ---
 
 
-async def test_a_job_travels_as_json(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_a_job_travels_as_json(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     await put(redis, "a")
-    async with client(redis_server.socket) as arq, at_work(redis_server.socket, jobs):
+    async with (
+        ArqRedis(unix_socket_path=str(redis_server.socket), job_deserializer=queue.deserialize) as arq,
+        at_work(redis_server.socket, jobs),
+    ):
         await jobs.have_started("a")
         record = json.loads(await redis.get(job_key_prefix + "a"))
         assert (record["f"], record["a"]) == ("run", ["a"])
@@ -204,7 +207,7 @@ async def test_a_job_travels_as_json(redis: ArqRedis, redis_server: RedisServer,
 
 @pytest.mark.parametrize("key", [job_key_prefix, retry_key_prefix, in_progress_key_prefix])
 async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, key: str
+    redis: Redis, redis_server: RedisServer, jobs: Jobs, key: str
 ) -> None:
     jobs.end("a", "b")
     await put(redis, "a", "b")
@@ -216,9 +219,7 @@ async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
     assert jobs.starts["a"] == 1
 
 
-async def test_what_is_left_in_the_queue_of_arq_is_not_run(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
-) -> None:
+async def test_what_is_left_in_the_queue_of_arq_is_not_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     leftovers: dict[Any, Any] = {b"\xff\xfe": 1, "ended-elsewhere": 2, "endless": "-inf"}
     await redis.zadd(QUEUE, leftovers)
     await redis.set(job_key_prefix + "ended-elsewhere", b'{"t":null,"f":"run","a":["x"],"k":{},"et":0}')
@@ -239,7 +240,7 @@ class Broken(Jobs):
         self.ended.add(job_id)
 
 
-async def test_a_job_whose_run_broke_is_tried_again_later(redis: ArqRedis, redis_server: RedisServer) -> None:
+async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_server: RedisServer) -> None:
     jobs = Broken()
     async with at_work(redis_server.socket, jobs):
         await put(redis, "a")
@@ -252,7 +253,7 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: ArqRedis, redis
 
 
 async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     given = [(job("a"), JobId("b"))]
     handed: dict[str, Job | None] = {}
@@ -272,6 +273,35 @@ async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
     await worker.stop(PATIENCE_SECONDS)
     await working
     assert handed == {"a": job("a"), "b": None}
+
+
+async def test_fewer_jobs_are_asked_for_while_fewer_are_allowed(redis: ArqRedis) -> None:
+    asked: list[int] = []
+    handed: list[str] = []
+    end, allowed = asyncio.Event(), 1
+    waiting = [JobId(name) for name in "abc"]
+
+    async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
+        asked.append(free)
+        given, waiting[:] = waiting[:free], waiting[free:]
+        if not given:
+            await asyncio.sleep(seconds)
+        return given
+
+    async def run(job_id: str, _begun: Job | None) -> None:
+        handed.append(job_id)
+        await end.wait()
+
+    worker = NodeWorker(redis, take=take, node=NODE, run=run, max_jobs=3, allowed=lambda: allowed)
+    worker.resume()
+    working = asyncio.create_task(worker.work())
+    await until(lambda: handed == ["a"])
+    allowed = 3
+    await until(lambda: handed == ["a", "b", "c"])
+    assert asked == [1, 2]
+    end.set()
+    await worker.stop(PATIENCE_SECONDS)
+    await working
 
 
 def job(job_id: str) -> Job:
@@ -297,7 +327,7 @@ def job(job_id: str) -> Job:
 
 
 @pytest.mark.parametrize("word", ["ZADD", "INCR", "BLPOP", "ZREM"])
-async def test_any_answer_may_be_lost(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
+async def test_any_answer_may_be_lost(redis: Redis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
     async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
         way.lose(word)
         jobs.end("a", "b")
@@ -410,7 +440,7 @@ async def test_a_successor_takes_up_the_job_of_a_killed_worker(server: RedisServ
             await nothing_left(redis)
 
 
-async def test_a_worker_that_stops_waits_for_what_runs(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_a_worker_that_stops_waits_for_what_runs(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     async with at_work(redis_server.socket, jobs) as worker:
         await put(redis, "a")
         await jobs.have_started("a")
@@ -424,7 +454,7 @@ async def test_a_worker_that_stops_waits_for_what_runs(redis: ArqRedis, redis_se
 
 
 async def test_a_job_that_outlasts_the_stop_goes_back_to_the_queue(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+    redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs) as worker:
         await put(redis, "a")
@@ -435,7 +465,7 @@ async def test_a_job_that_outlasts_the_stop_goes_back_to_the_queue(
         await until(lambda: jobs.starts["a"] == 2)
 
 
-async def test_an_idle_worker_stops(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_an_idle_worker_stops(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     async with at_work(redis_server.socket, jobs) as worker:
         await put(redis, "a")
         await jobs.have_started("a")
@@ -443,7 +473,7 @@ async def test_an_idle_worker_stops(redis: ArqRedis, redis_server: RedisServer, 
         await until(lambda: not worker.tasks)
 
 
-async def test_a_worker_that_never_worked_stops(redis: ArqRedis, jobs: Jobs) -> None:
+async def test_a_worker_that_never_worked_stops(redis: Redis, jobs: Jobs) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         await NodeWorker(redis, take=taker(redis), node="n1", run=jobs.run, max_jobs=1).stop(1)
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout
@@ -137,6 +138,17 @@ class TestJobs:
             "text=web-server&node=n2": [theirs],
         }.items():
             assert await ops.listed(f"?{query}") == found, query
+
+    async def test_a_text_is_found_in_any_case_of_any_alphabet(self, ops: Ops) -> None:
+        names = [await ops.made(name) for name in ("Vor Übernahme", "перед ОБНОВЛЕНИЕМ", "avant MISE à jour")]
+        for text, found in {
+            "übernahme": names[:1],
+            "ÜBERNAHME": names[:1],
+            "Обновлением": names[1:2],
+            "À JOUR": names[2:],
+            "ubernahme": [],
+        }.items():
+            assert await ops.listed(f"?text={quote(text)}") == found, text
 
     async def test_a_job_is_listed_by_the_state_that_it_has_now(self, ops: Ops) -> None:
         job = await ops.made("a", None)

@@ -47,6 +47,18 @@ class Clock:
         self._at_sleep(len(self.slept))
 
 
+class Hasty(Clock):
+    """Each look at it is ten seconds later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += 10.0
+        return self._now
+
+
 class Lossy(HTTPAdapter):
     """Loses the response to the first request."""
 
@@ -100,6 +112,12 @@ def work(url: str, token: str) -> dict[str, Any]:
         client.schedules.edit(schedule["id"], {"keep": 2})
         found = client.schedules.find(server_id=SERVER_ID, name="nightly")
         client.schedules.delete(schedule["id"])
+        client.servers.set_labels(SERVER_ID, {"backup": "nightly"})
+        by_label = client.schedules.create(
+            server_labels={"backup": "nightly"}, name="all", when="daily", time_zone="Europe/Berlin", window_minutes=120
+        )
+        covered = [one["server"]["id"] for one in client.schedules.servers(by_label["id"])]
+        client.schedules.delete(by_label["id"])
         edited = client.snapshots.edit(created.body["id"], {"labels": {"env": "test"}})
         by_name = client.snapshots.find(server_id=SERVER_ID, name="from-python")
         client.wait_for_job(client.snapshots.delete(created.body["id"]).job)
@@ -107,6 +125,7 @@ def work(url: str, token: str) -> dict[str, Any]:
             "jobs": [f"{job['kind']} {job['state']}" for job in (create, restore, undo)],
             "checked": client.wait_for_job(checked["id"])["state"],
             "keep": found and found["keep"],
+            "covered": covered,
             "labels": edited["labels"],
             "by_name": by_name and by_name["id"] == created.body["id"],
             "left": [snapshot["name"] for snapshot in client.snapshots.list(server_id=SERVER_ID)],
@@ -126,6 +145,7 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
         "jobs": ["create completed", "restore completed", "undo completed"],
         "checked": "completed",
         "keep": 2,
+        "covered": [SERVER_ID],
         "labels": {"env": "test"},
         "by_name": True,
         "left": [],
@@ -136,10 +156,11 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
     modules.symlink_to(tools / "node_modules")
     tsc = modules / ".bin" / "tsc"
     await run(tmp_path, tsc, "--project", TYPESCRIPT / "tsconfig.json", "--outDir", tmp_path / "client")
-    (tmp_path / "ours.ts").write_text((PROGRAMS / "ours.ts").read_text())
+    for program in ("ours.ts", "polls.ts"):
+        (tmp_path / program).write_text((PROGRAMS / program).read_text())
     (tmp_path / "package.json").write_text('{"type": "module"}')
     strict = ("--strict", "--noEmit", "--target", "es2024", "--module", "nodenext", "--skipLibCheck")
-    await run(tmp_path, tsc, *strict, "--types", "node", "ours.ts")
+    await run(tmp_path, tsc, *strict, "--types", "node", "ours.ts", "polls.ts")
     assert await did(tmp_path, service, "node", "ours.ts") == {
         "jobs": ["create completed", "restore completed", "undo completed"],
         "refused": True,
@@ -149,6 +170,29 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
         "genuine": "webhook.test",
         "forged": True,
     }
+    told = await did(tmp_path, service, "node", "polls.ts")
+    # the look at the beginning, and the one after the stream was refused, come before the first wait
+    assert (told["ended"], told["polled"]) == ("completed", [min(1.5**n, 15.0) for n in range(7)])
+    assert (told["still"], told["rare"]) == ("still in_progress", [15, 15, 10])
+    assert (told["silent"]["end"], told["silent"]["waited"]) == ("completed", [])
+    assert told["silent"]["looks"] <= 5  # each after half a minute of its clock, and the last to be sure
+
+
+async def test_an_event_that_is_lost_is_not_waited_for_without_end(cell: Cell) -> None:
+    async with serving(cell, heartbeat_seconds=0.05) as api:
+        clock = Hasty()
+        with client_of(api, clock) as client:
+            created = await asyncio.to_thread(client.snapshots.create, server_id=SERVER, name="n")
+            waiting = asyncio.create_task(asyncio.to_thread(client.wait_for_job, created.job_id))
+            async with asyncio.timeout(60):
+                while b"event_streams_open 1.0" not in (await api.call("GET", "/metrics")).raw:  # noqa: ASYNC110 - it tells no event
+                    await asyncio.sleep(0.01)
+            ended = {"state": "completed", "finished_ms": str(round(time.time() * 1000))}
+            await cell.redis.hset(f"job:{created.job_id}", mapping=ended)  # type: ignore[misc]  # redis-py's types
+            async with asyncio.timeout(60):
+                job = await waiting
+
+    assert (job["state"], clock.slept) == ("completed", [])
 
 
 async def test_a_job_is_followed_by_the_stream_without_a_poll(api: FrontEnd) -> None:
@@ -290,6 +334,16 @@ UNDO = """
     - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, protected: false}}
     - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, state: absent}}
     - {vps.snapshots.schedule: {server_id: 12345, name: nightly, state: absent}}
+    - vps.snapshots.schedule: &by_label
+        server_labels: {backup: nightly}
+        name: all
+        when: "0 3 * * *"
+        time_zone: Europe/Berlin
+        window_minutes: 120
+      register: made
+    - {vps.snapshots.schedule: *by_label, register: again}
+    - {ansible.builtin.assert: {that: [made is changed, again is not changed]}}
+    - {vps.snapshots.schedule: {server_labels: {backup: nightly}, name: all, state: absent}}
 """
 
 
@@ -344,7 +398,7 @@ async def test_the_ansible_modules_change_nothing_when_they_run_again(
 
     assert (first["ok"], first["changed"]) == (3, 3)
     assert (second["ok"], second["changed"]) == (3, 0)
-    assert (undone["changed"], undone["ignored"]) == (4, 1)
+    assert (undone["changed"], undone["ignored"]) == (6, 1)
     with ours.Client(service.url, service.client.token) as client:
         left = await asyncio.to_thread(lambda: [*client.snapshots.list(), *client.schedules.list()])
     assert left == []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
@@ -75,7 +75,7 @@ async def prometheus(folder: Path, run: Scraped) -> AsyncIterator[Prometheus]:
 
 
 async def test_every_query_of_the_dashboard_has_something_to_show(
-    redis: ArqRedis, redis_server: RedisServer, tmp_path: Path
+    redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with scraped(redis_server, tmp_path) as run, prometheus(tmp_path / "prometheus", run) as server:
 

@@ -201,7 +201,7 @@ class TestOverwriting:
         for power in ("on", now):
             await desk.has_power(power)
         kind = (await desk.job(failed))["kind"]
-        assert f"the {kind} would overwrite what it has written" in await desk.needs_force(failed)
+        assert f"the {kind} would overwrite the data that it has written" in await desk.needs_force(failed)
         assert (await desk.retry(failed, force=True)).status == 202
 
     async def test_one_of_a_server_that_an_older_release_has_listed_is(self, desk: Desk, failed: JobId) -> None:

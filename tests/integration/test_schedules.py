@@ -18,7 +18,7 @@ from worker.store.chores.chores import Chores
 from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import BATCH
 from worker.store.outcome import Outcome
-from worker.store.schedules.schedules import BadCron, check, cron_of, next_run
+from worker.store.schedules.timing import BadCron, check, cron_of, next_run
 
 SCHEDULES = "/api/v1/schedules/"
 NIGHTLY = {"server_id": SERVER, "name": "nightly", "when": "0 3 * * *", "keep": 2}
@@ -83,13 +83,16 @@ class TestOperators:
             body = (await api.call("GET", f"/api/v1/ops/schedules/{query}", token=operator)).body
             return [one["name"] for one in body["results"]], body["count"]
 
-        assert await names() == (["at-2", "at-3", "at-4"], 3)
-        assert await names("?since=2030-01-01T03:00:00Z") == (["at-3", "at-4"], 2)
-        assert await names("?since=2030-01-01T02:30:00Z&until=2030-01-01T04:00:00Z") == (["at-3"], 1)
+        assert await names("?target=all") == (["at-2", "at-3", "at-4"], 3)
+        assert await names() == (["at-2", "at-3", "at-4"], None)
+        assert await names("?target=labels") == ([], None)
+        assert await names("?target=all&since=2030-01-01T03:00:00Z") == (["at-3", "at-4"], 2)
+        period = "since=2030-01-01T02:30:00Z&until=2030-01-01T04:00:00Z"
+        assert await names(f"?target=all&{period}") == (["at-3"], 1)
         assert await names(f"?server_id={SERVER}") == (["at-3", "at-4"], None)
         assert await names(f"?account_id={OTHERS}") == ([], None)
-        first = (await api.call("GET", "/api/v1/ops/schedules/?limit=2", token=operator)).body
-        assert await names(f"?limit=2&after={first['after']}") == (["at-4"], 3)
+        first = (await api.call("GET", "/api/v1/ops/schedules/?target=all&limit=2", token=operator)).body
+        assert await names(f"?target=all&limit=2&after={first['after']}") == (["at-4"], 3)
         assert (first["results"][0]["account_id"], first["results"][0]["server"]["id"]) == (ACCOUNT, other)
         assert disabled["id"] not in str(first)
 

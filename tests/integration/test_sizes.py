@@ -100,7 +100,7 @@ async def test_what_a_job_a_snapshot_and_a_dry_run_take(full: Cell) -> None:
     after = await _used(full)
     job = (both * MANY + after - before) / (2 * MANY)  # two jobs are left, and no snapshot
     measured = {"a snapshot": both - job, "a job": job, "a dry run": dry_run}
-    assert measured == {what: pytest.approx(stated(what), rel=0.4) for what in measured}
+    assert measured == {what: pytest.approx(stated(what), rel=0.5) for what in measured}
 
 
 async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
@@ -114,7 +114,7 @@ async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
     waiting = await full.raw("ZCARD", f"account:{ACCOUNT}:deliveries")
     assert waiting == 200
     jobs = 20 * (stated("a job") + stated("a snapshot"))
-    assert (with_webhooks - jobs) / waiting == pytest.approx(stated("a waiting delivery"), rel=0.4)
+    assert (with_webhooks - jobs) / waiting == pytest.approx(stated("a waiting delivery"), rel=0.5)
 
     kept = await _of_keys(full)
     deliveries, refused = Deliveries(full.redis), Result(status=500, error="bad_status")

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from tests.conftest import RedisServer, needs
 from tests.gateway import Reached, gateway
@@ -110,7 +110,7 @@ async def test_no_cancellation_of_a_command_is_lost(server: RedisServer, connect
             await redis.ping()
         answered = asyncio.Event()
 
-        async def work(redis: ArqRedis = redis, answered: asyncio.Event = answered) -> None:
+        async def work(redis: Redis = redis, answered: asyncio.Event = answered) -> None:
             await redis.ping()
             answered.set()
             await asyncio.Event().wait()

@@ -43,7 +43,7 @@ async def test_the_others_see_who_is_on_it_until_it_is_resolved(dashboard: Dashb
     other = await colleague(dashboard)
     for page in pages[1:]:
         text = visible(await other.seen(f"/ops/{page}"))
-        assert "a test is on it" in text
+        assert "a test took it" in text
         assert "Take over" in text
     assert "a test now" in visible(await other.seen("/ops/"))
     assert "a test took it" in await other.seen(f"/ops/servers/{SERVER}/take/")
@@ -69,7 +69,7 @@ async def test_it_can_be_taken_over_and_released(dashboard: Dashboard) -> None:
     assert (await call(dashboard, "POST", "take/")).body["taken"]["by"] == "a test"
     assert (await call(dashboard, "POST", "release/")).body["taken"] is None
     cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
-    assert "is yours" in (await cli.run("server", "take", SERVER, "--yes")).out
+    assert "is taken by you" in (await cli.run("server", "take", SERVER, "--yes")).out
     assert "a test" in (await cli.run("servers", "--stranded")).out
     assert "is released" in (await cli.run("server", "release", SERVER, "--yes")).out
     assert await taken(dashboard) is None
@@ -90,7 +90,7 @@ async def test_who_only_reads_sees_it_and_has_no_button(dashboard: Dashboard) ->
     await reader.login(token)
     for page in (f"servers/{SERVER}/", f"jobs/{job}/"):
         text = visible(await reader.seen(f"/ops/{page}"))
-        assert "a test is on it" in text
+        assert "a test took it" in text
         assert "Take over" not in text
         assert "Release" not in text
     assert (await reader.get(f"/ops/servers/{SERVER}/take/")).status == 403

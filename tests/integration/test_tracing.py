@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from deploy.demo.client import Client
 from deploy.demo.processes import Child
@@ -100,13 +100,13 @@ class Cell:
         return ended
 
 
-async def _is_published(redis: ArqRedis) -> bool:
+async def _is_published(redis: Redis) -> bool:
     fields: dict[bytes, bytes] = await redis.hgetall(f"server:{FIRST_SERVER_ID}")  # type: ignore[misc]
     return bool(fields) and b"unpublished" not in fields
 
 
 @asynccontextmanager
-async def cell(redis_server: RedisServer, redis: ArqRedis, folder: Path, endpoint: str) -> AsyncIterator[Cell]:
+async def cell(redis_server: RedisServer, redis: Redis, folder: Path, endpoint: str) -> AsyncIterator[Cell]:
     port = free_port()
     permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
     new = await Tokens(redis).create(name="t", account_id=AccountId(SIMULATED_ACCOUNT_ID), permissions=permissions)
@@ -140,7 +140,7 @@ async def cell(redis_server: RedisServer, redis: ArqRedis, folder: Path, endpoin
 
 
 @pytest.fixture
-def start(redis_server: RedisServer, redis: ArqRedis, tmp_path: Path) -> Callable[[str], Any]:
+def start(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> Callable[[str], Any]:
     needs("setpriv")
     return lambda endpoint: cell(redis_server, redis, tmp_path, endpoint)
 
@@ -278,7 +278,7 @@ async def test_a_collector_that_is_not_there_holds_up_nothing(start: Callable[[s
 
 @pytest.mark.parametrize(("program", "ready"), [("api", "api.listening"), ("worker", "worker.started")])
 async def test_the_programs_run_without_the_extra(
-    redis_server: RedisServer, redis: ArqRedis, tmp_path: Path, program: str, ready: str
+    redis_server: RedisServer, redis: Redis, tmp_path: Path, program: str, ready: str
 ) -> None:
     process = await _without_the_extra(redis_server, tmp_path, program)
     assert process.stderr
@@ -294,7 +294,7 @@ async def test_the_programs_run_without_the_extra(
 
 @pytest.mark.parametrize("program", ["api", "worker"])
 async def test_to_ask_for_traces_without_the_extra_is_refused(
-    redis_server: RedisServer, redis: ArqRedis, tmp_path: Path, program: str
+    redis_server: RedisServer, redis: Redis, tmp_path: Path, program: str
 ) -> None:
     endpoint = {"VPS_SNAPSHOTS_TRACING__ENDPOINT": "http://127.0.0.1:4318"}
     process = await _without_the_extra(redis_server, tmp_path, program, **endpoint)

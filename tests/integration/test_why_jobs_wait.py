@@ -1,4 +1,4 @@
-"""A queued job tells operators why it has not begun, its place in the queue, and when it is given up."""
+"""A queued job tells operators why it has not started, its place in the queue, and when it will fail."""
 
 import time
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def test_one_whose_node_is_about_to_take_it(dashboard: Dashboard) -> None:
     job = (await dashboard.cell.create()).job.id
     told = await shown(dashboard, job)
     assert (told["reason"], told["place"], told["queued"], told["given_up_at"]) == ("node", 1, 1, None)
-    assert "n1 takes it within seconds." in await page(dashboard, job)
+    assert "n1 will start it within seconds." in await page(dashboard, job)
     await dashboard.cell.node.begin(job)
     assert await shown(dashboard, job) is None
     assert "Why it waits" not in await page(dashboard, job)
@@ -82,7 +82,21 @@ async def test_one_behind_others_says_that_all_slots_are_taken(dashboard: Dashbo
     assert (await shown(dashboard, job))["reason"] == "node"
     await dashboard.cell.node.begin(first)
     assert (await shown(dashboard, job))["reason"] == "slots_full"
-    assert "All slots of n1 are taken: it runs 1 job." in await page(dashboard, job)
+    assert "All slots of n1 are in use: it runs 1 job." in await page(dashboard, job)
+
+
+async def test_one_of_a_node_with_busy_disks_says_so(dashboard: Dashboard) -> None:
+    facts = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=1, slots_max=4)
+    first = (await dashboard.cell.create()).job.id
+    job = (await dashboard.cell.create(server=OTHERS[0])).job.id
+    await dashboard.cell.node.report([], facts)
+    assert (await shown(dashboard, job))["reason"] == "node"
+    await dashboard.cell.node.begin(first)
+    assert (await shown(dashboard, job))["reason"] == "disks_busy"
+    assert "The node is busy: the disks of n1 are; it runs 1 job at a time instead of 4." in await page(dashboard, job)
+    node = (await dashboard.api.call("GET", "/api/v1/ops/nodes/n1/", token=dashboard.token)).body
+    assert (node["slots"], node["slots_max"]) == (1, 4)
+    assert "disks busy" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
 
 
 async def test_a_dry_run_of_a_busy_server_names_the_job_that_holds_it(dashboard: Dashboard) -> None:

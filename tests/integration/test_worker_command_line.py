@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_module
+from tests.unit.test_journal import TASK
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
-from worker.store.model import ServerId
+from worker.store.model import ServerId, Step
 
 PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
 ADOPT = ["--server-id", "12345", "--account", "77"]
@@ -104,7 +106,7 @@ def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_p
     adopted = run("adopt", "web-server-01", *ADOPT, **node)
     first, second = adopted.stdout.splitlines()
     assert (adopted.returncode, first) == (0, "domain web-server-01 is server 12345 of account 77")
-    assert "`vps-snapshots server give` changes it" in second
+    assert "To change it, use `vps-snapshots server give`" in second
     assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
 
 
@@ -136,6 +138,19 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
         assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
 
 
+def test_a_journal_that_only_a_newer_version_can_read_ends_the_start_in_words(tmp_path: Path) -> None:
+    path, node = tmp_path / "journal.sqlite", {"state_dir": str(tmp_path), "driver": "fake"}
+    with closing(Journal(path)) as journal:
+        journal.begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE jobs SET step = 'cooling'")
+        said = refuses("run", **node)
+        assert f"{path}: a job at the step cooling was written by a newer version or is damaged" in said
+        assert "Install the version that began it again, and let it end" in said
+        db.execute("PRAGMA user_version = 3")
+        assert f"{path} has version 3; this program supports up to 2" in refuses("run", **node)
+
+
 def test_help_tells_all() -> None:
     assert {"run", "adopt", "rebuild", "drop-kept"} <= set(run("--help").stdout.split())
     settings = run("run", "--help").stdout
@@ -160,9 +175,9 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
 
 
 def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'} is no folder" in refuses("survey", str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'} is not a folder" in refuses("survey", str(tmp_path / "none"))
     (tmp_path / "file").touch()
-    assert f"{tmp_path / 'file'} is no folder" in refuses("survey", str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} is not a folder" in refuses("survey", str(tmp_path / "file"))
     (tmp_path / "empty").mkdir()
     done = run("survey", str(tmp_path / "empty"))
     assert (done.returncode, "has no domain XML (*.xml) and no disk image" in done.stderr) == (0, True)

@@ -5,11 +5,23 @@ export DEBIAN_FRONTEND=noninteractive
 cell=/run/cell
 pids=()
 
-step() { printf '    %s\n' "$*" >&2; }
+trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT # a program that is left would hold the port of the next run
+transcript=/srv/transcript
+step() { # SECONDS is bash's: since the start
+    printf '    %s\n' "$*" >&2
+    printf '\n### %s\n\nAfter %s s:\n\n' "$*" "$SECONDS" >>$transcript
+}
+shows() { # COMMAND...: into the transcript, with its output
+    printf '    $ %s\n' "$*" >>$transcript
+    "$@" 2>&1 | sed 's/^/    /' >>$transcript || die "$*"
+}
 die() { printf '    FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
 holds() { "$@" || die "$*"; }
 absent() { ! "$@" 2>/dev/null || die "not absent: $*"; }
-install() { apt-get -q -y --no-install-recommends --allow-downgrades install "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }; }
+install() {
+    printf '    $ apt-get install%s\n' "$(printf ' %s' "${@##*/}")" >>$transcript
+    apt-get -q -y --no-install-recommends --allow-downgrades install "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }
+}
 until_true() { # for at most 60 s
     for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done
     die "not within 60 s: $*"
@@ -39,24 +51,53 @@ snapshot() { # NAME
     until_true can_create
     job=$(sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p' $cell/headers)
     until_true is_completed
+    printf '    # POST /api/v1/snapshots/ {"server_id": 12345, "name": "%s"}: accepted, then completed\n' "$name" >>$transcript
+    list_snapshots
+}
+list_snapshots() {
+    VPS_SNAPSHOTS_TOKEN_FILE=$cell/token shows vps-snapshots --account 77 snapshots
 }
 
 serve() {
     chmod 700 $cell && chown nobody $cell
     for name in api gateway; do cp /etc/vps-snapshots/$name.toml $cell/ && chown nobody $cell/$name.toml; done
     export VPS_SNAPSHOTS_REDIS__URL=unix://$cell/redis.sock
-    redis-server --port 0 --unixsocket $cell/redis.sock --unixsocketperm 777 --aclfile /srv/users.acl --dir $cell >$cell/redis.log &
-    redis=$!
-    until_true test -S $cell/redis.sock
+    start_redis
     vps-snapshots-api --config $cell/api.toml token create --name tier --service --permission snapshots:read \
         --permission snapshots:write >$cell/token
+    chmod 600 $cell/token
     vps-snapshots-gateway --config $cell/gateway.toml credential create node-1 >/etc/vps-snapshots/credential
     chmod 600 /etc/vps-snapshots/credential
 }
-start_cell() {
+start_redis() {
+    redis-server --port 0 --unixsocket $cell/redis.sock --unixsocketperm 777 --aclfile /srv/users.acl --dir $cell >>$cell/redis.log &
+    redis=$!
+    until_true test -S $cell/redis.sock
+}
+start_front() {
     start api vps-snapshots-api serve --config $cell/api.toml
     VPS_SNAPSHOTS_UNIX_SOCKET=$cell/gateway.sock start gateway vps-snapshots-gateway serve --config $cell/gateway.toml
+}
+start_cell() {
     start_worker
+    start_front
+}
+stop_front() { # the worker, which started first, runs on
+    local worker=${pids[0]}
+    pids=("${pids[@]:1}")
+    stop
+    pids=("$worker")
+}
+burn() {
+    kill -9 $redis
+    wait $redis || true
+    rm -rf $cell/dump.rdb $cell/appendonlydir $cell/redis.sock
+}
+is_back() {
+    local listed
+    listed=$(call /api/v1/snapshots/)
+    for name in before-upgrade after-upgrade after-roll-back; do [[ $listed == *"\"$name\""* ]] || return 1; done
+    call "/api/v1/snapshots/$labeled/" | grep -q '"tier": *"gold"'
 }
 
 try_packages() {
@@ -101,6 +142,25 @@ try_packages() {
     revision_is 1
     start_cell
     snapshot after-roll-back
+
+    step "a backup, then Redis loses all of its data"
+    mkdir -m 700 /srv/backups
+    labeled=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
+    call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}' | grep -q gold || die "no label"
+    shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
+    stop_front
+    burn
+    burnt=$SECONDS
+    start_redis
+
+    step "restore"
+    backup=$(ls -t /srv/backups/*.backup | head -1)
+    shows vps-snapshots-api --config /etc/vps-snapshots/audit.toml restore --audit "$backup"
+    shows vps-snapshots-api --config /etc/vps-snapshots/api.toml restore "$backup"
+    start_front
+    until_true is_back
+    printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burnt)) >>$transcript
+    snapshot after-restore
     stop
     kill $redis && wait $redis
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the packages twice and compares them, runs lintian, and tries the packages and install.sh in fresh chroots of each
 # Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR, and keeps the bare systems
-# in .chroots.
+# in .chroots. TRANSCRIPT: a file for what was done in the chroots with the packages. DEBS: a folder with packages, which are
+# then only used: nothing is built, compared or installed from the checkout.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD
@@ -62,23 +63,29 @@ fresh() {
 inside() { chroot "$root" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "${PIP[@]}" "$@"; }
 mapfile -t PIP < <(env | grep -E '^PIP_(INDEX_URL|CERT|DEFAULT_TIMEOUT)=' || true)
 
-say "building for Debian ${releases[*]}, and for ${releases[0]} again"
-build "$work/first" "${releases[@]}"
-build "$work/second" "${releases[0]}"
-for file in "$work"/second/*; do cmp "$file" "$work/first/${file##*/}"; done
-say "lintian"
-lintian --allow-root --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*.deb
+build_and_compare() {
+    say "building for Debian ${releases[*]}, and for ${releases[0]} again"
+    build "$work/first" "${releases[@]}"
+    build "$work/second" "${releases[0]}"
+    for file in "$work"/second/*; do cmp "$file" "$work/first/${file##*/}"; done
+    say "lintian"
+    lintian --allow-root --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*.deb
+}
+debs=${DEBS:-$work/first}
+[ -n "${DEBS:-}" ] || build_and_compare
 
 for release in "${releases[@]}"; do
     say "Debian $release: install, use, upgrade, roll back, purge"
     fresh "$release" "packages-$release"
     mkdir "$root/srv/old" "$root/srv/new"
-    for deb in "$work"/first/*~deb"$release"_*.deb; do
+    for deb in "$debs"/*~deb"$release"_*.deb; do
         cp "$deb" "$root/srv/old"
         next_revision "$deb" "$root/srv/new"
     done
     cp deploy/redis/users.acl tests/packages/inside.sh "$root/srv/"
     inside bash /srv/inside.sh packages
+    { printf '\n## Debian %s\n' "$release"; cat "$root/srv/transcript"; } >>"$work/transcript"
+    [ -z "${DEBS:-}" ] || continue
     for mask in 077 000; do
         say "Debian $release: install.sh under umask $mask"
         fresh "$release" "checkout-$release-$mask"
@@ -87,4 +94,5 @@ for release in "${releases[@]}"; do
         (umask "$mask" && inside bash /srv/inside.sh checkout)
     done
 done
+[ -z "${TRANSCRIPT:-}" ] || { cat tests/packages/transcript.md "$work/transcript" >"$TRANSCRIPT"; say "see $TRANSCRIPT"; }
 say "all hold"

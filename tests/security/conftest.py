@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from tests.integration.conftest import Cell, cell
 from worker.store.model import AccountId, ServerId
@@ -56,7 +56,7 @@ class Hostile:
 
 
 @pytest.fixture
-async def hostile(cell: Cell, redis: ArqRedis) -> Hostile:
+async def hostile(cell: Cell, redis: Redis) -> Hostile:
     refused: list[tuple[str, str]] = []
     node = NodeStore(
         redis, node="n2", machine="m2", who="pid 1 on m2", refused=lambda call, why: refused.append((call, why))

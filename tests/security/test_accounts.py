@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 ROOT = Path(__file__).parents[2]
 USERS = {
@@ -57,19 +57,19 @@ def test_no_account_is_for_a_node() -> None:
     assert "off" in (ROOT / "deploy/redis/users.acl").read_text().splitlines()[0].split()
 
 
-async def _made(redis: ArqRedis, name: str, *rules: str) -> str:
+async def _made(redis: Redis, name: str, *rules: str) -> str:
     user = f"shipped-{name}"
     await redis.execute_command("ACL", "SETUSER", user, "reset", "on", "nopass", *rules)  # type: ignore[no-untyped-call]
     return user
 
 
-async def _allowed(redis: ArqRedis, user: str, command: str) -> bool:
+async def _allowed(redis: Redis, user: str, command: str) -> bool:
     answer = await redis.execute_command("ACL", "DRYRUN", user, *command.split())  # type: ignore[no-untyped-call]
     return bool(answer == b"OK")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_no_program_can_stop_empty_or_reconfigure_redis(redis: ArqRedis, name: str) -> None:
+async def test_no_program_can_stop_empty_or_reconfigure_redis(redis: Redis, name: str) -> None:
     rules = [rule for rule in USERS[name] if not rule.startswith(">") and rule != "on"]
     user = await _made(redis, name, *rules)
     try:
@@ -78,7 +78,7 @@ async def test_no_program_can_stop_empty_or_reconfigure_redis(redis: ArqRedis, n
         await redis.execute_command("ACL", "DELUSER", user)  # type: ignore[no-untyped-call]
 
 
-async def test_the_check_sees_what_the_nodes_account_of_the_first_release_could_do(redis: ArqRedis) -> None:
+async def test_the_check_sees_what_the_nodes_account_of_the_first_release_could_do(redis: Redis) -> None:
     user = await _made(redis, "worker", *FIRST_RELEASE_WORKER.split())
     try:
         for command in ("HGETALL snapshot:1", "DEL snapshot:1", "EVAL x 0", "FUNCTION STATS", "SCRIPT KILL", "SCAN 0"):

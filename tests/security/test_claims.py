@@ -9,12 +9,20 @@ import pytest
 from tests.claims import FAILED, MOMENT
 from tests.integration.conftest import ACCOUNT, SERVER
 from tests.integration.front_end import DONE
-from tests.security.conftest import ITS_SERVER, Hostile
+from tests.integration.test_bounds import milliseconds
+from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import AdmittedJob
-from worker.store.model import Failure, JobId, JobKind, JobState, Snapshot, SnapshotId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, BegunJob, ClaimRefused, LeaseLost, PublishedSnapshot
+from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, Snapshot, SnapshotId, SnapshotStatus, Step
+from worker.store.nodes.node_store import (
+    BeginRefused,
+    BegunJob,
+    ClaimRefused,
+    LeaseLost,
+    PublishedSnapshot,
+    ReportedServer,
+)
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, StepBegun
 
@@ -198,6 +206,32 @@ async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
             await hostile.node.finish(JobId(held.decode()), Outcome(state=JobState.COMPLETED))
     assert 400 < await hostile.cell.redis.zcard("jobs:node:n2") <= 520
     assert ("publish", "too_many") in hostile.refused
+
+
+async def used_up(hostile: Hostile, key: str, *, left_ms: int, window_ms: int) -> None:
+    """Of a rate limit, all but what so many milliseconds allow."""
+    now_ms = await milliseconds(hostile.cell)
+    await hostile.cell.raw("SET", key, now_ms + window_ms - left_ms)
+
+
+async def test_servers_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
+    """Else it would fill Redis with servers that it has and has no longer: their records stay."""
+    minute, node = 60_000, hostile.node
+    await used_up(hostile, "node:n2:added", left_ms=5 * minute + minute // 2, window_ms=4000 * minute)
+    ids = [ITS_SERVER, *(ServerId(n) for n in range(1000, 1020))]
+    await node.report([ReportedServer(id=one, account_id=ITS_ACCOUNT, name="evil", power="on") for one in ids])
+    assert await hostile.cell.redis.zcard("servers:node:n2") == 1 + 5
+    assert await hostile.told() == {b"n2:report:too_many": 15}
+
+
+async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
+    day, at_once = 86_400_000, 64 << 20
+    large = published(1, description="x" * 4000)
+    left_ms = round(5.5 * (1500 + 4000 + len(large.name)) * day / at_once)
+    await used_up(hostile, "node:n2:told", left_ms=left_ms, window_ms=day)
+    known = await hostile.node.publish(ITS_SERVER, [replace(large, id=SnapshotId(n + 1)) for n in range(10)], [])
+    assert len(known) == 5
+    assert await hostile.told() == {b"n2:publish:too_many": 5}
 
 
 async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Hostile) -> None:

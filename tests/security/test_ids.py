@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -28,6 +28,7 @@ numbers = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_a_tag_stands_for_an_id_in_one_form_only(number: str) -> None:
     found = snapshot_id_of(f"vps-{number}")
@@ -68,11 +69,13 @@ class Ids:
         return asyncio.run(ask())
 
 
+@settings(deadline=None)
 @given(text=numbers)
 def test_lua_takes_for_an_id_what_python_does(redis_server: RedisServer, text: str) -> None:
     assert Ids(redis_server)("is_id", text) == (snapshot_id_of(f"vps-{text}") is not None)
 
 
+@settings(deadline=None)
 @given(text=st.one_of(numbers, st.integers(1, 10**9).map(str)))
 def test_no_id_can_have_been_given_that_is_far_above_the_clock(redis_server: RedisServer, text: str) -> None:
     assert not Ids(redis_server)("may_be_given", text) or int(text) < 2 * 10**8

@@ -66,6 +66,10 @@ def test_each_call_that_changes_something_has_words(method: str, path: str) -> N
         ({"path": "/ops/login/"}, "token ops-night logged in to the dashboard"),
         ({"method": "PUT", "path": "/api/v1/new/things/"}, "token ops-night called PUT /api/v1/new/things/"),
         ({"token_name": "", "method": "CLI", "path": "token create", "made": "token 1"}, None),
+        (
+            {"token_name": "", "method": "SERVICE", "path": "/ops/nodes/n1/resume/", "reason": "its end had come"},
+            "the service ended the pause of n1: its end had come",
+        ),
         ({"method": "", "path": "", "token_name": "", "unreadable": "no entry"}, None),
     ],
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 from pydantic import ValidationError
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
 
@@ -26,7 +26,7 @@ BOUND_SECONDS = 20
 
 
 @asynccontextmanager
-async def connected(settings: RedisSettings) -> AsyncIterator[ArqRedis]:
+async def connected(settings: RedisSettings) -> AsyncIterator[Redis]:
     redis = connect(settings)
     try:
         yield redis
@@ -92,13 +92,13 @@ def test_a_password_in_the_address_is_refused_and_not_shown(url: str) -> None:
 # --- one Redis ---
 
 
-async def test_a_socket_is_reached_and_answers_in_bytes(redis_server: RedisServer, redis: ArqRedis) -> None:
+async def test_a_socket_is_reached_and_answers_in_bytes(redis_server: RedisServer, redis: Redis) -> None:
     async with connected(RedisSettings(url=f"unix://{redis_server.socket}?db=0")) as client:
         await client.set("a", "1")
         assert await redis.get("a") == await client.get("a") == b"1"
 
 
-async def test_a_user_and_password_are_given(redis_server: RedisServer, redis: ArqRedis) -> None:
+async def test_a_user_and_password_are_given(redis_server: RedisServer, redis: Redis) -> None:
     await redis.execute_command("ACL", "SETUSER", "api", "on", ">s3cret", "~*", "+@all")  # type: ignore[no-untyped-call]
     settings = {"url": f"unix://{redis_server.socket}", "username": "api"}
     try:
@@ -111,11 +111,11 @@ async def test_a_user_and_password_are_given(redis_server: RedisServer, redis: A
         await redis.execute_command("ACL", "DELUSER", "api")  # type: ignore[no-untyped-call]
 
 
-async def alone(client: ArqRedis) -> None:
+async def alone(client: Redis) -> None:
     await client.incr("counted")
 
 
-async def in_transaction(client: ArqRedis) -> None:
+async def in_transaction(client: Redis) -> None:
     async with client.pipeline(transaction=True) as pipe:
         pipe.incr("counted")
         await pipe.execute()
@@ -123,7 +123,7 @@ async def in_transaction(client: ArqRedis) -> None:
 
 @pytest.mark.parametrize("ask", [alone, in_transaction])
 async def test_a_command_whose_answer_was_lost_is_not_sent_twice(
-    redis_server: RedisServer, redis: ArqRedis, ask: Callable[[ArqRedis], Awaitable[None]]
+    redis_server: RedisServer, redis: Redis, ask: Callable[[Redis], Awaitable[None]]
 ) -> None:
     async with (
         lossy_way(redis_server.socket) as way,
@@ -137,7 +137,7 @@ async def test_a_command_whose_answer_was_lost_is_not_sent_twice(
         assert await client.incr("counted") == 2  # and the next command has a connection again
 
 
-async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, redis: ArqRedis) -> None:
+async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, redis: Redis) -> None:
     async with connected(RedisSettings(url=f"unix://{redis_server.socket}", command_seconds=0.2)) as client:
         await client.ping()
         await redis.execute_command("CLIENT", "PAUSE", "2000", "WRITE")  # type: ignore[no-untyped-call]
@@ -153,7 +153,7 @@ async def test_a_command_that_was_not_sent_is_not_said_to_be_lost(tmp_path: Path
     assert not isinstance(refused.value, AnswerLost)
 
 
-async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: RedisServer, redis: ArqRedis) -> None:
+async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: RedisServer, redis: Redis) -> None:
     async with (
         lossy_way(redis_server.socket) as way,
         connected(RedisSettings(url=f"unix://{way.socket}")) as client,
@@ -174,7 +174,7 @@ async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: R
 
 
 async def test_a_connection_that_was_idle_reads_from_a_redis_that_can_not_save(
-    redis_server: RedisServer, redis: ArqRedis
+    redis_server: RedisServer, redis: Redis
 ) -> None:
     async with connected(RedisSettings(url=f"unix://{redis_server.socket}")) as client:
         await client.set("kept", "1")
@@ -200,7 +200,7 @@ async def test_a_redis_that_hangs_is_given_up(tmp_path: Path) -> None:
         await server.wait_closed()
 
 
-async def test_more_callers_than_connections_wait_for_one(redis_server: RedisServer, redis: ArqRedis) -> None:
+async def test_more_callers_than_connections_wait_for_one(redis_server: RedisServer, redis: Redis) -> None:
     settings = RedisSettings(url=f"unix://{redis_server.socket}", max_connections=4)
     async with connected(settings) as client:
         answers = await asyncio.gather(*(client.incr("n") for _ in range(100)))
@@ -250,7 +250,7 @@ def free_port() -> int:
         return port
 
 
-async def comes_to_answer(client: ArqRedis) -> None:
+async def comes_to_answer(client: Redis) -> None:
     async def answers() -> bool:
         try:
             return bool(await client.ping())

@@ -77,6 +77,15 @@ def test_each_unit_is_shut_in(name: str, installed_units: dict[str, Path]) -> No
     assert said.returncode == 0, said.stdout[-200:]
 
 
+def test_the_worker_weighs_less_than_the_guests_beside_it() -> None:
+    """libvirt's guests are in machine.slice, with systemd's default weight of 100; what is in another slice than the
+    root has a weight only against its neighbors there."""
+    service = unit_options("vps-snapshots-worker.service")["Service"]
+    assert service["Slice"] == "-.slice"
+    assert 0 < int(service["CPUWeight"]) <= 50
+    assert 0 < int(service["IOWeight"]) <= 50
+
+
 def test_systemd_accepts_the_socket(installed_units: dict[str, Path]) -> None:
     needs("systemd-analyze")
     socket = installed_units["vps-snapshots-api.service"].with_suffix(".socket")

@@ -1,6 +1,8 @@
 """The journal: what it has returned from is there for the next process."""
 
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,14 +10,17 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
+from structlog.testing import capture_logs
 
 from tests.conftest import lacking
-from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
+from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, JobUnreadable, Journal, JournalFailed, NewerJournal
 from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.model import CAUSE_MAX, Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.outcome import Outcome
 
 TASK = Task(
@@ -255,3 +260,118 @@ def test_a_link_in_its_place_is_not_followed(path: Path) -> None:
     with pytest.raises(JournalFailed):
         Journal(path)
     assert not path.with_name("elsewhere").exists()
+
+
+FORMER_JOBS = """CREATE TABLE jobs (id TEXT PRIMARY KEY, task TEXT NOT NULL, step TEXT NOT NULL, facts TEXT NOT NULL,
+    interruptions INTEGER NOT NULL, outcome TEXT, published INTEGER NOT NULL DEFAULT 0, changed_at REAL NOT NULL)
+    STRICT"""
+FORMER_TAGS = """CREATE TABLE spare_tags (tag TEXT PRIMARY KEY, server_id INTEGER NOT NULL, drop_after REAL NOT NULL)
+    STRICT"""
+FORMER = {1: (FORMER_JOBS, FORMER_TAGS), 2: (FORMER_JOBS, FORMER_TAGS, "CREATE TABLE changing (server_id INTEGER)")}
+
+
+def make_former(path: Path, version: int) -> None:
+    """With a job that has not ended, a tag that is due and one that is not."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in (*FORMER[version], f"PRAGMA user_version = {version}", "PRAGMA journal_mode = WAL"):
+            db.execute(statement)
+        job = (TASK.job_id, TypeAdapter(Task).dump_json(TASK).decode(), Step.REVERTING, "{}", 0, 5e9)
+        db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, NULL, 0, ?)", job)
+        db.executemany("INSERT INTO spare_tags VALUES (?, 12345, ?)", [("due", 4e9), ("kept", 6e9)])
+
+
+@pytest.mark.parametrize("version", FORMER)
+def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrated_by_the_next_process(
+    path: Path, tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_former(path, version)
+    left: list[Path] = []
+
+    def keep(_statement: str) -> None:
+        """What a kill leaves now: the files are in the kernel's cache, whoever has written them."""
+        left.append(tmp_path / f"left-{len(left)}")
+        left[-1].mkdir()
+        for file in tmp_path.glob("journal.sqlite*"):
+            shutil.copy(file, left[-1])
+
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        db = connect(*arguments, **options)
+        db.set_trace_callback(keep)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    with capture_logs() as logs, closing(Journal(path)):
+        pass
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    assert [line for line in logs if line["event"] == "journal.migrated"] == [
+        {
+            "event": "journal.migrated",
+            "log_level": "info",
+            "journal": str(path),
+            "former_version": version,
+            "version": 2,
+        }
+    ]
+    assert len(left) > len(FORMER[2])
+    for folder in (*left, tmp_path):
+        for _ in range(2):  # and once more
+            with closing(Journal(folder / path.name)) as journal:
+                (entry,) = journal.owed()
+                assert (entry.task, entry.step) == (TASK, Step.REVERTING)
+                assert [tag.tag for tag in journal.due_safety_tags()] == ["due"]
+                assert journal.changing() == frozenset()
+
+
+NEWER = {
+    "version": "UPDATE jobs SET task = json_set(task, '$.v', 2)",
+    "step": "UPDATE jobs SET step = 'of a newer version'",
+    "outcome": 'UPDATE jobs SET outcome = \'{"state": "of a newer version"}\'',
+}
+
+
+@pytest.mark.parametrize("newer", NEWER)
+def test_a_job_of_a_newer_version_that_has_not_ended_is_left_to_that_version(path: Path, newer: str) -> None:
+    with closing(Journal(path)) as journal:
+        journal.begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(NEWER[newer])
+        before = db.execute("SELECT * FROM jobs").fetchall()
+        with pytest.raises(NewerJournal, match="Install the version that began it again"):
+            Journal(path)
+        assert db.execute("SELECT * FROM jobs").fetchall() == before
+
+
+def test_a_job_of_a_newer_version_that_has_ended_keeps_no_other_from_its_way(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        entry = journal.begin(TASK, Step.PREFLIGHT)
+        journal.conclude(replace(entry, facts=replace(FACTS, frozen=True)), OUTCOME, safety_kept_seconds=1)
+        journal.published(TASK.job_id)
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute(NEWER["step"])
+    with closing(Journal(path)) as journal:
+        other = replace(TASK, job_id=JobId("j2"))
+        journal.begin(other, Step.PREFLIGHT)
+        assert [entry.task for entry in journal.owed()] == [other]
+        assert journal.left_frozen() == []
+        with pytest.raises(JobUnreadable):
+            journal.find(TASK.job_id)
+
+
+def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        journal.begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(path)) as db:
+        (text,) = db.execute("SELECT task FROM jobs").fetchone()
+    assert json.loads(text)["v"] == 1
+    assert TypeAdapter(Task).validate_json(text) == TASK
+
+
+def test_what_the_hypervisor_said_of_many_failures_stays_short() -> None:
+    facts = Facts()
+    for step in range(10):
+        facts = facts.failed(Failure(code="disk_failed", detail="vda"), f"{step}: {'x' * 100_000} the reason {step}")
+    assert len(facts.cause) <= CAUSE_MAX
+    assert facts.cause.startswith("0: x")
+    assert facts.cause.endswith("the reason 9")

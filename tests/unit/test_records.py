@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.base import Contents, Firmware, HeldDisk, SkippedDisk, SnapshotSpec
@@ -31,6 +31,7 @@ RECORD = records.Record(
 ANY_TEXT = st.text(max_size=100)
 
 
+@settings(deadline=None)
 @given(name=ANY_TEXT, description=ANY_TEXT, path=ANY_TEXT, reason=ANY_TEXT)
 def test_any_text_is_read_back_as_it_was(name: str, description: str, path: str, reason: str) -> None:
     record = records.Record(

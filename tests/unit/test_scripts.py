@@ -125,6 +125,22 @@ def test_a_script_that_only_reads_says_so(name: str) -> None:
     assert scripts.text(name).startswith("#!lua flags=no-writes\n") == (not writes and not notes)
 
 
+# What each of them adds to a full Redis is bounded by the snapshots, the jobs and the nodes that it has already.
+WHEN_FULL = {
+    *("access/append_audit", "access/close_session", "access/keep_audit"),
+    *("access/revoke_credentials", "access/revoke_token"),
+    *("chores/compare_clocks", "chores/expire", "chores/fail_stale_jobs", "chores/forget_failed", "chores/keep_bounds"),
+    *("customers/admit", "customers/cancel", "customers/edit"),
+    *("nodes/begin", "nodes/finish", "nodes/lease", "nodes/progress", "nodes/report_again", "nodes/retry_deletes"),
+    *("nodes/take", "webhooks/claim_deliveries", "webhooks/settle_deliveries"),
+}
+
+
+def test_what_a_full_redis_still_does_is_known() -> None:
+    assert {name for name in SCRIPTS if scripts.runs_when_full(name)} == WHEN_FULL
+    assert scripts.when_full("nodes/lease").startswith("#!lua flags=allow-oom\n")
+
+
 def test_only_the_clock_reads_redis_own() -> None:
     sources = {name: scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]}
     assert [name for name, lua in sources.items() if "'TIME'" in lua] == ["shared/clock"]
@@ -160,7 +176,6 @@ BOUNDED = {
     "'refused_claims'": "REFUSED_LISTED of claims",
     "'unreadable'": "operators/set_aside: 1000",
     "ended": "shared/health: three outcomes in each five minutes of an hour",
-    "deleting": "nodes/report: what one node has not freed",
 }
 WHOLE = re.compile(
     r"redis\.call\('(?:SMEMBERS|HKEYS|HVALS)', ([^)]+)\)"

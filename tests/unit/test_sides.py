@@ -1,12 +1,16 @@
 """Each side's programs run with the packages of its lock, and no side installs what only the other needs."""
 
+import platform
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from deploy.packages.lock import pinned
+from deploy.packages.lock import pinned, pinned_for
 
 LOCK = Path(__file__).parents[2] / "deploy" / "lock"
 # Imports a program where only the named distributions can be found, and ours.
@@ -36,6 +40,7 @@ PROGRAMS = [
     ("front-end", "api.cli.main"),
     ("cli", "api.cli.main"),
     ("node", "worker.main"),
+    *(("simulated", program) for program in ("api.main", "api.gateway.main", "worker.main")),  # `DRIVER=fake make run`
 ]
 
 
@@ -52,3 +57,39 @@ def test_a_node_has_no_http_server_and_a_front_end_no_libvirt() -> None:
     assert not {"aiohttp", "jinja2"} & names["node"]
     assert "libvirt-python" not in names["front-end"] | names["cli"]
     assert not {"redis", "arq", "pydantic-settings"} & names["cli"]
+
+
+def test_only_a_node_has_arq() -> None:
+    """What arq's metadata says of redis-py then binds nobody else."""
+    assert {
+        side: "arq" in {entry.name for entry in pinned(LOCK / f"{side}.txt")} for side in ("front-end", "node")
+    } == {
+        "front-end": False,
+        "node": True,
+    }
+
+
+@pytest.mark.parametrize("side", ["front-end", "node", "cli", "simulated"])
+def test_pip_has_nothing_against_a_locked_side(side: str) -> None:
+    """`pip check`, before anything is installed: each package finds the versions that it asks for."""
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    locked = {canonicalize_name(entry.name): entry.version for entry in pinned_for(LOCK / f"{side}.txt", **here)}
+    extra = {"simulated": "worker"}.get(side, side)
+    wanted = [*_wanted("vps-snapshots", extra), *(one for name in locked for one in _wanted(name))]
+    against = [
+        f"{one} is not {locked.get(canonicalize_name(one.name))}"
+        for one in wanted
+        if not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"))
+    ]
+    assert len(wanted) > len(locked) - 1
+    assert against == []
+
+
+def _wanted(name: str, extra: str = "") -> list[Requirement]:
+    """What a package asks for, but for what it asks of itself."""
+    stated = [Requirement(line) for line in requires(name) or ()]
+    return [
+        one
+        for one in stated
+        if canonicalize_name(one.name) != name and (one.marker is None or one.marker.evaluate({"extra": extra}))
+    ]

@@ -1,6 +1,6 @@
 """Create: stop the guest, snapshot every disk, start the guest again, measure the snapshot's size.
 
-Or, on request, without a stop: see `worker.procedures.live`.
+For a create without a stop, see `worker.procedures.live`.
 """
 
 import time
@@ -17,7 +17,7 @@ from worker.store.model import Consistency, Step
 async def _check(work: Work) -> Next:
     """Every check that can refuse a create before its first effect. Changes nothing.
 
-    The contents have the consistency that the snapshot would have, if the guest shuts down when it is asked to.
+    The contents have the consistency that the snapshot would have if the guest shuts down when requested.
     """
     layout = await roomy_layout(work)
     expected = await live.prospect(work)
@@ -41,20 +41,20 @@ async def _preflight(work: Work) -> Next:
 
 async def _stop(work: Work) -> Next:
     if work.task.live and await work.hypervisor.power(work.task.server_id) is not Power.OFF:
-        raise InvalidState("the server was started while the job began")  # it must not be stopped
+        raise InvalidState("the server was started while the job began")  # the guest must not be stopped
     await claimed(work)
-    # Gracefully: data that the guest has not written to its disks yet would be missing from the snapshot.
+    # Gracefully, because data that the guest has not written to its disks would be missing from the snapshot.
     by_itself = await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
     return Next(step=Step.CHECKING, facts=replace(work.facts, consistency=_how_stopped(work, by_itself=by_itself)))
 
 
 def _how_stopped(work: Work, *, by_itself: bool) -> Consistency | None:
-    """None: unknown. `by_itself`: without a cut of its power in this run of the step."""
+    """How the guest was stopped; None: unknown. `by_itself`: this run of the step did not cut its power."""
     if not by_itself:
         return Consistency.FORCED_OFF
     if work.facts.off_since is None:
         return Consistency.ALREADY_OFF
-    # An earlier process may have cut its power, but not before the end of the grace period.
+    # An earlier process may have cut its power, but only after the grace period.
     may_be_cut = work.interrupted and time.time() >= work.facts.off_since + work.policy.grace_seconds
     return None if may_be_cut else Consistency.CLEAN_SHUTDOWN
 
@@ -65,7 +65,7 @@ async def _check_disks(work: Work) -> Next:
 
 
 async def _off_again(work: Work) -> Work:
-    """After an interruption: cut the power of a guest that someone has started since."""
+    """After an interruption: cut the power of a guest that someone has started meanwhile."""
     if not work.interrupted or await work.hypervisor.power(work.task.server_id) is Power.OFF:
         return work
     await ensure_off(work.hypervisor, work.task.server_id)
@@ -88,7 +88,7 @@ async def _clean(work: Work) -> Next:
 
 
 def _after_starting(facts: Facts) -> Step | None:
-    # Also if the guest did not start: the snapshot is complete and needed all the more. Not if measuring has failed.
+    # Also if the guest did not start: the snapshot is complete, and is needed even more. Not if measuring has failed.
     unmeasured = facts.taken and facts.size_mb is None
     return Step.MEASURING if unmeasured and (facts.failure is None or facts.failure.stranded) else None
 
@@ -103,7 +103,7 @@ async def _measure(work: Work) -> Next:
     found = await work.hypervisor.snapshots(work.task.server_id)
     held = next((snapshot.contents for snapshot in found if snapshot.tag == work.task.tag), None)
     contents = work.facts.contents if held is None else notes.contents_held(held)
-    # interrupted: the host may have gone down since the guest was started
+    # after an interruption, because the host may have gone down since the guest was started
     return Next(
         step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb, contents=contents)
     )

@@ -9,7 +9,7 @@ from worker.procedures import notes
 from worker.procedures.work import Facts, Work
 from worker.store.model import ServerId
 
-CLEANING_TRIES = 3  # to delete a tag within the job; after that, housekeeping deletes it
+CLEANING_TRIES = 3  # attempts to delete a tag within the job; after that, housekeeping deletes it
 
 log = structlog.stdlib.get_logger()
 
@@ -41,7 +41,7 @@ async def checked(work: Work) -> Facts:
 
     Repaired disks are named in a note. Raises DiskCorrupt for damage that cannot be repaired.
     """
-    if work.interrupted:  # someone may have started the guest since
+    if work.interrupted:  # someone may have started the guest meanwhile
         await work.hypervisor.cut_power(work.task.server_id)
     repaired = await work.hypervisor.repair(work.task.server_id)
     if not repaired:
@@ -51,17 +51,18 @@ async def checked(work: Work) -> Facts:
 
 
 async def cleaned(work: Work, tag: str) -> Facts:
-    """Repair the disks and delete the tag from them. A tag that cannot be deleted now is left to housekeeping: the
-    guest does not wait for it."""
+    """Repair the disks and delete the tag from them. If the tag cannot be deleted now, housekeeping deletes it
+    later, so that the guest does not wait."""
     try:
         await without(work.hypervisor, work.task.server_id, tag)
-    except DiskFailed:  # the disks are consistent; after any other error they may not be, and nothing may boot on them
+    # the disks are consistent; after any other error they may not be, and nothing may boot from them
+    except DiskFailed:
         return replace(work.facts, taken=False, spare_tag=tag)
     return replace(work.facts, taken=False, spare_tag=None)
 
 
 async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
-    """Repair every disk and delete the tag from it, whatever an interrupted change has left behind.
+    """Repair every disk and delete the tag from it, whatever state an interrupted change has left.
 
     Raises DiskFailed if a disk keeps the tag; all disks are consistent even then. After any other error they may not
     be.
@@ -80,7 +81,7 @@ async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None
 
 async def whole(hypervisor: Hypervisor, server_id: ServerId) -> None:
     """Check and repair the disks of a guest that is off."""
-    # Before anything else touches a disk: booting or changing an inconsistent image destroys its snapshots for good.
+    # Before anything else touches a disk: booting or changing an inconsistent image destroys its snapshots permanently.
     # A running guest's disks were consistent when QEMU opened them, and only QEMU may touch them.
     if await hypervisor.power(server_id) is Power.OFF:
         await hypervisor.repair(server_id)

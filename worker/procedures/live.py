@@ -1,7 +1,7 @@
 """A create without a stop: freeze the guest's file systems, snapshot every disk in one transaction, thaw, record.
 
-A guest whose file systems stay frozen hangs. So every step that may find it frozen thaws it before anything else, and
-`Facts.frozen` is written before the freeze and cleared after the thaw: as long as it is set, somebody has to thaw.
+A guest whose file systems stay frozen hangs. So every step that may find it frozen thaws it first. `Facts.frozen` is
+set before the freeze and cleared after the thaw: while it is set, the guest must be thawed.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from worker.store.model import Consistency, Failure, Step
 
 
 class LiveRefused(DriverError):
-    """The provider does not allow it on this node. Nothing was changed."""
+    """This node does not allow snapshots without a stop. Nothing was changed."""
 
     code = "live_refused"
 
@@ -30,7 +30,7 @@ log = structlog.stdlib.get_logger()
 async def prospect(work: Work) -> Consistency | None:
     """The consistency of a snapshot taken now without a stop; None if the server must be stopped, or is off.
 
-    Raises what prevents a snapshot of the running server. Changes nothing.
+    Raises the error that prevents a snapshot of the running server. Changes nothing.
     """
     task = work.task
     if not task.live or await work.hypervisor.power(task.server_id) is not Power.ON:
@@ -65,7 +65,7 @@ async def freeze(work: Work) -> Next:
         await hypervisor.thaw(task.server_id)
         frozen = False
     except DriverError as error:
-        # Refused before the freeze: a guest that another tool has frozen meanwhile must stay so.
+        # Refused before the freeze: a guest that another tool has frozen meanwhile must stay frozen.
         log.warning("step.failed", step=Step.FREEZING, code=error.code, cause=error.cause or None, exc_info=error)
         said = f"{Step.FREEZING}: {error.cause}" if error.cause else ""
         facts = work.facts.failed(Failure(code=error.code, detail=error.detail), said)
@@ -78,7 +78,7 @@ async def snapshot(work: Work) -> Next:
     if work.interrupted:
         if facts.frozen:
             await hypervisor.thaw(task.server_id)
-        facts = replace(facts, frozen=False)  # not again: the guest has waited long enough
+        facts = replace(facts, frozen=False)  # do not retry: the guest has waited long enough
         await without(hypervisor, task.server_id, task.tag)
     if not facts.frozen:
         await claimed(work)
@@ -98,7 +98,7 @@ async def thaw(work: Work) -> Next:
     facts = replace(work.facts, frozen=False)
     if facts.failure is not None:
         return Next(step=Step.CLEANING, facts=facts)
-    # False: the guest has ended the freeze by itself, perhaps before the snapshot, or an earlier process has.
+    # False: the freeze has already ended, perhaps before the snapshot, by the guest itself or by an earlier process.
     consistency = Consistency.AGENT_FROZEN if were_frozen else facts.consistency
     return Next(step=Step.RECORDING, facts=replace(facts, consistency=consistency))
 

@@ -1,4 +1,4 @@
-"""The notes of a job: what its customer should know besides the outcome."""
+"""The notes of a job: facts for the customer besides the outcome."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -25,12 +25,12 @@ def contents_of(layout: base.Layout) -> Contents:
 
 
 def contents_held(held: base.Contents) -> Contents:
-    """The driver's record of what a snapshot holds, as the store's."""
+    """Convert the driver's record of a snapshot's contents to the store's."""
     return _CONTENTS.validate_python(asdict(held))
 
 
 def contents_to_write(held: Contents | None) -> base.Contents | None:
-    """The store's record of what a snapshot holds, as the driver's. The inverse of `contents_held`."""
+    """Convert the store's record of a snapshot's contents to the driver's. The inverse of `contents_held`."""
     return None if held is None else _BASE_CONTENTS.validate_python(asdict(held))
 
 
@@ -40,7 +40,7 @@ def left_out(contents: Contents) -> tuple[Note, ...]:
 
 
 def not_restored(disks: Sequence[base.SkippedDisk]) -> tuple[Note, ...]:
-    """`disks`: each reason names its disk."""
+    """`disks`: the reason of each disk names it."""
     return _about_disks(NoteCode.NOT_RESTORED, f"Not restored: {'; '.join(disk.reason for disk in disks)}.", disks)
 
 
@@ -82,8 +82,8 @@ def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
 
 STATE_CHANGED = Note(
     code=NoteCode.STATE_CHANGED,
-    detail="The server's UEFI variables or its TPM changed while the snapshot was taken. The snapshot holds them from a"
-    " moment before that of the disks.",
+    detail="The server's UEFI variables or its TPM changed while the snapshot was taken. The snapshot holds a slightly"
+    " older state of them than of the disks.",
 )
 GENERATION_ID_CHANGED = Note(
     code=NoteCode.GENERATION_ID_CHANGED, detail="The server got a new VM generation ID, as with every restore."

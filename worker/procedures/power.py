@@ -12,7 +12,7 @@ from worker.store.model import ServerId
 async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> bool:
     """Ask the guest to shut down, repeatedly until the grace period ends, then cut its power.
 
-    Returns whether it was off without that.
+    Returns whether it shut down without a power cut.
     """
     deadline = time.monotonic() + policy.grace_seconds
     while (left := deadline - time.monotonic()) > 0:
@@ -47,7 +47,7 @@ async def as_found(work: Work) -> Facts:
 
 
 async def power_remembered(work: Work) -> Facts:
-    """Record whether the guest runs, which the job restores at its end, and the identity of its domain."""
+    """Record the identity of the domain and whether the guest runs; the job restores that power state at its end."""
     domain = await work.hypervisor.identity(work.task.server_id)
     running = await work.hypervisor.power(work.task.server_id) is Power.ON
     off_since = time.time() if running else None

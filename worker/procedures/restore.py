@@ -33,7 +33,7 @@ def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
 
 
 def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
-    """The notes that a dry run gives in advance, and a restore once the change is made."""
+    """The notes that a dry run gives in advance, and a restore after the change."""
     ended = [notes.backup_chain_ended(plan.bitmaps)] if _clears(plan) else []
     renewed = [notes.GENERATION_ID_CHANGED] if plan.generation_id else []
     return (*ended, *notes.kept_sizes(plan.grown), *renewed)
@@ -90,12 +90,12 @@ async def _safeguard(work: Work) -> Next:
     facts = replace(work.facts, spare_tag=task.safety_tag)
     if facts.clears is None:
         return Next(step=Step.REVERTING, facts=facts)
-    # Noted before the first bitmap is removed: an interrupted step has ended the chain as well.
+    # Noted before the first bitmap is removed, because an interrupted step has ended the chain too.
     return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
 
 
 async def _recover(work: Work) -> None:
-    """After an interruption: power off a guest that someone has started since, and repair the disks."""
+    """After an interruption: power off a guest that someone has started meanwhile, and repair the disks."""
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
         await work.hypervisor.repair(work.task.server_id)
@@ -112,7 +112,7 @@ async def _revert(work: Work) -> Next:
     await _recover(work)
     await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
     facts = work.facts if work.facts.targets is not None else await _facts_of_earlier_version(work)
-    # From the next step on the guest may write: if the job is resumed there, it must not revert again.
+    # From the next step on, the guest may write: a job that is resumed there must not revert again.
     adapts = facts.grown or facts.renews_generation
     return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=facts)
 
@@ -128,7 +128,7 @@ async def _facts_of_earlier_version(work: Work) -> Facts:
         for disk in now
         if then.get(disk.target, 0) > disk.virtual_bytes
     )
-    return replace(work.facts, grown=grown, renews_generation=True)  # without such an id, nothing is renewed
+    return replace(work.facts, grown=grown, renews_generation=True)  # if the server has no such ID, nothing is renewed
 
 
 async def _adapt(work: Work) -> Next:
@@ -149,7 +149,7 @@ async def _undo(work: Work) -> Next:
     hypervisor, task = work.hypervisor, work.task
     await ensure_off(hypervisor, task.server_id)
     await hypervisor.repair(task.server_id)
-    # If nothing has changed, skip the revert: it would fail for the same reason as the first.
+    # If nothing has changed, skip the revert: it would fail for the same reason as the first one.
     if not await hypervisor.is_at(task.server_id, task.safety_tag):
         await hypervisor.clear_bitmaps(task.server_id)
         await hypervisor.revert(task.server_id, task.safety_tag)

@@ -11,14 +11,26 @@ from datetime import datetime
 from typing import Self
 
 from drivers.base import GrownDisk, Hypervisor, SnapshotSpec
-from worker.store.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
+from worker.store.model import (
+    Contents,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    Note,
+    ServerId,
+    SnapshotId,
+    Step,
+    bounded_cause,
+    snapshot_tag,
+)
 
 SAFETY_PREFIX = "vps-safety-"  # a safety snapshot's tag is this and the restore's job id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A job as a procedure needs it, so that it can run without Redis."""
+    """The data of a job that a procedure needs, so that it runs without Redis."""
 
     job_id: JobId
     kind: JobKind
@@ -30,9 +42,10 @@ class Task:
     request_id: str
     undoes: JobId | None = None
     traceparent: str = ""  # continues the trace after a crash
-    present_only: bool = False  # restore: revert the disks that are present, whatever else the snapshot holds
+    present_only: bool = False  # restore: revert only the disks that are present
     live: bool = False  # create: do not stop the guest
-    # Undo: the disks that the restore overwrote, if not all. The others have been in use since and are left alone.
+    # Undo: the disks that the restore overwrote, if not all. The others have been in use since then and are not
+    # touched.
     overwritten: frozenset[str] | None = None
 
     @classmethod
@@ -54,7 +67,7 @@ class Task:
 
     @property
     def tag(self) -> str:
-        """The tag that the job makes, reverts to or deletes."""
+        """The tag that the job creates, reverts to or deletes."""
         return f"{SAFETY_PREFIX}{self.undoes}" if self.undoes else snapshot_tag(self.snapshot_id)
 
     @property
@@ -79,7 +92,7 @@ class Facts:
     size_mb: int | None = None
     spare_tag: str | None = None  # a tag on the disks that is deleted some time after the job
     failure: Failure | None = None  # the first failure: the reason to roll back
-    cause: str = ""  # of each failure what the hypervisor said, a line each; never shown to customers
+    cause: str = ""  # the hypervisor's message for each failure, one per line; never shown to customers
     contents: Contents | None = None  # what the snapshot holds, or would hold
     notes: tuple[Note, ...] = ()
     targets: frozenset[str] | None = None  # restore: the disks to revert; None: all
@@ -88,12 +101,12 @@ class Facts:
     renews_generation: bool = False
     live: bool = False  # create: the guest is not stopped
     frozen: bool = False  # the job may have frozen the guest's file systems, and has not thawed them
-    consistency: str | None = None  # of the snapshot: a word of `Consistency`
+    consistency: str | None = None  # the snapshot's, a value of `Consistency`
 
     def failed(self, failure: Failure, cause: str = "") -> Self:
-        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded. `cause`: the
-        step and what the hypervisor said, if anything."""
-        known = replace(self, cause="\n".join(filter(None, (self.cause, cause))))
+        """A copy with this failure. An earlier failure remains the reason, and a stranded job remains stranded.
+        `cause`: the step and the hypervisor's message, if any."""
+        known = replace(self, cause=bounded_cause("\n".join(filter(None, (self.cause, cause)))))
         if self.failure is None:
             return replace(known, failure=failure)
         return replace(known, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))
@@ -129,7 +142,7 @@ class Work:
     facts: Facts
     hypervisor: Hypervisor
     policy: Policy
-    # The step was run before, by a process that died or in an attempt that failed: what it has done is unknown.
+    # The step was run before, by a process that died or in an attempt that failed; its effects are unknown.
     interrupted: bool
 
 
@@ -145,8 +158,8 @@ class Next:
 class Procedure:
     """The steps of one kind of job.
 
-    `if_it_fails`: the step that follows a failed one. `strands`: the steps whose failure leaves the VM in another state
-    than before the job, so that an operator must fix it.
+    `if_it_fails`: the step that follows a failed one. `strands`: the steps whose failure leaves the VM in a different
+    state than before the job, so that an operator must repair it.
     """
 
     first: Step

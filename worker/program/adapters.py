@@ -1,4 +1,4 @@
-"""pydantic's adapters of types that are no models, each made when it is first used: it takes milliseconds."""
+"""pydantic's type adapters, each created at its first use because that takes milliseconds."""
 
 from typing import Any, TypeVar
 

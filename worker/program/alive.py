@@ -1,4 +1,4 @@
-"""Tells systemd that a program is ready, stops, and lives (sd_notify(3)), and ends a program that hangs."""
+"""Tells systemd that a program is ready, stopping and alive (sd_notify(3)), and ends a program that hangs."""
 
 import asyncio
 import faulthandler
@@ -13,7 +13,7 @@ import structlog
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
-HUNG_SECONDS = 30.0  # without one turn of the event loop; its longest blocking call, a journal write, takes far less
+HUNG_SECONDS = 30.0  # without a turn of the event loop; its longest blocking call, a journal write, takes far less
 TOLD_EACH_SECONDS = HUNG_SECONDS / 10
 SEND_SECONDS = 1.0
 
@@ -23,7 +23,7 @@ log = structlog.stdlib.get_logger()
 
 
 def tell(state: str) -> None:
-    """Tell systemd, if it has started this program. A message that cannot be sent is dropped: the next one follows."""
+    """Send a message to systemd, if it started this program. If that fails, the message is dropped."""
     address = os.environ.get(_SOCKET)
     if not address:
         return
@@ -35,12 +35,12 @@ def tell(state: str) -> None:
 
 
 def leave_to_parent() -> None:
-    """Tell nothing from now on: systemd listens to the main process only."""
+    """Send no messages from now on, because systemd listens to the main process only."""
     os.environ.pop(_SOCKET, None)
 
 
 class Turns:
-    """When each of the loops that matter last came round. `limit_seconds`: the longest that a turn may take."""
+    """When each watched loop last completed a turn. `limit_seconds`: how long a turn may take."""
 
     def __init__(self, limit_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
         self._limit_seconds = limit_seconds
@@ -48,7 +48,7 @@ class Turns:
         self._last: dict[str, float] = {}
 
     def counted(self, name: str) -> Callable[[], None]:
-        """What the loop of that name calls at each turn. The loop is watched from its first call on."""
+        """A function that the loop calls at each turn. The loop is watched from the first call on."""
 
         def turned() -> None:
             self._last[name] = self._now()
@@ -63,7 +63,8 @@ async def prove_alive(turns: Turns | None = None, *, hung_seconds: float = HUNG_
     """Run until cancelled: a watchdog for the event loop and the loops of `turns`.
 
     If the event loop hangs for `hung_seconds`, so that not even timeouts fire, the process prints its stack and exits.
-    If another loop hangs, systemd is told no more that the program lives, and kills it after the unit's WatchdogSec.
+    If another loop hangs, the notifications to systemd stop, and systemd kills the program after the unit's
+    WatchdogSec.
     """
     told = False
     try:

@@ -1,4 +1,4 @@
-"""Work that goes on beside the requests, for as long as the application runs."""
+"""Background work that runs as long as the application."""
 
 import asyncio
 import signal
@@ -14,15 +14,16 @@ log = structlog.stdlib.get_logger()
 
 @asynccontextmanager
 async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run `work` beside the block, and cancel it at the end of the block. Should the work fail, the process is asked to
-    stop, and its error is raised at the end of the block: a program that lacks a part must be started again."""
+    """Run `work` beside the block, and cancel it at the end of the block. If the work fails, the process is asked to
+    stop, and the error is raised at the end of the block: a program that lacks a part must be restarted."""
     task = asyncio.create_task(work)
     task.add_done_callback(_stop_if_failed)
     try:
         yield
     finally:
         while not task.done():
-            # Again if it was lost: asyncio.wait_for, with which redis-py sends, swallows some before Python 3.12.
+            # Repeat a lost cancellation: asyncio.wait_for, which redis-py uses to send, swallows some before Python
+            # 3.12.
             task.cancel()
             await asyncio.wait({task}, timeout=STOP_AGAIN_SECONDS)
         with suppress(asyncio.CancelledError):

@@ -65,7 +65,7 @@ def _refuse_readable_secrets(file: Path, secrets: list[str]) -> None:
 
 
 def _secrets(settings: BaseModel, given: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The keys of the secrets that the file gives."""
+    """The keys of the secrets that are set in the file."""
     for name, value in settings:
         if isinstance(value, SecretStr) and name in given:
             yield f"{above}{name}"

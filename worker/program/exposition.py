@@ -52,5 +52,5 @@ def _log_error(_request: object, address: object) -> None:
 
 
 def _bounded(handler: Any) -> Any:
-    """The library's handler waits forever for a client that sends nothing."""
+    """Set a timeout, because the library's handler waits forever for a client that sends nothing."""
     return type("Bounded", (handler,), {"timeout": CLIENT_SECONDS})

@@ -1,13 +1,13 @@
-"""A program imports this module before all others: it then starts with less CPU time and memory.
+"""Each program imports this module before all others, to start with less CPU time and memory.
 
-structlog imports rich, wherever it is installed, for tracebacks with local variables, which our programs never print.
-The command line needs rich, but no structlog.
+If rich is installed, structlog imports it for tracebacks with local variables, which our programs never print. The
+command line needs rich, but not structlog.
 """
 
 import gc
 import sys
 
-# A start makes many objects and almost no garbage: by default, Python would look for it 500 times.
+# A start creates many objects and almost no garbage; by default, Python would collect garbage 500 times.
 gc.set_threshold(10_000)
 
 if "structlog" not in sys.modules and "rich" not in sys.modules:

@@ -9,7 +9,7 @@ from structlog.typing import Processor
 from worker.program.tracing import with_trace_id
 
 _SHARED: tuple[Processor, ...] = (
-    structlog.contextvars.merge_contextvars,  # request id, job id: on every line of the request or job
+    structlog.contextvars.merge_contextvars,  # request ID, job ID: on every line of the request or job
     with_trace_id,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -17,7 +17,7 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def _renderers(*, json: bool) -> list[Processor]:
-    # Never log local variables with a traceback: they hold tokens and customers' data.
+    # Never log local variables with a traceback: they contain tokens and customers' data.
     if json:
         plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
@@ -33,8 +33,8 @@ def configure(
 ) -> None:
     """Configure structlog, and the standard library's logging for lines of libraries, to write the same format.
 
-    `json` None: JSON unless stderr is a terminal. `level` applies to our lines; libraries log from WARNING on.
-    `also`: processors of our lines. `count`: processors of our lines and of those of libraries.
+    `json` None: JSON unless stderr is a terminal. `level` applies to our lines; libraries log at WARNING and
+    above. `also`: processors for our lines. `count`: processors for our lines and those of libraries.
     """
     renderers = _renderers(json=not sys.stderr.isatty() if json is None else json)
     structlog.configure(

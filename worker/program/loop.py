@@ -1,4 +1,4 @@
-"""Work that repeats for as long as the program runs."""
+"""Work that repeats as long as the program runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -12,8 +12,8 @@ log = structlog.stdlib.get_logger()
 
 @contextmanager
 def guarded(name: str, *but: type[Exception], **item: object) -> Iterator[None]:
-    """Work on one item of many: an unforeseen error is logged as `<name>.broke` with the fields `item`, and ends the
-    block only. `but`: errors that the caller handles."""
+    """Work on one of many items: an unexpected error is logged as `<name>.broke` with the fields `item`, and ends
+    only the block. `but`: errors that the caller handles."""
     broke = f"{name}.broke"
     try:
         yield
@@ -31,11 +31,10 @@ async def every(
     expected: Mapping[type[Exception], str] | None = None,
     again_seconds: float | None = None,
 ) -> NoReturn:
-    """Run `work` until cancelled, with a pause of `seconds` after each round. No error of a round ends the loop.
+    """Run `work` until cancelled, with a pause of `seconds` after each round. Errors of a round do not end the loop.
 
-    `expected`: errors that pass by themselves, and the log event that warns of each; its `cause` is the error's own
-    cause. Any other error is logged with its traceback as `<name>.broke`. `again_seconds`: the pause after a round that
-    failed, if not `seconds`.
+    `expected`: transient errors, and the log event for each; its `cause` is the error's own cause. Any other error is
+    logged with its traceback as `<name>.broke`. `again_seconds`: the pause after a failed round, if not `seconds`.
     """
     expected = expected or {}
     broke = f"{name}.broke"

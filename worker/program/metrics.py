@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.typing import EventDict, WrappedLogger
 
 NAMESPACE = "vps_snapshots"
-LIBRARY = "library"  # the event label of all lines of libraries: their texts would be labels without limit
+LIBRARY = "library"  # the event label of all lines of libraries, because their texts would be unbounded labels
 COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)  # seconds
 REDIS_ERRORS = ("connection", "timeout", "refused")
 
@@ -31,7 +31,7 @@ _WORTH_A_LOOK = frozenset({"warning", "error", "critical"})
 
 def registry() -> CollectorRegistry:
     """A new registry for one process, with the build's version and the process's resource usage."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # else each counter gets a second series
+    disable_created_metrics()  # type: ignore[no-untyped-call] # otherwise each counter gets a second series
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     build = Info("build", "Version of the program and of Python.", namespace=NAMESPACE, registry=made)
@@ -115,6 +115,6 @@ class StoreMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         self.redis = RedisMetrics(self.registry)
-        # counted by gateways and front ends: whichever notices first fails the job
+        # counted by gateways and front ends, because whichever notices first fails the job
         text = "Jobs of any node that failed because the node was silent for too long."
         self.jobs_given_up = self._counter("jobs_given_up", text)

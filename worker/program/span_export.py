@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 SHUTDOWN_SECONDS = 2.0  # at exit, to send the last spans
-COMPLAINT_SECONDS = 60.0  # between two log lines about export errors
+COMPLAINT_SECONDS = 60.0  # interval between log lines about export errors
 
 log = structlog.stdlib.get_logger()
 
 
 class TracingSettings(BaseModel):
-    """Everything else is set by the SDK's own standard variables, OTEL_*."""
+    """Everything else is configured with the SDK's own standard variables, OTEL_*."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -39,7 +39,7 @@ class TracingSettings(BaseModel):
     @classmethod
     def _is_plain(cls, url: HttpUrl | None) -> HttpUrl | None:
         if url and (url.username or url.password or url.query or url.fragment):
-            raise ValueError("only an address and a path are allowed; set a key in OTEL_EXPORTER_OTLP_HEADERS")
+            raise ValueError("only an address and a path are allowed; set keys in OTEL_EXPORTER_OTLP_HEADERS")
         return url
 
 
@@ -72,7 +72,8 @@ def _provider(url: str, service: str, instance: str) -> "TracerProvider":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
-            f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}): see deploy/README.md"
+            f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}):"
+            " see docs/operations/configure.md"
         ) from error
     ours = {"service.name": service, "service.version": version("vps-snapshots"), "service.instance.id": instance}
     try:
@@ -99,7 +100,7 @@ class _Complaints(logging.Handler):
         if now < self._quiet_until:
             self._unsaid += 1
             return
-        quotes_headers = record.name == "opentelemetry.util.re"  # they contain the key
+        quotes_headers = record.name == "opentelemetry.util.re"  # the headers contain the key
         cause = "OTEL_EXPORTER_OTLP_HEADERS is malformed" if quotes_headers else record.getMessage()
         log.warning("tracing.trouble", cause=cause, unsaid=self._unsaid)
         self._quiet_until, self._unsaid = now + COMPLAINT_SECONDS, 0

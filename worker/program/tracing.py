@@ -16,7 +16,7 @@ from structlog.typing import EventDict, WrappedLogger
 TRACEPARENT = "traceparent"  # W3C Trace Context: a request's header and a field of the job's record
 OURS = "vps_snapshots"  # prefix of the attributes that no semantic convention defines
 
-_recorded = False  # OpenTelemetry would look into the environment each time
+_recorded = False  # OpenTelemetry would read the environment each time
 _tracer = trace.get_tracer("vps-snapshots")
 _w3c = TraceContextTextMapPropagator()
 
@@ -46,14 +46,14 @@ def span(
 
 
 def record(provider: trace.TracerProvider) -> None:
-    """Spans go there from now on."""
+    """Send spans to this provider from now on."""
     global _recorded  # noqa: PLW0603 - as OpenTelemetry's own provider is
     trace.set_tracer_provider(provider)
     _recorded = True
 
 
 def is_without(parent: Mapping[str, str] | None = None) -> bool:
-    """Whether a span would be nothing: nobody records spans, and no caller's trace context is to be passed on."""
+    """Whether spans can be skipped: they are not recorded, and there is no trace context to pass on."""
     if _recorded:
         return False
     return not trace.get_current_span().get_span_context().is_valid if parent is None else TRACEPARENT not in parent

@@ -2,7 +2,7 @@
 
 import time
 
-STEP_SECONDS = 10.0  # a step worth a look
+STEP_SECONDS = 10.0  # smaller steps are ignored
 
 
 class WallClock:
@@ -10,7 +10,7 @@ class WallClock:
         self._offset = _offset()
 
     def stepped_by(self) -> float:
-        """How far it was set since the last call, in seconds; negative: back."""
+        """By how many seconds the clock was set since the last call; negative: back."""
         before, self._offset = self._offset, _offset()
         return self._offset - before
 

@@ -1,1 +1,1 @@
-"""The Redis store: keys, records and Lua scripts, with a package for each side that uses it."""
+"""The Redis store: keys, records and Lua scripts, with one package for each side that uses it."""

@@ -4,10 +4,8 @@ import json
 from functools import cache
 from typing import Any
 
-from arq.jobs import serialize_job
-
 QUEUE_PREFIX = "arq:queue:"  # + the node's name
-ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any job waits for its node
+ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than a job can wait for its node
 FUNCTION = "run"  # the only function of a worker; its only argument is the job's ID
 
 
@@ -21,12 +19,12 @@ def wake_key(queue: str) -> str:
 
 
 def serialize(data: dict[str, Any]) -> bytes:
-    """JSON: with pickle, arq's default, anyone who can write to Redis could run code on every node."""
+    """Serialize to JSON. With pickle, arq's default, anyone who can write to Redis could run code on every node."""
     return json.dumps(data, separators=(",", ":"), default=repr).encode()
 
 
 def deserialize(data: bytes) -> dict[str, Any]:
-    """Raises ValueError if it is not one of arq's records; arq itself would crash on it later."""
+    """Raises ValueError if it is not a record of arq; arq itself would crash on it later."""
     match record := json.loads(data):
         case {"t": int() | None, "f": str(), "a": list(), "k": dict(), "et": int(at)} if 0 <= at < 1 << 47:
             return dict(record)
@@ -34,13 +32,13 @@ def deserialize(data: bytes) -> dict[str, Any]:
 
 
 def payload(job_id: str, enqueued_ms: int) -> bytes:
-    """arq's own record of a job."""
-    return serialize_job(FUNCTION, (job_id,), {}, None, enqueued_ms, serializer=serialize)
+    """arq's own record of a job: tries, function, its arguments, and when it was queued."""
+    return serialize({"t": None, "f": FUNCTION, "a": [job_id], "k": {}, "et": enqueued_ms})
 
 
 @cache
 def queue_parameters() -> dict[str, Any]:
-    """What the scripts need to queue a job for arq. They fill in the job's ID and the time."""
+    """The parameters with which scripts queue a job for arq. They add the job's ID and the time."""
     return {
         "prefix": QUEUE_PREFIX,
         "payload": payload("JOB_ID", 0).decode(),

@@ -1,4 +1,4 @@
-"""How the store calls Redis: errors, scripts, and the answers that several classes read."""
+"""How the store calls Redis: errors, scripts, and answers that several classes share."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
-from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from pydantic_core import PydanticSerializationError, to_json
-from redis.exceptions import RedisError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
@@ -31,11 +31,13 @@ log = structlog.stdlib.get_logger()
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 Found = TypeVar("Found")
-TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
-TRIED_AGAIN_SECONDS = 10.0  # the same, where that was not possible
-TOLD_MOST = 1000  # unreadable records that a process remembers
+REPORT_AGAIN_SECONDS = (
+    600.0  # interval at which a record that is still unreadable is added to the operators' list again
+)
+RETRY_REPORT_SECONDS = 10.0  # the same interval after a failed attempt
+REPORTED_MAX = 1000  # unreadable records that a process remembers
 _OF_REDIS = (RedisError, OSError, TimeoutError)
-_UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
+_UNREADABLE = re.compile(  # the error with which `shared/records.lua` ends a script, and Redis's suffix
     r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
 )
 
@@ -50,8 +52,8 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, only what lies
-    between the two; the latter is not included."""
+    """Which page of a list: `limit` entries after a cursor. `since` (inclusive) and `until` (exclusive): bounds
+    for a list by time."""
 
     limit: int
     after: str | None = None
@@ -68,28 +70,28 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class CursorPage(Generic[Item]):
-    """One page of a list of any length. It may have fewer results than asked for, or none, and still not be the last:
-    a call looks at a bounded number of entries."""
+    """One page of a list of any length. It can have fewer results than `limit`, or none, without being the last page,
+    because a call reads a bounded number of entries."""
 
-    count: int | None  # of the whole list; None for a filtered one
+    count: int | None  # total of the whole list; None for a filtered one
     results: tuple[Item, ...]
     after: str | None  # cursor of the next page; None: the last page
 
     @classmethod
     def of(cls, count: int, after: Sequence[bytes], results: tuple[Item, ...]) -> Self:
-        """From a script's answer: a count below 0 is unknown."""
+        """Parse a script's answer; a negative count means unknown."""
         cursor = ":".join(part.decode() for part in after) if after else None
         return cls(count=None if count < 0 else count, after=cursor, results=results)
 
 
 @dataclass(kw_only=True)
 class Idempotency:
-    """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
+    """The caller's key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
-    fingerprint: str  # of the whole request: the same key with a different request is refused
-    owner: str = ""  # of the key, if not the account
-    replayed: bool = field(default=False, init=False)  # whether it was answered with the first one's answer
+    fingerprint: str  # hash of the request: the same key with a different request is refused
+    owner: str = ""  # owner of the key, if it is not the account
+    replayed: bool = field(default=False, init=False)  # whether the answer is that of the first request
 
     def of_one(self, item: str) -> Self:
         """The key for one part of a bulk request."""
@@ -98,40 +100,40 @@ class Idempotency:
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """Who asks: a token, by its ID and name."""
+    """The caller: a token, by its ID and name."""
 
     token: str
     token_name: str
 
 
 class Entry(ABC):
-    """A call over HTTP whose caller the first script that it runs checks: see `access/enter.lua`."""
+    """An HTTP call whose caller is checked by the first script that it runs: see `access/enter.lua`."""
 
-    account_id: AccountId | None = None  # once the caller is known
+    account_id: AccountId | None = None  # set once the caller is known
     actor: "Actor | None" = None  # the same
 
     @abstractmethod
     def for_script(self) -> dict[str, Any]:
-        """What the script takes of the caller."""
+        """The caller's data in the form that the script takes."""
 
     @abstractmethod
     async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
-        """The account that the caller acts for, from what the script answers of him. `is_audited`: the script has added
-        the call to the audit log. Raises what refuses the caller."""
+        """The account that the caller acts for, from the script's answer. `is_audited`: the script has added the call
+        to the audit log. Raises the refusal of the caller, if any."""
 
 
 By: TypeAlias = AccountId | Entry
 
 
 def script_broke(error: BaseException | None) -> bool:
-    """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
+    """Whether Redis works but one of our scripts failed, for example on an unreadable record."""
     return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
 
 
 @contextmanager
 def redis_answers(*, changing: bool = True) -> Iterator[None]:
-    """Raise every error of Redis as StoreUnavailable: as StoreReadOnly if it refuses writes, as OutcomeUnknown if its
-    reply to a command that is `changing` something was lost."""
+    """Translate every error of Redis to StoreUnavailable, to StoreReadOnly if Redis refuses writes, or to
+    OutcomeUnknown if the reply to a command that is `changing` something was lost."""
     try:
         yield
     except _OF_REDIS as error:
@@ -150,8 +152,7 @@ def _refused(error: Exception, *, changing: bool) -> errors.Refused:
 
 
 async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
-    """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
-    StoreUnavailable."""
+    """Run `ask`, which only reads. It is repeated once if the connection is cut. Raises StoreUnavailable."""
     try:
         try:
             return await ask()
@@ -164,26 +165,28 @@ async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
 class Scripts:
     """Base of the store's classes: runs the Lua scripts. Each takes one JSON object, `ask`."""
 
-    def __init__(self, redis: ArqRedis) -> None:
+    def __init__(self, redis: Redis) -> None:
         if not isinstance(redis, RunsScripts):
             raise TypeError("not a client of worker.store.redis_client")
-        self._redis: ArqRedis = redis
+        self._redis: Redis = redis
         self._runs: RunsScripts = redis
         self._scripts: dict[tuple[Callable[[str], str], str], Script] = {}
-        self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
+        # keys of unreadable records, and when they were reported to operators
+        self._reported_unreadable: dict[str, float] = {}
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
-        """Run the script `name` ("customers/find"), which may need the account that asks. Raises StoreUnavailable or
-        RecordUnreadable; if it changes something, also StoreReadOnly and OutcomeUnknown; and what refuses a caller."""
+        """Run the script `name` ("customers/find"), if needed on behalf of an account. Raises StoreUnavailable or
+        RecordUnreadable; if the script changes something, also StoreReadOnly and OutcomeUnknown; and the refusals of a
+        caller."""
         if scripts.only_reads(name):
             return await reading(lambda: self._run(name, ask, by))
-        try:  # no context manager: this is in the way of each call
+        try:  # no context manager, because each call runs this
             return await self._run(name, ask, by)
         except _OF_REDIS as error:
             raise _refused(error, changing=True) from error
 
     async def _admit(self, ask: Mapping[str, Any], by: By | None = None) -> list[Any]:
-        """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
+        """Run `customers/admit` in a span that is the parent of the job's span. Raises what `_call` raises."""
         answer: list[Any]
         if tracing.is_without():
             answer = await self._call("customers/admit", ask, by)
@@ -199,7 +202,7 @@ class Scripts:
             return answer
 
     async def _one(self, read: Callable[[list[Any]], Item], shown: list[Any], *, kind: str) -> Item:
-        """What a script has shown. Raises RecordUnreadable."""
+        """Parse one record of a script's answer. Raises RecordUnreadable."""
         return await self._read(lambda: records.one(read, shown, kind=kind))
 
     async def _many(
@@ -210,11 +213,11 @@ class Scripts:
         kind: str,
         key_of: Callable[[Row], str] | None = None,
     ) -> tuple[Item, ...]:
-        """Those that can be read."""
+        """Parse the records of a script's answer; unreadable ones are left out."""
         return await self._read(lambda: records.many(read, rows, kind=kind, key_of=key_of))
 
     async def _read(self, read: Callable[[], Item]) -> Item:
-        """What `read` makes of an answer. What can't be read of it is logged once and put into the operators' list."""
+        """Parse an answer with `read`. Unreadable parts are logged once and added to the operators' list."""
         with Noticing() as noticed:
             try:
                 return read()
@@ -223,31 +226,33 @@ class Scripts:
                     await self._tell_unreadable(noticed)
 
     async def _unless_other_type(self, key: str, ask: Callable[[], Awaitable[Found]], *, otherwise: Found) -> Found:
-        """What `ask` finds in a key, outside of a script; `otherwise` where the key holds another type of data."""
+        """Run `ask`, a command on one key; returns `otherwise` if the key has another type of data."""
         try:
             return await reading(ask)
         except errors.StoreUnavailable as error:
             if not str(error.__cause__).startswith("WRONGTYPE"):
                 raise
-            await self._tell_unreadable([Unreadable(key=key, reason="it holds another type of data")])
+            await self._tell_unreadable([Unreadable(key=key, reason="it has another type of data")])
             return otherwise
 
     async def _tell_unreadable(self, noticed: Iterable[Unreadable]) -> None:
         now = time.monotonic()
         if not (
-            news := [one for one in noticed if now - self._unreadable_told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]
+            news := [
+                one for one in noticed if now - self._reported_unreadable.get(one.key, -math.inf) > REPORT_AGAIN_SECONDS
+            ]
         ):
             return
         for one in news:
-            if one.key not in self._unreadable_told:
+            if one.key not in self._reported_unreadable:
                 log.warning("record.unreadable", key=one.key, reason=one.reason)
-            self._unreadable_told[one.key] = now
-        self._unreadable_told = dict(list(self._unreadable_told.items())[-TOLD_MOST:])
+            self._reported_unreadable[one.key] = now
+        self._reported_unreadable = dict(list(self._reported_unreadable.items())[-REPORTED_MAX:])
         try:
             await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
-        except errors.StoreUnavailable:  # Redis takes no writes: the others can be read all the same
-            again = now - TOLD_AGAIN_SECONDS + TRIED_AGAIN_SECONDS
-            self._unreadable_told |= {one.key: again for one in news}
+        except errors.StoreUnavailable:  # Redis refuses writes; the other records can still be read
+            again = now - REPORT_AGAIN_SECONDS + RETRY_REPORT_SECONDS
+            self._reported_unreadable |= {one.key: again for one in news}
 
     async def _run(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
         if isinstance(by, Entry):
@@ -257,7 +262,13 @@ class Scripts:
                 if ran:
                     return ran[0][0] if ran[0] else None
             ask, by = {**ask, **by_actor(by.actor)}, by.account_id
-        return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
+        ask = ask if by is None else {**ask, "account": str(by)}
+        try:
+            return await self._execute(scripts.text, name, ask)
+        except OutOfMemoryError:  # nothing was changed: Redis refuses a script's first write, and no later one
+            if not scripts.runs_when_full(name):
+                raise
+        return await self._execute(scripts.when_full, name, ask)
 
     async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
         if (text, name) not in self._scripts:
@@ -288,16 +299,16 @@ def by_actor(actor: Actor | None) -> dict[str, dict[str, str]]:
 
 
 def as_json(ask: object) -> bytes:
-    """As scripts take it."""
+    """Serialize an ask for a script."""
     try:
         return to_json(ask)
-    except PydanticSerializationError:  # half a character (a lone surrogate)
+    except PydanticSerializationError:  # a lone surrogate
         return json.dumps(ask).encode()
 
 
 def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:
-    """The answer of a script, to a request with that key, without its verdict. Raises its refusal; `facts`: what the
-    caller adds to the text."""
+    """The answer of a script without its verdict. Raises the script's refusal; `facts`: the caller's values for the
+    text."""
     verdict, *found = answer
     if idempotency is not None:
         idempotency.replayed = verdict == b"replayed"
@@ -330,11 +341,12 @@ def kind_of(holding: bytes) -> JobKind | None:
 
 
 def shown_job(shown: list[Any]) -> Job:
-    job_id, flat, durations, server, holding = shown
+    job_id, flat, durations, server, holding, *silence = shown
     record = records.pairs(flat)
     key = f"server:{record.get('server', '')}"
     state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
-    return records.job(JobId(job_id.decode()), record, durations, state)
+    job = records.job(JobId(job_id.decode()), record, durations, state)
+    return replace(job, silent_since=records.silent_since(silence[0], node=job.node)) if silence else job
 
 
 def _state_of(flat: list[bytes], holding: bytes) -> ServerState | None:

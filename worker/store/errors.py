@@ -1,4 +1,4 @@
-"""Why a request was refused: what is true now, under a stable code. `api.http.problems` gives each its HTTP status."""
+"""Why a request was refused, each with a stable code. `api.http.problems` gives each its HTTP status."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 @dataclass(frozen=True, kw_only=True)
 class InTheWay:
-    """What another request of the same account has made, for which this one is refused."""
+    """The object of an earlier request of the same account that this request conflicts with."""
 
     job_id: str | None = None
     job_kind: str | None = None
@@ -19,7 +19,7 @@ class InTheWay:
 class Refused(Exception):
     """Base of every refusal: the request changed nothing, except after OutcomeUnknown. `detail` is shown to the caller.
 
-    `text` is the format of the detail: {0} is what the script reports about the conflict, {id} what was requested.
+    `text` is the format of the detail: {0} is the conflict that the script reports, {id} the requested ID.
     """
 
     code: ClassVar[str]
@@ -32,7 +32,7 @@ class Refused(Exception):
 
     @classmethod
     def of(cls, *found: str, **facts: object) -> Self:
-        """A refusal with its usual text."""
+        """Create the refusal with its text."""
         return cls(cls.text.format(*found, **facts))
 
 
@@ -60,7 +60,7 @@ class ScheduleNotFound(Refused):
 
 class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
-    text = "The server has reached the limit of {limit} schedules. Delete one first."
+    text = "The {of} has reached the limit of {limit} {kind}. Delete one first."
 
 
 class WebhookNotFound(Refused):
@@ -74,7 +74,7 @@ class WebhookLimitReached(Refused):
 
 
 class WebhookNotReady(Refused):
-    """A test of a webhook that is disabled, or has too much to deliver already."""
+    """The webhook is disabled, or has too many pending deliveries to be tested."""
 
     code = "webhook_not_ready"
     texts: ClassVar[Mapping[str, str]] = {
@@ -88,7 +88,7 @@ class WebhookNotReady(Refused):
 
 
 class WebhookDisabled(Refused):
-    """Nothing is sent to a webhook that is disabled."""
+    """The webhook is disabled, so nothing is sent to it."""
 
     code = "webhook_disabled"
     text = "The webhook is disabled. Enable it first."
@@ -100,11 +100,11 @@ class DeliveryNotFound(Refused):
 
 
 class DeliveryNotRedeliverable(Refused):
-    """The delivery has arrived, or there is nothing left to send."""
+    """The delivery succeeded, or its message is no longer kept."""
 
     code = "delivery_not_redeliverable"
     texts: ClassVar[Mapping[str, str]] = {
-        "delivered": "The delivery has arrived. Only a failed one can be sent again.",
+        "delivered": "The delivery succeeded. Only a failed delivery can be sent again.",
         "gone": "The message of the delivery is no longer kept. Read its job instead.",
     }
 
@@ -124,7 +124,10 @@ class RecordUnreadable(Refused):
     """The record was written by a newer version, or is damaged."""
 
     code = "record_unreadable"
-    text = "The service cannot read the {kind}: it is damaged, or a newer version wrote it. The operators were told."
+    text = (
+        "The service cannot read the {kind}: it is damaged, or a newer version wrote it. The operators "
+        "have been notified."
+    )
 
 
 class JobNotFound(Refused):
@@ -213,18 +216,19 @@ class JobNotRetryable(Refused):
 
 
 class RetryNeedsForce(Refused):
-    """Since the job failed, something has happened that a retry would run over."""
+    """Since the job failed, something has happened that a retry would override."""
 
     code = "retry_needs_force"
     texts: ClassVar[Mapping[str, str]] = {
         "later": "The server has had a later job, {0}.",
         "old": "The job failed at {0}, too long ago to be retried without a check.",
-        "used": "The server has been running since the job failed: the {0} would overwrite what it has written.",
+        "used": "The server has been running since the job failed: the {0} would overwrite the data that "
+        "it has written.",
     }
 
     @classmethod
     def of(cls, *found: str, **_: object) -> Self:
-        """`found`: each reason, and what it is about."""
+        """`found`: the reasons, each with its argument."""
         told = zip(found[::2], found[1::2], strict=True)
         reasons = [cls.texts[why].format(_shown(_moment(about)) if why == "old" else about) for why, about in told]
         return cls(f"{' '.join(reasons)} If the job is still wanted, force the retry.")
@@ -238,11 +242,12 @@ class JobNotStranded(Refused):
 
 
 class NodeBootUnknown(Refused):
-    """The service cannot notice that the node's host has been started again."""
+    """The service cannot detect when the node's host reboots."""
 
     code = "node_boot_unknown"
     text = (
-        "The node's worker does not report the starts of its host. Give the pause a time, or resume the node yourself."
+        "The node's worker does not report when its host booted. Give the pause an end time, or resume the"
+        " node yourself."
     )
 
 
@@ -274,15 +279,15 @@ class TokenNotFound(Refused):
 
 
 class CredentialExists(Refused):
-    """A node's first credential was to be created, and it has one."""
+    """The node already has a credential, so a first one cannot be created."""
 
     code = "credential_exists"
-    text = "Node {id} has a credential already. Rotate it instead."
+    text = "Node {id} already has a credential. Rotate it instead."
 
 
 class CredentialNotFound(Refused):
     code = "credential_not_found"
-    text = "Node {id} has no valid credential: create one."
+    text = "Node {id} has no valid credential. Create one."
 
 
 class IdempotencyKeyReused(Refused):
@@ -293,14 +298,14 @@ class IdempotencyKeyReused(Refused):
 
 
 class UndoUnavailable(Refused):
-    """The data that the restore overwrote is no longer kept, or the server was restored again since."""
+    """The data that the restore overwrote is no longer kept, or the server has been restored again."""
 
     code = "undo_unavailable"
-    text = "The data that the job overwrote is no longer kept, or the server has been restored again since."
+    text = "The data that the job overwrote is no longer kept, or the server has been restored again."
 
 
 class ServerNotReady(Refused):
-    """The server is in a state (suspended) in which it can be neither snapshotted nor restored."""
+    """The server is suspended or no longer reported, so it can be neither snapshotted nor restored."""
 
     code = "server_not_ready"
     text = "The server is suspended, or its node no longer reports it. It cannot be snapshotted or restored."
@@ -314,10 +319,10 @@ class TooManyStreams(Refused):
 
 
 class TooManyDryRuns(Refused):
-    """The account has as many dry runs that have not ended as it may have."""
+    """The account has reached its limit of unfinished dry runs."""
 
     code = "too_many_dry_runs"
-    text = "The account has reached the limit of {0} dry runs at a time. Wait until one has ended."
+    text = "The account has reached the limit of {0} unfinished dry runs. Wait until one has ended."
 
 
 class TokenLimitReached(Refused):
@@ -326,10 +331,12 @@ class TokenLimitReached(Refused):
 
 
 class StoreNearlyFull(Refused):
-    """Redis is short of memory: what can wait is refused, so that deletes and the ends of jobs still have room."""
+    """Redis is short of memory. Less important calls are refused, to keep memory for deletes and outcomes of jobs."""
 
     code = "store_nearly_full"
-    text = "The service's data store is nearly full, so it accepts no request of this kind now. Nothing was changed."
+    text = (
+        "The service's data store is nearly full and currently accepts no requests of this kind. Nothing was changed."
+    )
 
 
 class NodeUnavailable(Refused):
@@ -340,21 +347,21 @@ class NodeUnavailable(Refused):
 
 
 class StoreUnavailable(Refused):
-    """Redis did not answer. A read may be repeated; what was to change something was not sent."""
+    """Redis did not respond. A read can be repeated; a change was not sent."""
 
     code = "store_unavailable"
     text = "The service's data store is not responding."
 
 
 class StoreReadOnly(StoreUnavailable):
-    """Redis answers, and refuses writes: it is full, a replica, or can't keep what it is told."""
+    """Redis responds but refuses writes: it is full, a replica, or cannot persist data."""
 
     code = "store_read_only"
     text = "The service's data store currently accepts no changes. Nothing was changed. Reads still work."
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """Redis was asked to change something and did not answer: the only refusal after which it may be changed."""
+    """Redis did not confirm a change. This is the only refusal after which the change may have taken effect."""
 
     code = "outcome_unknown"
     text = (
@@ -364,7 +371,7 @@ class OutcomeUnknown(StoreUnavailable):
 
 
 def too_slow(*, changing: bool) -> StoreUnavailable:
-    """The refusal of a request that took too long. `changing`: it was to change something."""
+    """The refusal of a request that took too long. `changing`: the request changes something."""
     return OutcomeUnknown.of() if changing else StoreUnavailable("The service's data store is too slow.")
 
 
@@ -376,9 +383,10 @@ def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}
+_REFUSALS: list[type[Refused]] = [*Refused.__subclasses__(), StoreReadOnly]
+_BY_CODE = {refused.code: refused for refused in _REFUSALS}
 
 
 def refusal(code: str, *found: str, **facts: object) -> Refused:
-    """The refusal of a script, from its code and what it reports about the conflict."""
+    """Create a script's refusal from its code and the conflict that it reports."""
     return _BY_CODE[code].of(*found, **facts)

@@ -1,32 +1,31 @@
-"""The outcome of a job, as the scripts take it."""
+"""The outcome of a job, in the form that scripts take."""
 
 from dataclasses import dataclass
 
 from worker.store import errors, written
-from worker.store.model import Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
+from worker.store.model import WINDOW_MISSED, Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
 
 JOB_KEPT_SECONDS = 30 * 86_400  # retention of the record of a job that has ended
-DELETE_RETRY_SECONDS = 60.0  # until a failed delete is retried; doubled with each failure
+DELETE_RETRY_SECONDS = 60.0  # delay before a failed delete is retried; doubled with each failure
 DELETE_RETRY_MOST_SECONDS = 3600.0
-# In the audit log; without the note of nearly every create, which is also in the contents of its snapshot.
+# Notes in the audit log. LEFT_OUT is omitted: nearly every create has it, and the snapshot's contents show it.
 NOTE_CODES_KEPT_SECONDS = 90 * 86_400
 NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
-CAUSE_MAX = 2000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of a job. `snapshot_status`: the status of the snapshot that a create has made."""
+    """The outcome of a job. `snapshot_status`: the status of the snapshot of a create."""
 
     state: JobState
     failure: Failure | None = None
     downtime_seconds: float | None = None
     size_mb: int | None = None
     snapshot_status: SnapshotStatus | None = None
-    undoable_seconds: float | None = None  # of a restore: retention of the data that it has overwritten
+    undoable_seconds: float | None = None  # for a restore: retention of the overwritten data
     notes: tuple[Note, ...] = ()
-    contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would
-    cause: str = ""  # of a failure: the hypervisor's own words, with paths of the host, for operators only
+    contents: Contents | None = None  # for a create or its dry run: what the snapshot holds or would hold
+    cause: str = ""  # the hypervisor's message for the failure, with paths of the host; for operators only
 
     def for_script(self) -> dict[str, str | int]:
         failure = self.failure
@@ -52,20 +51,15 @@ class Outcome:
         }
 
 
-def bounded_cause(text: str) -> str:
-    """A cause of at most CAUSE_MAX characters, which a terminal can print: its start and, because the reason is often
-    last, its end."""
-    printable = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
-    if len(printable) <= CAUSE_MAX:
-        return printable
-    half = (CAUSE_MAX - 3) // 2
-    return f"{printable[:half]} … {printable[-half:]}"
-
-
+STARTS_TOO_LATE = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(code=WINDOW_MISSED, detail="The window of its schedule ended before the job could start."),
+    snapshot_status=SnapshotStatus.FAILED,
+)
 LEFT_ITS_NODE = Outcome(
     state=JobState.FAILED,
     failure=Failure(
-        code=errors.NodeUnavailable.code, detail="The server has gone to another node; the job was given up."
+        code=errors.NodeUnavailable.code, detail="The server has moved to another node; the job was abandoned."
     ),
     snapshot_status=SnapshotStatus.FAILED,
 )

@@ -1,6 +1,6 @@
 """Parses records (Redis hashes of text) into the types of `worker.store.model`.
 
-An unreadable one must not hide the others, whatever is wrong with it; see docs/adr/0021-unreadable-records.md.
+An unreadable record must not hide the others; see docs/adr/0021-unreadable-records.md.
 """
 
 import math
@@ -33,6 +33,7 @@ from worker.store.unreadable import notice
 Hash = dict[str, str]
 Read = TypeVar("Read")
 Row = TypeVar("Row")
+VERSION = 1  # of each kind of record but a server's, whose version only says in which lists it is
 NUMBER_MAX = 1 << 53  # exact in Lua and in JSON
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
@@ -45,11 +46,11 @@ _LABELS: TypeAdapter[Mapping[str, str]] = TypeAdapter(dict[str, str])
 
 
 def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[[Row], str] | None = None) -> Read:
-    """Parse one record of a script's answer. Its key is the kind and the first item of the row, or what `key_of`
-    returns. Raises RecordUnreadable if it is damaged or from a newer version."""
+    """Parse one record of a script's answer. Its key consists of the kind and the first item of the row, or is
+    returned by `key_of`. Raises RecordUnreadable if it is damaged or from a newer version."""
     try:
         return read(shown)
-    except Exception as error:  # whatever is wrong with this one: others can be read
+    except Exception as error:  # whatever is wrong with this record, others can be read
         _notice(shown, error, kind, key_of)
         raise errors.RecordUnreadable.of(kind=kind) from error
 
@@ -73,7 +74,7 @@ def many(
 
 
 def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) -> Read:
-    """A part without which the record can be shown."""
+    """Parse an optional part; the record can be shown without it."""
     try:
         return read(shown)
     except Exception as error:  # noqa: BLE001 - as above; it is noted
@@ -81,13 +82,20 @@ def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) 
         return otherwise
 
 
+def known(record: Hash) -> Hash:
+    """The record. Raises ValueError if a newer release wrote it: this one must not guess what it means."""
+    if (version := record.get("v", "1")).isdecimal() and int(version) > VERSION:
+        raise ValueError(f"a newer release wrote it: version {version}")
+    return record
+
+
 def text(raw: bytes) -> str:
-    """For people: of what is no UTF-8, something."""
+    """Decode text for people; invalid UTF-8 is replaced."""
     return raw.decode(errors="replace")
 
 
 def whole(text: str | bytes) -> int:
-    """Raises ValueError also for a number that no JSON reader keeps exact."""
+    """Parse an integer. Raises ValueError, also for numbers that JSON readers do not keep exact."""
     number = int(text)
     if abs(number) > NUMBER_MAX:
         raise ValueError(f"{number:.3e} is too large")
@@ -95,7 +103,7 @@ def whole(text: str | bytes) -> int:
 
 
 def decimal(text: str) -> float:
-    """Raises ValueError also for one that JSON has no form for."""
+    """Parse a number. Raises ValueError, also for values that JSON cannot express."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
@@ -120,7 +128,13 @@ def moment(milliseconds: str | bytes | int) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
+def labels(text: str) -> Mapping[str, str]:
+    """Of a snapshot, a server, or what a schedule asks for: a JSON object; "" is none."""
+    return _LABELS.validate_json(text) if text else {}
+
+
 def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapshot:
+    known(record)
     return Snapshot(
         id=snapshot_id,
         server_id=ServerId(whole(record["server"])),
@@ -131,7 +145,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=_LABELS.validate_json(record["labels"]) if record.get("labels") else {},
+        labels=labels(record.get("labels", "")),
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
@@ -140,7 +154,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
 
 
 def server_state(record: Hash, holding: JobKind | None) -> ServerState:
-    """`holding`: the kind of the job that holds the server; it determines the state while the job lasts."""
+    """`holding`: the kind of the job that holds the server; it determines the state during the job."""
     state = _STATE_OF_POWER[record["power"]]
     return _STATE_UNDER.get(holding, state) if holding else state
 
@@ -156,18 +170,25 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
         job_id=JobId(record["job"]) if record.get("job") else None,
         job_kind=holding,
         consistency=record.get("consistency") or None,
+        labels=labels(record.get("labels", "")),
     )
 
 
 def _estimated(milliseconds: Sequence[bytes]) -> int | None:
-    """In seconds."""
+    """The median in seconds."""
     return max(1, round(median(map(whole, milliseconds)) / 1000)) if milliseconds else None
+
+
+def silent_since(silence: Sequence[bytes], *, node: str) -> datetime | None:
+    """When a silent node was heard last, from a script's answer. None: it responds, or nobody knows."""
+    return part(moment, silence[0], key=f"node:{node}", otherwise=None) if silence and silence[0] else None
 
 
 def job(
     job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
 ) -> Job:
     """`milliseconds`: durations of the node's latest completed jobs of this kind."""
+    known(record)
     failure = None
     if record.get("failure_code"):
         failure = Failure(

@@ -1,31 +1,32 @@
-"""Connects to Redis: at one address or the one that Sentinels name; with TLS, which checks the host name."""
+"""Connects to Redis, at one address or the address from Sentinels, optionally with TLS and a check of the host name."""
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
-from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
+from redis.utils import str_if_bytes
 
-from worker.store import arq_queue as queue
 from worker.store import trouble
-from worker.store.connection import careful
+from worker.store.connection import tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
-WAITING = frozenset({"BLPOP", "XREAD"})  # blocking as we call them: their duration tells nothing about Redis
-IDLE_CHECK_SECONDS = 15  # after this idle time a connection is checked with a PING before it is used
+WAITING = frozenset({"BLPOP", "XREAD"})  # blocking commands, whose duration says nothing about Redis
+IDLE_CHECK_SECONDS = 15  # after this idle time, a connection is checked with a PING before it is used
 
-LOOK_SECONDS = 0.5  # between two such looks for another primary: each opens all connections anew
+SEARCH_SECONDS = 0.5  # minimum interval between searches without Sentinels; each reopens all connections
 
 
 class RedisSettings(BaseModel):
@@ -34,34 +35,43 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// (TLS) or unix://")
-    sentinels: list[str] = Field(default=[], description="host:port of each; they know the address, not the url")
-    sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
-    username: str | None = None
-    password: SecretStr | None = None
-    sentinel_username: str | None = None
-    sentinel_password: SecretStr | None = None
+    sentinels: list[str] = Field(
+        default=[], description="host:port of each Sentinel; the address of Redis then comes from them, not from url"
+    )
+    sentinel_master: str = Field(
+        default="vps-snapshots", description="name of the primary in the Sentinels (master name)"
+    )
+    username: str | None = Field(default=None, description="account of Redis")
+    password: SecretStr | None = Field(default=None, description="password of that account")
+    sentinel_username: str | None = Field(default=None, description="account of the Sentinels")
+    sentinel_password: SecretStr | None = Field(default=None, description="password of that account")
     sentinels_are_trusted: bool = Field(
         default=False,
-        description="send the password to the address that a Sentinel names, without checking a certificate",
+        description="send the password to the address from a Sentinel without checking a certificate",
     )
-    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
-    tls_cert_file: FilePath | None = None
-    tls_key_file: FilePath | None = None
-    tls_check_hostname: bool = True
-    connect_seconds: Seconds = 2.0
-    command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
+    tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
+    tls_cert_file: FilePath | None = Field(
+        default=None, description="certificate of this program, if Redis requires one"
+    )
+    tls_key_file: FilePath | None = Field(default=None, description="key of that certificate")
+    tls_check_hostname: bool = Field(default=True, description="whether Redis's certificate must name its host")
+    connect_seconds: Seconds = Field(default=2.0, description="limit for a new connection")
+    command_seconds: Seconds = Field(default=5.0, description="limit for a command and its reply")
     wait_for_replicas: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=0, description="how many replicas must have a change before the call is answered; 1 with Sentinel"
+        default=0,
+        description="how many replicas must confirm a change before the call succeeds; set 1 with Sentinel",
     )
-    max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
+    max_connections: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=200, description="connections of one process to Redis"
+    )
 
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        # redis-py lets options in a query override ours, accepts any path, and ignores what it cannot parse
+        # redis-py lets options in a query override ours, accepts any path, and ignores invalid options
         if not ADDRESS.fullmatch(url):
             forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
-            raise ValueError(f"is not {forms}; username and password have keys of their own")
+            raise ValueError(f"is not {forms}; username and password have their own keys")
         parse_url(url)  # ValueError if the port is invalid
         return url
 
@@ -79,12 +89,12 @@ class RedisSettings(BaseModel):
         if (self.tls_cert_file is None) is not (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if not self.uses_tls and (self.tls_ca_file or self.tls_cert_file):
-            raise ValueError("tls_ca_file and tls_cert_file say TLS, url does not: it would be rediss://")
+            raise ValueError("tls_ca_file and tls_cert_file need TLS: use a rediss:// url")
         return self
 
     @model_validator(mode="after")
     def _never_tell_anyone_the_password(self) -> Self:
-        # whoever answers for a Sentinel, or may change one, names the address that is sent the password
+        # whoever controls a Sentinel determines the address to which the password is sent
         is_checked = self.uses_tls and self.tls_check_hostname
         if self.sentinels and self.password and not is_checked and not self.sentinels_are_trusted:
             raise ValueError(
@@ -98,27 +108,27 @@ class RedisSettings(BaseModel):
 
 
 class Observer(Protocol):
-    """Gets the result of each command."""
+    """Receives the result of each command."""
 
     def answered(self, seconds: float) -> None: ...
 
     def failed(self, error: Exception) -> None: ...
 
 
-class _Client(ArqRedis):
+class _Client(Redis):
     def __init__(
         self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None, replicas: int
     ) -> None:
-        super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
+        super().__init__(connection_pool=pool)
         self._observer = observer
-        self._looked = -LOOK_SECONDS
-        self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
+        self._searched_at = -SEARCH_SECONDS
+        self._looking: asyncio.Task[None] | None = None
+        every: dict[str, Any] = {"seconds": command_seconds, "idle_seconds": IDLE_CHECK_SECONDS, "late": self._look}
+        self._of_scripts = ScriptConnections(pool, **every)
         self._of_changes = self._of_scripts
-        if replicas:  # on connections of their own: what only reads would wait behind them
+        if replicas:  # on separate connections, because reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
-            self._of_changes = ScriptConnections(
-                pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS, copies=copies
-            )
+            self._of_changes = ScriptConnections(pool, copies=copies, **every)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
@@ -134,6 +144,9 @@ class _Client(ArqRedis):
         await self.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
         for connections in {self._of_scripts, self._of_changes}:
             await connections.close()
         await super().aclose(close_connection_pool)
@@ -142,40 +155,56 @@ class _Client(ArqRedis):
         began = time.perf_counter()
         try:
             answer = await command
-        except NoScriptError:  # redis-py sends the script next
+        except NoScriptError:  # redis-py then sends the script itself
             raise
         except (RedisError, OSError) as error:
             if self._observer is not None:
                 self._observer.failed(error)
-            await self._look_elsewhere(error)
+            await self._find_primary(error)
             raise
         if self._observer is not None and not waits:
             self._observer.answered(time.perf_counter() - began)
         return answer
 
-    async def _look_elsewhere(self, error: Exception) -> None:
-        """Redis without its replicas may be cut off from them, and another one be the primary by now: the Sentinels are
-        asked when a connection is opened."""
-        is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
-        if is_alone and (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            await self.reconnect()
+    async def _find_primary(self, error: Exception) -> None:
+        """Redis without its replicas may be cut off from them, and another one be the primary by now."""
+        if not (isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE):
+            return
+        self._look()
+        if not isinstance(self.connection_pool, SentinelConnectionPool):  # its name may lead to another
+            now = time.monotonic()
+            if now - self._searched_at >= SEARCH_SECONDS:
+                self._searched_at = now
+                await self.reconnect()
+
+    def _look(self) -> None:
+        """Ask the Sentinels, in the background, and leave a former primary at once. Not only new connections must find
+        the new one: a primary that hangs or is cut off from its replicas answers what it was asked after seconds."""
+        if isinstance(self.connection_pool, SentinelConnectionPool) and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._leave_former(self.connection_pool))
+
+    async def _leave_former(self, pool: SentinelConnectionPool) -> None:
+        with suppress(RedisError, OSError):
+            primary = await pool.get_master_address()  # type: ignore[no-untyped-call] # redis-py's gap
+            for connections in {self._of_scripts, self._of_changes}:
+                connections.leave_others(primary)
 
 
 def connect(
     settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
-) -> ArqRedis:
+) -> Redis:
     """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
     of each command and script outside of pipelines.
 
-    Commands are never retried: one whose reply was lost may have been executed. It raises AnswerLost, and the caller
-    must decide. Close it with `aclose(close_connection_pool=True)`.
+    Commands are never retried, because one whose reply was lost may have been executed. It raises AnswerLost, and
+    the caller must decide. Close it with `aclose(close_connection_pool=True)`.
     """
     options: dict[str, Any] = {
         "socket_timeout": command_seconds or settings.command_seconds,
         "socket_connect_timeout": settings.connect_seconds,
         "health_check_interval": IDLE_CHECK_SECONDS,
         "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # answers have one form, whatever redis-py and the server prefer
     }
     if settings.username is not None:
         options["username"] = settings.username
@@ -185,13 +214,13 @@ def connect(
         options["socket_keepalive"] = True
     if settings.uses_tls:
         options |= _tls(settings)
-    # if all connections are in use, wait for one for as long as for a command
+    # if all connections are in use, wait for one as long as for a command
     size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
     if settings.sentinels:
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
-    pool.connection_class = careful(pool.connection_class)
+    pool.connection_class = tracked(pool.connection_class)
     return _Client(
         pool=pool,
         command_seconds=options["socket_timeout"],
@@ -211,41 +240,74 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """What a Sentinel says of the primary. `epoch`: rises with each failover. `is_up`: as far as it knows."""
+
+    epoch: int
+    is_up: bool
+    address: tuple[str, int]
+
+
 class _Sentinels(Sentinel):
-    """Asks all at once, and believes the newest of what most say: one that is cut off together with a former primary
-    still names it, and one whose machine is down must not hold up the others."""
+    """Queries all Sentinels at once, and uses the newest answer of the majority. A Sentinel that is cut off together
+    with a former primary still names it, and one whose machine is down must not delay the others."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        self._left: set[asyncio.Task[_Named | None]] = set()  # whose answers nobody waits for
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        asked = [
-            asyncio.ensure_future(sentinel.sentinel_masters())  # type: ignore[no-untyped-call] # redis-py's gap
-            for sentinel in self.sentinels
-        ]
-        states: list[dict[str, Any]] = []
+        asked = [asyncio.ensure_future(self._asked(sentinel, service_name)) for sentinel in self.sentinels]
+        named: list[_Named] = []
         failed: list[str] = []
         try:
             for answer in asyncio.as_completed(asked):
                 try:
-                    states += filter(None, [(await answer).get(service_name)])
+                    named += filter(None, [await answer])
                 except (RedisError, OSError) as error:
                     failed.append(repr(error))
-                if len(states) > len(asked) // 2:
+                if len(named) > len(asked) // 2:
                     break
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-        newest = max(states, key=lambda state: int(state["config-epoch"]), default=None)
-        if newest is None or not self.check_master_state(newest, service_name):
+            self._leave(asked)
+        newest = max(named, key=lambda one: (one.epoch, one.is_up), default=None)
+        if newest is None or not newest.is_up:
             raise MasterNotFoundError("; ".join([f"No primary found for {service_name!r}", *failed]))
-        return newest["ip"], newest["port"]
+        return newest.address
+
+    def _leave(self, asked: Iterable[asyncio.Task[_Named | None]]) -> None:
+        """Not awaited: to close a connection to a machine that is gone takes connect_seconds."""
+        for task in asked:
+            if task.cancel():
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+
+    async def aclose(self) -> None:
+        """Also the connections, which redis-py leaves open."""
+        if self._left:
+            await asyncio.wait(self._left)
+        for sentinel in self.sentinels:
+            await sentinel.aclose()
+
+    async def _asked(self, sentinel: Redis, name: str) -> _Named | None:
+        """While it leads a failover, its state of the primary has the former address until all replicas follow the new
+        primary, which takes seconds. Asked for the address alone, it names the new one as soon as that is promoted."""
+        state = (await sentinel.sentinel_masters()).get(name)  # type: ignore[no-untyped-call] # redis-py's gap
+        address = await sentinel.sentinel_get_master_addr_by_name(name)  # type: ignore[no-untyped-call] # the same
+        if state is None or address is None:
+            return None
+        host, port = str_if_bytes(address[0]), address[1]
+        is_promoted = (host, port) != (state["ip"], state["port"])
+        is_up = is_promoted or self.check_master_state(state, name)
+        return _Named(epoch=int(state["config-epoch"]), is_up=is_up, address=(host, port))
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # at exit: redis-py leaves the connections to the Sentinels open
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+        if inuse_connections:  # at exit
+            await self.sentinel_manager.aclose()
 
 
 def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
@@ -258,7 +320,7 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.sentinel_password is not None:
         for_sentinels["password"] = settings.sentinel_password.get_secret_value()
     hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
-    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)
     database = parse_url(settings.url).get("db", 0)
     client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
     pool: ConnectionPool = client.connection_pool

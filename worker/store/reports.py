@@ -1,4 +1,4 @@
-"""What a node reports for operators only: its versions and storage, the steps and log lines of jobs."""
+"""Reports of a node for operators only: its versions and storage, and the steps and log lines of jobs."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -19,7 +19,7 @@ class Pool(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """The versions of a node's software, its storage, and how much it does at a time."""
+    """The versions of a node's software, its storage, and its number of job slots."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,12 +27,18 @@ class NodeFacts(BaseModel):
     hypervisor: str
     emulator: str
     pools: tuple[Pool, ...]
-    slots: int = 0  # jobs that it runs at a time; 0: an older worker, which does not say
+    slots: int = 0  # jobs that it runs at a time now; 0: an older worker, which does not say
+    slots_max: int = 0  # the same, while its disks are not busy
     boot: str = ""  # of its host: the ID of the kernel's start; "": unknown
 
     @property
+    def has_fewer_slots(self) -> bool:
+        """Its disks are busy."""
+        return 0 < self.slots < self.slots_max
+
+    @property
     def free_bytes(self) -> int:
-        """Free space of the fullest pool; 0 if there is none."""
+        """Free space of the pool with the least; 0 if there is none."""
         return min((pool.free_bytes for pool in self.pools), default=0)
 
 
@@ -51,7 +57,7 @@ class JobReport:
 
     steps: tuple[StepBegun, ...] = ()
     log: tuple[str, ...] = ()  # lines as JSON
-    resumed: int = 0  # times that a process has resumed it
+    resumed: int = 0  # how often a process has resumed it
 
     def __add__(self, later: Self) -> Self:
         return replace(

@@ -1,11 +1,12 @@
-"""One connection for all scripts of a process: each is sent at once, behind those whose answers are still to come.
+"""Pipelined connections for all scripts of a process: each script is sent at once, without waiting for earlier answers.
 
-Redis answers in order, so no script needs a connection of its own. redis-py takes one from its pool for each command,
-sends it in a task, and sets a timer for its answer: see docs/benchmarks.md for what that costs.
+Redis answers in order, so scripts can share a connection. redis-py takes a connection from its pool for each command,
+sends it in a task, and sets a timer for its answer; docs/benchmarks.md shows the cost.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
@@ -14,14 +15,14 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
-from worker.store.connection import Careful
+from worker.store.connection import LATE_SECONDS, TrackedConnection
 
 MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Script:
-    """A Lua script, which Redis knows by its SHA-1. `changes`: what it writes must not be lost once it has answered."""
+    """A Lua script, identified by its SHA-1. `changes`: its writes must not be lost once it has answered."""
 
     def __init__(self, text: str, *, changes: bool = False) -> None:
         self.text = text
@@ -30,7 +31,7 @@ class Script:
         self._evalsha = b"*4\r\n" + _parts("EVALSHA", sha, "0")
 
     def run_with(self, argument: bytes) -> bytes:
-        """The command that runs it, as it goes to Redis."""
+        """The command that runs it, in Redis's wire format."""
         return b"%b$%d\r\n%b\r\n" % (self._evalsha, len(argument), argument)
 
     def load(self) -> bytes:
@@ -39,13 +40,13 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """How many replicas must have a change before it is answered, and how long that may take."""
+    """How many replicas must have a change before it is answered, and the time limit for that."""
 
     replicas: int
     seconds: float
 
     def wait(self) -> bytes:
-        """The command that waits for all that its connection has written."""
+        """The WAIT command for all writes of its connection."""
         return b"*3\r\n" + _parts("WAIT", str(self.replicas), str(round(self.seconds * 1000)))
 
 
@@ -55,36 +56,52 @@ def _parts(*texts: str) -> bytes:
 
 @runtime_checkable
 class RunsScripts(Protocol):
-    """A client of Redis with a connection for scripts."""
+    """A client of Redis that runs scripts."""
 
     async def run_script(self, script: Script, argument: bytes) -> Any:
-        """The script's answer. Raises RedisError: AnswerLost where Redis may have run it."""
+        """Run the script. Raises RedisError; AnswerLost if Redis may have run it."""
         ...
 
     async def reconnect(self) -> None:
-        """Use no connection that is open now for what comes."""
+        """Use new connections from now on."""
         ...
 
 
-class _Way:
-    """A connection that is open, and who waits for its answers, in order. `seconds`: bound on an answer. With `copies`,
-    a command is answered once so many replicas have what it changed."""
+class _Pipeline:
+    """An open connection with the queue of expected answers. `seconds`: limit for an answer. With `copies`, a command
+    is answered once that many replicas have its changes. `late`: called while an answer is late."""
 
     def __init__(
-        self, pool: ConnectionPool, connection: Careful, *, seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        connection: TrackedConnection,
+        *,
+        seconds: float,
+        copies: Copies | None,
+        late: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._connection = connection
         self._seconds = seconds
         self._copies = copies
-        self._copied: asyncio.Future[Any] | None = None  # how many have what the unsent commands change
+        self._late = late
+        # the number of replicas that have the changes of the unsent commands
+        self._copied: asyncio.Future[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and since when
+        # futures of the expected answers, and when each was sent
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._heard = self._loop.time()
         self._is_retired = False
         self._reading = self._loop.create_task(self._read())
         self._watching = self._loop.call_later(seconds, self._watch)
+        self._hurrying: asyncio.TimerHandle | None = None  # while answers are to come
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """None: a socket."""
+        host, port = getattr(self._connection, "host", None), getattr(self._connection, "port", None)
+        return (host, port) if host and port else None
 
     @property
     def is_open(self) -> bool:
@@ -95,7 +112,7 @@ class _Way:
         return 0 if self._waiting or self._unsent else self._loop.time() - self._heard
 
     async def ask(self, command: bytes) -> Any:
-        """Raises RedisError: AnswerLost where Redis may have got the command."""
+        """Raises RedisError; AnswerLost if Redis may have received the command."""
         answer: asyncio.Future[Any] = self._loop.create_future()
         if not self._unsent:
             self._loop.call_soon(self._send)
@@ -111,11 +128,13 @@ class _Way:
         return found
 
     def _send(self) -> None:
-        """All commands of one turn of the event loop at once: each write is a system call, here and in Redis."""
+        """Send all commands of one turn of the event loop at once, because each write is a system call here and in
+        Redis."""
         unsent, self._unsent = self._unsent, []
         if self._copies is not None and self._copied is not None:
             self._copied.add_done_callback(_retrieve)
-            unsent.append((self._copies.wait(), self._copied))  # one for all: Redis reads no further while it waits
+            # one WAIT for all, because Redis reads no further commands while it waits
+            unsent.append((self._copies.wait(), self._copied))
             self._copied = None
         try:
             self._connection.write(b"".join(command for command, _ in unsent))
@@ -126,11 +145,13 @@ class _Way:
             return
         now = self._loop.time()
         self._waiting.extend((answer, now) for _, answer in unsent)
+        if self._hurrying is None:
+            self._hurrying = self._loop.call_later(LATE_SECONDS, self._hurry)
 
     async def responds(self) -> bool:
         try:
             await self.ask(_PING)
-        except ResponseError:  # it refuses, and is there
+        except ResponseError:  # an error reply shows that Redis is responding
             return True
         except RedisError:
             return False
@@ -142,15 +163,20 @@ class _Way:
         if not self._waiting and not self._unsent:
             self._reading.cancel()
 
-    async def close(self) -> None:
-        self.retire()
-        if not self._reading.cancelling():  # a second time would keep it from closing the connection
+    def cut(self) -> None:
+        """Take no more commands, and wait for no answer."""
+        self._is_retired = True
+        if not self._reading.cancelling():  # a second cancellation would keep it from closing the connection
             self._reading.cancel()
+
+    async def close(self) -> None:
+        self.cut()
         await asyncio.wait({self._reading})
 
     async def _read(self) -> None:
         lost: Exception = trouble.CutOff("The connection was closed.")
-        timeout, self._connection.socket_timeout = self._connection.socket_timeout, None  # it may be idle
+        # no timeout while the connection is idle
+        timeout, self._connection.socket_timeout = self._connection.socket_timeout, None
         try:
             while not self._is_retired or self._waiting or self._unsent:
                 await self._read_one()
@@ -158,6 +184,8 @@ class _Way:
             lost = error
         finally:
             self._watching.cancel()
+            if self._hurrying is not None:
+                self._hurrying.cancel()
             self._connection.socket_timeout = timeout
             for answer, _ in self._waiting:
                 _fail(answer, lost)
@@ -171,7 +199,7 @@ class _Way:
             found, refused = None, error
         self._heard = self._loop.time()
         answer, _ = self._waiting.popleft()
-        if answer.done():  # who asked has gone
+        if answer.done():  # the caller was cancelled
             return
         if refused is None:
             answer.set_result(found)
@@ -179,7 +207,8 @@ class _Way:
             answer.set_exception(refused)
 
     def _watch(self) -> None:
-        """One timer for all answers. Redis answers in order: if the first is late, the connection is of no use."""
+        """One timer for all answers. Redis answers in order, so if the first answer is late, the connection is
+        unusable."""
         now = self._loop.time()
         since = self._waiting[0][1] if self._waiting else now
         if since + self._seconds > now:
@@ -190,75 +219,101 @@ class _Way:
                 _fail(answer, trouble.TooSlow("Redis did not answer in time."))
         self._reading.cancel()
 
+    def _hurry(self) -> None:
+        """Tell that the first answer is late, again and again. Without answers to come, no timer runs."""
+        self._hurrying = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][1] + LATE_SECONDS - self._loop.time()
+        if left <= 0:
+            self._late()
+        self._hurrying = self._loop.call_later(left if left > 0 else LATE_SECONDS, self._hurry)
+
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """Nobody may be left who asked."""
+    """Mark the exception as retrieved, because the caller may be gone."""
     if not answer.cancelled():
         answer.exception()
 
 
 def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
-    if not answer.done():  # else who asked has gone
+    if not answer.done():  # otherwise the caller was cancelled
         answer.set_exception(type(error)(*error.args))
 
 
 class ScriptConnections:
-    """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has
-    done, so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
-    when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
-    At most a quarter of the pool: other commands need theirs.
+    """A few connections of a pool, used in turn. Redis reads at most 16 KB of one connection before it writes to
+    its disk, so on a single connection every ten scripts would wait for a write. Each connection is opened at its first
+    use and reopened after it was cut. `seconds`: limit for an answer; `idle_seconds`: after this idle time, a
+    connection is checked before it is used; `late`: called while an answer is late. At most a quarter of the pool is
+    used, because other commands need connections too.
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, seconds: float, idle_seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        *,
+        seconds: float,
+        idle_seconds: float,
+        late: Callable[[], None],
+        copies: Copies | None = None,
     ) -> None:
         self._pool = pool
+        self._late = late
         self._copies = copies
         self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
-        self._ways: list[_Way | None] = [None] * self._many
+        self._pipelines: list[_Pipeline | None] = [None] * self._many
         self._turn = 0
 
     async def run(self, script: Script, argument: bytes) -> Any:
-        """Raises RedisError: AnswerLost where Redis may have run it."""
+        """Run the script. Raises RedisError; AnswerLost if Redis may have run it."""
         self._turn = turn = (self._turn + 1) % self._many
         try:
             return await self._run(turn, script, argument)
-        except trouble.NotSent:  # it was closed in this moment
+        except trouble.NotSent:  # the connection was closed just now
             return await self._run(turn, script, argument)
 
     async def _run(self, turn: int, script: Script, argument: bytes) -> Any:
-        way = self._ways[turn]
-        if way is None or not self._is_good(way):
-            way = await self._opened(turn)
+        pipeline = self._pipelines[turn]
+        if pipeline is None or not self._is_good(pipeline):
+            pipeline = await self._opened(turn)
         command = script.run_with(argument)
         try:
-            return await way.ask(command)
+            return await pipeline.ask(command)
         except NoScriptError:
-            await way.ask(script.load())
-            return await way.ask(command)
+            await pipeline.ask(script.load())
+            return await pipeline.ask(command)
 
     def retire(self) -> None:
-        """Use other connections from now on."""
-        for way in filter(None, self._ways):
-            way.retire()
+        """Use new connections from now on."""
+        for pipeline in filter(None, self._pipelines):
+            pipeline.retire()
+
+    def leave_others(self, address: tuple[str, int]) -> None:
+        """Cut the connections to any other Redis. What waits on them may have been done."""
+        for pipeline in filter(None, self._pipelines):
+            if pipeline.address != address:
+                pipeline.cut()
 
     async def close(self) -> None:
-        for way in filter(None, self._ways):
-            await way.close()
+        for pipeline in filter(None, self._pipelines):
+            await pipeline.close()
 
-    def _is_good(self, way: _Way) -> bool:
-        return way.is_open and way.idle_seconds < self._idle_seconds
+    def _is_good(self, pipeline: _Pipeline) -> bool:
+        return pipeline.is_open and pipeline.idle_seconds < self._idle_seconds
 
-    async def _opened(self, turn: int) -> _Way:
+    async def _opened(self, turn: int) -> _Pipeline:
         async with self._opening:
-            way = self._ways[turn]
-            if way is not None and (self._is_good(way) or (way.is_open and await way.responds())):
-                return way
-            if way is not None:
-                await way.close()
+            pipeline = self._pipelines[turn]
+            if pipeline is not None and (self._is_good(pipeline) or (pipeline.is_open and await pipeline.responds())):
+                return pipeline
+            if pipeline is not None:
+                await pipeline.close()
             connection = await self._pool.get_connection()
-            self._ways[turn] = way = _Way(self._pool, connection, seconds=self._seconds, copies=self._copies)
-            return way
+            self._pipelines[turn] = pipeline = _Pipeline(
+                self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
+            )
+            return pipeline

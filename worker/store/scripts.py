@@ -1,14 +1,19 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
 The first lines of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
-`states` is generated from `worker/store/model.py` and `worker/store/bounds.py`, so that what they say is defined once.
+`states` is generated from `worker/store/model.py` and `worker/store/bounds.py`, so that states and bounds are defined
+once.
 
-Redis lets a script with the line `-- Only reads.` write nothing. One with `-- Only reads and notes.` writes only what
-it can do without, by the module `notes`. Both work while Redis refuses writes, and may be run again.
+A script with the line `-- Only reads.` cannot write; Redis enforces that. One with `-- Only reads and notes.` writes
+only optional data, with the module `notes`. Both work while Redis refuses writes, and can be repeated.
 
-A call over HTTP is one script, `entered`: who calls, how often, what is asked, and the entry of the audit log.
+A script with the line `-- Also when full.` frees memory, or ends what was begun: it is run also while Redis has no
+memory left for anything else. What it adds is bounded by what Redis has already.
 
-Each script runs behind `shared/guard.lua`, and Redis's reply is {what could not be read: {{key, why}, ...}, answer}.
+An HTTP call runs as one script, `entered`: it checks the caller and the rate limit, runs the call, and writes the audit
+entry.
+
+Each script runs inside `shared/guard.lua`, and Redis's reply is {unreadable records: {{key, reason}, ...}, answer}.
 """
 
 import json
@@ -17,7 +22,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import takewhile
 
-from worker.store.bounds import FULL_FROM, Bounds
+from worker.store.bounds import FULL_FROM, KEPT_WHEN_SHORT, Bounds
 from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, STEPS, JobKind
 
 GUARD = "shared/guard"
@@ -25,11 +30,12 @@ ENTER = "access/enter"
 _ASK = "local ask = cjson.decode(ARGV[1])\n"
 _INCLUDE = "-- include: "
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
+_ALSO_WHEN_FULL = re.compile(r"^-- Also when full\.$", re.MULTILINE)
 
 
 @cache
 def text(name: str) -> str:
-    """The script `name` ("customers/admit"), as Redis runs it."""
+    """The complete text of the script `name` ("customers/admit") for Redis."""
     script = source(name)
     found = _ONLY_READS.search(script)
     flags = "#!lua flags=no-writes\n" if found and not found[1] else ""
@@ -44,23 +50,36 @@ def entered(name: str) -> str:
     return _guarded(_modules(script, enter) + body + enter)
 
 
+@cache
+def when_full(name: str) -> str:
+    """The script `name`, as a full Redis runs it. Only then: with these flags, Redis would also refuse it before its
+    first write while it accepts no writes for another reason."""
+    return f"#!lua flags=allow-oom\n{text(name)}"
+
+
 def _guarded(lua: str) -> str:
     return f"{source(GUARD)}local function script()\n{lua}end\nreturn {{left_out, script()}}\n"
 
 
 @cache
 def only_reads(name: str) -> bool:
-    """Whether the script `name` changes nothing but its notes."""
+    """Whether the script `name` writes nothing except notes."""
     return _ONLY_READS.search(source(name)) is not None
 
 
+@cache
+def runs_when_full(name: str) -> bool:
+    """Whether the script `name` is run also while Redis is full."""
+    return _ALSO_WHEN_FULL.search(source(name)) is not None
+
+
 def linked(script: str) -> str:
-    """A script, preceded by the guard and its modules. It answers without what could not be read."""
+    """A script with the guard and its modules. Its answer leaves out unreadable records."""
     return source(GUARD) + _modules(script) + script
 
 
 def _modules(*scripts: str) -> str:
-    """The modules that the first lines of scripts include, each once and after those that it needs."""
+    """The modules that the scripts include, each once and after its own dependencies."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -88,6 +107,7 @@ def source(name: str) -> str:
             "OVERWRITES": overwrites,
             "BOUNDS": Bounds().model_dump(),
             "FULL_FROM": FULL_FROM,
+            "KEPT_WHEN_SHORT": KEPT_WHEN_SHORT,
             "SNAPSHOTS_PER_SERVER": SNAPSHOTS_PER_SERVER,
         }
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
@@ -95,7 +115,7 @@ def source(name: str) -> str:
 
 
 def _lua(held: object) -> str:
-    """As Lua writes it: Redis compiles it once, and need not parse it in each run."""
+    """The value as a Lua literal, which Redis compiles once instead of parsing it in each run."""
     if isinstance(held, dict):
         return f"{{{', '.join(f'[{_lua(str(key))}] = {_lua(value)}' for key, value in held.items())}}}"
     return json.dumps(held)

@@ -1,4 +1,4 @@
-"""The settings that front ends and gateways have in common."""
+"""Settings that front ends and gateways share."""
 
 from typing import Annotated
 

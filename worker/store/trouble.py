@@ -1,4 +1,4 @@
-"""What an error of Redis says of a command: whether it was done, and whether Redis takes writes at all."""
+"""Classifies errors of Redis: whether a command was executed, and whether Redis accepts writes."""
 
 import re
 
@@ -7,13 +7,13 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 FULL, REPLICA, DISK, ALONE = "OOM", "READONLY", "MISCONF", "NOREPLICAS"
-CAUSES = (FULL, REPLICA, DISK, ALONE)  # the first word of Redis's answer to a write that it refuses
-# redis-py keeps the word of those that have no class of their own, and adds the command if it was in a pipeline
+CAUSES = (FULL, REPLICA, DISK, ALONE)  # the first word of Redis's error for a refused write
+# redis-py keeps the word of errors without a class, and adds the command if it was in a pipeline
 _BEGINS = re.compile(rf"(?:Command # .* caused error: \(['\"])?({'|'.join(CAUSES)}) ", re.DOTALL)
 
 
 class AnswerLost(RedisError):
-    """The command was sent and no answer came: it may have been done."""
+    """The command was sent, and no answer arrived: it may have been executed."""
 
 
 class CutOff(AnswerLost, RedisConnectionError):
@@ -21,11 +21,11 @@ class CutOff(AnswerLost, RedisConnectionError):
 
 
 class TooSlow(AnswerLost, RedisTimeoutError):
-    """The answer did not come in time."""
+    """The answer did not arrive in time."""
 
 
 class NotCopied(AnswerLost):
-    """The command was done, and too few replicas have it: a failover could lose it."""
+    """The command was executed, but too few replicas have it: a failover could lose it."""
 
 
 class NotSent(RedisConnectionError):
@@ -33,20 +33,20 @@ class NotSent(RedisConnectionError):
 
 
 def lost(error: Exception) -> AnswerLost | None:
-    """The error of a command that was sent, as one of these; None if it is an answer of Redis."""
-    # exactly: the answers LOADING and "max number of clients reached" are subclasses
+    """Translate the error of a sent command to one of these; None if the error is Redis's answer."""
+    # not isinstance: the answers LOADING and "max number of clients reached" are subclasses
     if type(error) is RedisConnectionError:
         return CutOff(str(error))
     return TooSlow(str(error)) if type(error) is RedisTimeoutError else None
 
 
 def may_respond(error: BaseException | None) -> bool:
-    """Whether Redis can be expected to answer the next command: it has answered this one, or the connection was cut."""
+    """Whether Redis may answer the next command: it answered this one, or the connection was cut."""
     return isinstance(error, ResponseError | CutOff)
 
 
 def why_read_only(error: BaseException) -> str | None:
-    """The cause, one of CAUSES; None if the error is another one."""
+    """Why Redis refuses writes, one of CAUSES; None for any other error."""
     if isinstance(error, OutOfMemoryError):
         return FULL
     if isinstance(error, ReadOnlyError):

@@ -1,4 +1,4 @@
-"""Records that can't be read: noticed where they are read, then put into the operators' list by who reads the store."""
+"""Unreadable records: collected where they are parsed, then added to the operators' list by the caller."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ REASON_MAX = 200  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """`key` in Redis, with the member behind a space where it is one of many."""
+    """`key` in Redis; for one member of a key, followed by a space and the member."""
 
     key: str
     reason: str
@@ -18,7 +18,8 @@ _noticed: ContextVar[list[Unreadable] | None] = ContextVar("noticed", default=No
 
 
 class Noticing:
-    """Collects what is noticed within the block. A class, because it stands around each record that is read."""
+    """Collects the unreadable records within the block. It is a class for speed, because each record is parsed in such
+    a block."""
 
     def __enter__(self) -> list[Unreadable]:
         noticed: list[Unreadable] = []
@@ -30,7 +31,7 @@ class Noticing:
 
 
 def notice(key: str, error: Exception) -> None:
-    """Note that a record, or a part of one, can't be read."""
+    """Note that a record, or a part of one, is unreadable."""
     noticed = _noticed.get()
     if noticed is not None:
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:REASON_MAX]

@@ -1,4 +1,4 @@
-// Draws each figure's data-chart, with the style sheet's colors for light and dark. A moment of a chart leads to the jobs
+// Draws each figure's data-chart, with the style sheet's colors for light and dark. A point of a chart links to the jobs
 // that ended then.
 "use strict";
 (() => {
@@ -7,9 +7,9 @@
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
   const HEIGHT = 190;
-  const FEW = 24; // up to this many values get points: a line would hide a single one
+  const FEW = 24; // up to this many values are drawn as points, because a line hides a single one
   const FONT = "11px system-ui, sans-serif";
-  const UNITS = [[2 * 3600, 3600, "h"], [120, 60, "min"], [0, 1, "s"]]; // from this maximum on, seconds, name
+  const UNITS = [[2 * 3600, 3600, "h"], [120, 60, "min"], [0, 1, "s"]]; // minimum of the axis maximum, seconds per unit, name
   const NICE = [1, 2, 5, 10, 15, 20, 30, 60, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
 
   const zone = document.documentElement.dataset.zone;
@@ -76,8 +76,8 @@
     location.href = `/ops/jobs/?${new URLSearchParams({ ended_since: iso(from), ended_until: iso(from + one.chart.step) })}`;
   }
 
-  // With a pointer: a click. A finger has no hover: its first tap shows the values, the second one opens.
-  // With keys: the plot is a slider over its moments.
+  // With a pointer: a click opens the jobs. On a touch screen, the first tap shows the values, the second one opens them.
+  // With keys: the plot is a slider over its points.
   function makeUsable(one, title) {
     const { over } = one.plot;
     let index = one.chart.times.length - 1;

@@ -1,11 +1,11 @@
-// Lets the durations of what still lasts run on between two refreshes.
+// Updates running durations between refreshes.
 "use strict";
 (() => {
   const shown = new WeakMap(); // by element: the seconds that the server rendered, and when they were seen
 
   const two = (number) => String(number).padStart(2, "0");
 
-  // as `span` of api/words.py
+  // like `span` in api/words.py
   function span(seconds) {
     if (seconds < 60) return `${seconds} s`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${two(seconds % 60)} s`;

@@ -1,16 +1,16 @@
-// Refreshes a page's content when an event arrives. The server renders everything that is shown.
+// Refreshes a page's content when an event arrives. The server renders all content.
 "use strict";
 (() => {
   const EVENTS = "/ops/events/";
-  const DELAY_MS = 250; // after an event: others often follow
-  const INTERVAL_MS = 1000; // between two refreshes; a page may set another with data-refresh-ms
-  const IDLE_MS = 10_000; // between refreshes for what sends no events (heartbeats, storage)
-  const RETRY_MS = 3000; // after the stream or a page was refused
-  const SILENT_MS = 5000; // without a sign of life, which the server sends every 2 seconds
-  const LISTEN_MS = 10_000; // between two attempts to open a stream that stays silent
-  const WATCH_MS = 1000; // between two looks at the connection
+  const DELAY_MS = 250; // delay after an event, because others often follow
+  const INTERVAL_MS = 1000; // minimum interval between refreshes; a page can set another with data-refresh-ms
+  const IDLE_MS = 10_000; // interval between refreshes for data without events (heartbeats, storage)
+  const RETRY_MS = 3000; // delay after the stream or a page was refused
+  const SILENT_MS = 5000; // without a heartbeat, which the server sends every 2 seconds
+  const LISTEN_MS = 10_000; // interval between attempts to open a silent stream
+  const WATCH_MS = 1000; // interval between checks of the connection
   const STATES = { live: "Live", connecting: "Connecting", lost: "Reconnecting" };
-  const PAGE_MS = 35_000; // for a page to arrive; the server gives up after 30 seconds
+  const PAGE_MS = 35_000; // limit for a page to load; the server's limit is 30 seconds
 
   const live = document.getElementById("live");
   const badge = document.getElementById("connection");
@@ -18,7 +18,7 @@
   const notice = document.getElementById("notice");
   const trouble = document.getElementById("trouble");
 
-  // --- all pages, also the login ---
+  // --- all pages, including the login ---
 
   const zone = document.documentElement.dataset.zone;
   const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
@@ -35,11 +35,11 @@
     if (zone !== "UTC" && zone !== local) showZone(local); // the operator has traveled
   }
 
-  // empty fields of a filter stay out of the URL
+  // omit empty fields of a filter from the URL
   document.addEventListener("formdata", (event) => {
     if (event.target.method !== "get") return;
     for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
-    // with the zone, so that the address means the same to others
+    // with the zone, so that the URL means the same for others
     for (const { name, value } of event.target.querySelectorAll("[type=datetime-local]")) {
       if (value) event.formData.set(name, zone === "UTC" ? `${value}:00Z` : new Date(value).toISOString().replace(".000", ""));
     }
@@ -47,14 +47,14 @@
   document.addEventListener("change", (event) => {
     if (event.target.matches(".filter select")) event.target.form.requestSubmit();
   });
-  // the page of an error that passes: open what was asked for when it can be shown
+  // the page of a temporary error: load the requested page once it is available
   const comesBack = document.querySelector("[data-comes-back]");
   async function lookAgain() {
     try {
       const init = { headers: { "X-Live": "idle" }, redirect: "manual", signal: AbortSignal.timeout(PAGE_MS) };
       if (!document.hidden && (await fetch(location.href, init)).status !== 503) return location.reload();
     } catch {
-      // no response: look again
+      // no response: try again
     }
     setTimeout(lookAgain, RETRY_MS);
   }
@@ -67,14 +67,14 @@
   // --- refresh ---
 
   let source, waiting, again;
-  let last = 0; // when the latest refresh was started
-  let asked = null; // when the refresh was sent that has no response yet
+  let last = 0; // start of the latest refresh
+  let asked = null; // start of the refresh without a response so far
   let shown = performance.timeOrigin; // when the data on the page was read, or a little earlier
-  let sign = Date.now(); // when the server last said that it and Redis respond
+  let sign = Date.now(); // last heartbeat: the server and Redis responded
   let listened = 0; // when the stream was last requested
   let isOpen = false; // the stream
   let hasFailed = false; // the latest refresh
-  let touched = true; // there was input since the last refresh
+  let touched = true; // whether there was input since the last refresh
 
   function refresh() {
     clearTimeout(waiting);
@@ -123,7 +123,7 @@
     source.addEventListener("open", () => {
       isOpen = true;
       sign = Date.now();
-      htmx.trigger(live, "htmx:abort"); // a refresh may wait on a connection that is dead
+      htmx.trigger(live, "htmx:abort"); // a refresh may be waiting on a dead connection
       refresh(); // for events that the stream missed
       showConnection();
     });
@@ -138,7 +138,7 @@
     source.addEventListener("error", () => {
       isOpen = false;
       showConnection();
-      if (source?.readyState === EventSource.CLOSED) reconnect(); // else the browser reconnects by itself
+      if (source?.readyState === EventSource.CLOSED) reconnect(); // otherwise the browser reconnects by itself
     });
   }
 
@@ -160,7 +160,7 @@
     if (document.hidden) return;
     showConnection();
     if (hasFailed && !asked && Date.now() - last > RETRY_MS) refresh();
-    // a connection that is dead may stay open for minutes
+    // a dead connection may stay open for minutes
     if (isLate(sign) && Date.now() - listened > LISTEN_MS) listen();
   }
 
@@ -204,7 +204,7 @@
     showConnection();
     updateSelection();
   });
-  // keep what the operator has opened
+  // keep open details open
   htmx.registerExtension("ops", {
     htmx_before_morph_attr: (element, { attrName }) =>
       !(attrName === "open" && element.matches("details, dialog")),
@@ -284,7 +284,7 @@
       field.select();
     } else if (event.key === "u") zoneSwitch.click();
     else if (event.key === "?") document.getElementById("keys").showModal();
-    // Space presses links that look like buttons
+    // Space activates links that look like buttons
     else if (event.key === " " && event.target.matches("a[role=button]")) {
       event.preventDefault();
       event.target.click();

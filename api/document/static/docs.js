@@ -1,4 +1,4 @@
-// Chooses one language on all pages, and shows what the search finds while one types. Without it, both still work.
+// Remembers the language of samples on all pages, and shows search results while the user types. Both also work without it.
 const KEY = 'docs-language'
 
 function choose(language) {
@@ -9,7 +9,7 @@ function kept() {
   try {
     return localStorage.getItem(KEY)
   } catch {
-    return null // a browser that keeps nothing
+    return null // the browser blocks storage
   }
 }
 
@@ -19,7 +19,7 @@ document.addEventListener('change', ({ target }) => {
   if (!target.closest('.samples')) return
   const top = target.getBoundingClientRect().top
   choose(target.value)
-  scrollBy(0, target.getBoundingClientRect().top - top) // samples above may have become longer
+  scrollBy(0, target.getBoundingClientRect().top - top) // samples above may have changed their height
   try {
     localStorage.setItem(KEY, target.value)
   } catch {

@@ -1,1 +1,1 @@
-"""Who may call: tokens, sessions, rate limits, the audit log."""
+"""Access to the API: tokens, sessions, rate limits, the audit log."""

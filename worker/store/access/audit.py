@@ -1,8 +1,8 @@
-"""Who did what: an entry for each call of a token's owner that was to change something.
+"""The audit log: one entry for each call with a token that tries to change something.
 
-Front ends append entries to a list, which is all that they may do to it. A keeper, with a Redis account of its own,
-moves them to the stream that is read. There each entry has a number and the hash of the entry before, so that a gap or
-a forged entry shows.
+Front ends append entries to a list; their Redis account allows nothing else on it. A keeper, with its own Redis
+account, moves them to the stream that readers use. There, each entry has a number and the hash of the previous entry,
+which reveals gaps and forged entries.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any, Self
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.store import records
@@ -25,12 +25,13 @@ from worker.store.calls import Scripts, redis_answers
 from worker.store.errors import StoreUnavailable
 
 STREAM, NEW, HEAD = "audit", "audit:new", "audit:head"
-MOST = 1_000_000  # entries, about 300 MB: one caller in a loop must not fill Redis
-NEW_MOST = 100_000  # entries that may wait for a keeper
+MOST = 1_000_000  # entries, about 300 MB, so that one caller in a loop cannot fill Redis
+NEW_MOST = 100_000  # entries that can wait for a keeper
 _NUMBER = re.compile(r"[0-9]{1,15}")
-_BATCH = 200  # entries that are moved at once
+_BATCH = 200  # entries that are moved in one batch
 _TEXT_MAX = 2000  # characters of a field
-_WRITE_SECONDS = 1.0  # the caller waits for it
+LOOK_SECONDS = 5.0  # until entries are moved of which the keeper is not told
+_WRITE_SECONDS = 1.0  # short, because the caller waits for the write
 HEAD_UNREADABLE = "The keeper's own record, `audit:head`, cannot be read: entries may be missing at either end."
 FIELDS = frozenset(
     {
@@ -47,26 +48,26 @@ def _utc() -> datetime:
 
 
 def chained(before: str, number: int, fields: Mapping[str, str]) -> str:
-    """The chain of an entry: a hash of its number, its fields, and the chain of the entry before."""
+    """The chain hash of an entry: covers its number, its fields, and the chain hash of the previous entry."""
     own = {field: text for field, text in fields.items() if field != "chain"}
     text = json.dumps([before, number, own], sort_keys=True)
     return urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=")
 
 
 def number_of(raw: bytes | None) -> int | None:
-    """The number of an entry, as the keeper writes it; None for anything else."""
+    """The number of an entry in the keeper's format; None for anything else."""
     text = records.text(raw or b"")
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def is_other_type(reply: object) -> bool:
-    """Whether a key holds another type of data."""
+    """Whether the error means that a key has another type of data."""
     return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Last:
-    """The last entry of the log. `head`: its number as in `audit:head`, "" where that has none. `newest`: its ID."""
+    """The last entry of the log. `head`: its number in `audit:head`, "" if there is none. `newest`: its ID."""
 
     number: int
     chain: str
@@ -75,8 +76,8 @@ class _Last:
 
     @classmethod
     def of(cls, head: Any, newest: Any) -> Self:
-        """From the replies of Redis. Where `audit:head` can't be read, the numbers continue after the newest entry,
-        and the chain begins anew: the break stays in the log."""
+        """Parse the replies of Redis. If `audit:head` is unreadable, the numbers continue after the newest entry
+        and a new chain starts: the break stays in the log."""
         raw, chain = (None, None) if is_other_type(head) else head
         entry_id, fields = newest[0] if newest else (b"", {})
         number, kept = number_of(raw), number_of(fields.get(b"seq"))
@@ -90,11 +91,11 @@ class _Last:
 
 _OBJECT = re.compile(r"/(snapshot|server|node|token|job)s/([A-Za-z0-9._-]{1,64})/")
 _MADE = re.compile(r"(snapshot|node|token) ([A-Za-z0-9._-]{1,64})")
-_MANY = frozenset({"snapshot", "job", "request"})  # kinds with few entries each: 4,096 lists for all
+_MANY = frozenset({"snapshot", "job", "request"})  # kinds whose objects have few entries each share 4,096 lists
 
 
 def lists_of(fields: Mapping[str, str]) -> list[str]:
-    """The lists in which the entry is found: of the objects that it names, of its actor and of its request."""
+    """The lists that contain the entry: those of the objects that it names, of its actor and of its request."""
     given = (
         ("server", "server"),
         ("account", "account"),
@@ -110,28 +111,30 @@ def lists_of(fields: Mapping[str, str]) -> list[str]:
 
 
 def list_of(kind: str, found: str) -> str:
-    """The list of the entries about an object. It may have others: who reads it looks at each."""
+    """The list of the entries about an object. It can contain other entries, so readers check each one."""
     return f"audit:of:{kind}:{sha256(found.encode()).hexdigest()[:3] if kind in _MANY else found}"
 
 
 class AuditKeeper(Scripts):
-    """Moves new entries to the log, and removes those that are older than `kept` (None: none) by `now` and by the
-    time of the front ends. Any number may run at a time. Every call may raise StoreUnavailable."""
+    """Moves new entries to the log, and removes entries that are older than `kept` (None: removes none) by `now`
+    and by the time of the front ends. Several can run at a time. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
+    def __init__(self, redis: Redis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._kept = kept
         self._now = now
         self._news = asyncio.Event()
-        self._news.set()  # what an earlier process has left
+        self._news.set()  # entries that an earlier process left
 
     def told(self) -> None:
-        """There is an entry to move."""
+        """Note that there is an entry to move."""
         self._news.set()
 
     async def keep_news(self) -> None:
-        """Wait for an entry, and move all."""
-        await self._news.wait()
+        """Wait for an entry, then move all. An entry that a node's script appended waits for LOOK_SECONDS at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._news.wait()
         self._news.clear()
         try:
             await self.keep()
@@ -140,18 +143,20 @@ class AuditKeeper(Scripts):
             raise
 
     async def keep(self) -> None:
-        """Move all entries that wait."""
+        """Move all waiting entries."""
         while await self._move() == _BATCH:
             pass
 
     async def _move(self) -> int:
-        """How many entries were taken from the list, by this keeper or by another one."""
+        """Move a batch. Returns how many entries were taken from the list, by this keeper or another one."""
         with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.lrange(NEW, 0, _BATCH - 1)
+            # No transaction, which a full Redis would refuse. The head comes first: if another keeper moves entries in
+            # between, it is no longer the head, and the script moves none.
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hmget(HEAD, ["seq", "chain"])
                 pipe.xrevrange(STREAM, count=1)
-                waiting, head, newest = await pipe.execute(raise_on_error=False)
+                pipe.lrange(NEW, 0, _BATCH - 1)
+                head, newest, waiting = await pipe.execute(raise_on_error=False)
             for reply in (waiting, newest, head):
                 if isinstance(reply, Exception) and not (reply is head and is_other_type(head)):
                     raise reply
@@ -179,30 +184,27 @@ class AuditKeeper(Scripts):
         return len(waiting)
 
 
-class Audit:
-    """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, where no other program does. `now`:
-    the time of the cell."""
+class Audit(Scripts):
+    """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, if no other program does. `now`:
+    returns the time of the cell."""
 
-    def __init__(
-        self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
-    ) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc) -> None:
+        super().__init__(redis)
         self._keeper = keeper
         self._now = now
 
     def told(self) -> None:
-        """A script has appended an entry."""
+        """Note that a script has appended an entry."""
         if self._keeper is not None:
             self._keeper.told()
 
     async def write(self, *entries: Mapping[str, str]) -> None:
-        """Append entries, and have them moved."""
+        """Append entries, and wake the keeper."""
         texts = [json.dumps({"at_ms": records.milliseconds(self._now()), **entry}) for entry in entries]
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS):
-                if await self._redis.llen(NEW) >= NEW_MOST:  # type: ignore[misc]  # typed for the blocking client too
-                    raise StoreUnavailable("The audit log has no keeper.")
-                await self._redis.rpush(NEW, *texts)  # type: ignore[misc]  # typed for the blocking client too
+                if not await self._call("access/append_audit", {"entries": texts, "most": NEW_MOST}):
+                    raise StoreUnavailable("The audit log takes no more entries: it has no keeper.")
         if self._keeper is not None:
             with redis_answers():
                 async with asyncio.timeout(_WRITE_SECONDS):
@@ -210,13 +212,13 @@ class Audit:
 
 
 def _read(raw: bytes) -> tuple[int, dict[str, str]]:
-    """When an entry was written, and its fields. Whatever stands in the list becomes an entry: it must not stop the
-    log."""
+    """The time of an entry and its fields. Anything in the list becomes an entry, because invalid data must not
+    stop the log."""
     with suppress(ValueError, TypeError, KeyError):
         entry: dict[str, Any] = json.loads(raw)
         at_ms = int(entry["at_ms"])
         fields = {name: str(entry[name])[:_TEXT_MAX] for name in sorted(FIELDS & entry.keys())}
-        [text.encode() for text in fields.values()]  # not half a character
+        [text.encode() for text in fields.values()]  # raises for lone surrogates
         if at_ms >= 0 and fields:
             return at_ms, fields
     log.warning("audit.unreadable")

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.store import records
@@ -13,14 +13,14 @@ from worker.store.calls import redis_answers
 
 AT_ONCE = 20_000  # entries that one call checks, about a second
 _BATCH = 500
-_FAULTS_MAX = 100  # the first ones tell the story
+_FAULTS_MAX = 100  # the first ones are enough
 _Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFault:
-    """`kind`: `gap` (entries before this one are missing), `changed` (it is not what was written), `forged` (it was
-    not written by the keeper), `cut` (entries after the last one are missing, or may be). `entry`: an ID of the log."""
+    """`kind`: `gap` (entries before this one are missing), `changed` (the entry was changed), `forged` (the keeper
+    did not write the entry), `cut` (entries after the last one are or may be missing). `entry`: an ID of the log."""
 
     kind: str
     entry: str
@@ -29,28 +29,28 @@ class AuditFault:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditCheck:
-    """`checked` entries were looked at. `unchained`: of them, those that an earlier version wrote. `after`: where the
-    next call goes on, None at the end. `seq`, `chain`: of the last entry; kept elsewhere, they show a log that was
-    written anew."""
+    """`checked`: number of checked entries. `unchained`: how many of them an earlier version wrote. `after`: where
+    the next call continues, None at the end. `seq`, `chain`: number and hash of the last entry; a copy kept elsewhere
+    reveals a rewritten log."""
 
     checked: int
     unchained: int
     faults: tuple[AuditFault, ...]
     after: str | None
-    seq: int  # of the last entry
+    seq: int  # number of the last entry
     chain: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """What the keeper has noted of the log: the numbers of its first and of its last entry; None where it has not."""
+    """The keeper's record of the log: the numbers of its first and last entries, None if not recorded."""
 
     first: int | None
     last: int | None
     is_readable: bool
 
     @classmethod
-    async def read(cls, redis: ArqRedis) -> Self:
+    async def read(cls, redis: Redis) -> Self:
         try:
             head = await redis.hgetall(HEAD)  # type: ignore[misc]  # typed for the blocking client too
         except ResponseError as error:
@@ -65,7 +65,7 @@ class _Head:
 @dataclass
 class _Walk:
     first: int | None  # the number with which the log must begin
-    number: int | None = None  # of the last entry
+    number: int | None = None  # number of the last entry
     chain: str = ""
     checked: int = 0
     unchained: int = 0
@@ -92,7 +92,7 @@ class _Walk:
             self.fault("forged", f"Entry {number} follows entry {known}.")
             return
         elif fields.get("chain") != chained(self.chain, number, fields | {"seq": text}):
-            self.fault("changed", f"Entry {number} is not what was written.")
+            self.fault("changed", f"Entry {number} was changed.")
         self.number, self.chain = number, fields.get("chain", "")
 
     def fault(self, kind: str, detail: str) -> None:
@@ -100,9 +100,9 @@ class _Walk:
             self.faults.append(AuditFault(kind=kind, entry=self.last, detail=detail))
 
 
-async def check(redis: ArqRedis, *, after: str | None = None, at_most: int = AT_ONCE) -> AuditCheck:
-    """Check the log from its oldest entry, or from the entry `after`, which was checked. The oldest entry itself can
-    be checked by its number only: the entry before it is gone. Raises StoreUnavailable."""
+async def check(redis: Redis, *, after: str | None = None, at_most: int = AT_ONCE) -> AuditCheck:
+    """Check the log from its oldest entry, or from the entry `after`, which was checked. Only the number of the
+    oldest entry can be checked, because its predecessor is gone. Raises StoreUnavailable."""
     with redis_answers():
         head = await _Head.read(redis)
         walk = _Walk(first=head.first if after is None else None)
@@ -121,7 +121,7 @@ async def check(redis: ArqRedis, *, after: str | None = None, at_most: int = AT_
 
 
 async def _entries(reading: Awaitable[list[_Entry]]) -> list[_Entry]:
-    """None where the log holds another type of data: all of them are missing."""
+    """The entries; None if the key has another type of data, so that all of them are missing."""
     try:
         return await reading
     except ResponseError as error:

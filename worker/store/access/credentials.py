@@ -1,7 +1,7 @@
-"""Credentials of nodes: opaque and random, as tokens are. Redis holds only their SHA-256.
+"""Credentials of nodes: opaque and random, like tokens. Redis stores only their SHA-256.
 
-Keys: `credential:<sha256>` is the record of one, `node:<node>:credentials` leads from the ids of a node's credentials
-to their keys. A credential is no token, and a token is no credential: neither's secret has the form of the other.
+Keys: `credential:<sha256>` is the record of a credential, `node:<node>:credentials` maps the IDs of a node's
+credentials to their keys. Credentials and tokens cannot be confused: their secrets have different formats.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from worker.store.errors import CredentialExists
 from worker.store.unreadable import Unreadable
 
 OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
-PREFIX = "vpsnode_"  # so that a leaked one is found and its kind is known
+PREFIX = "vpsnode_"  # lets secret scanners recognize a leaked credential
 _SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_AT_ONCE = 1000  # keys that one command looks at
+_AT_ONCE = 1000  # keys per command
 
-_Row: TypeAlias = tuple[str, Any]  # a key, and what Redis has replied
+_Row: TypeAlias = tuple[str, Any]  # a key, and Redis's reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Credential:
     key: str
     node: str
     created_at: datetime
-    ends_at: datetime | None  # None: when it is revoked
+    ends_at: datetime | None  # None: it does not expire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class NewCredential:
 
 
 def key_of(secret: str) -> str:
-    """The key of the record of the credential with that secret; "" for what can't be one."""
+    """The key of the credential's record; "" if the text cannot be a credential."""
     return f"credential:{hashlib.sha256(secret.encode()).hexdigest()}" if _SECRET.fullmatch(secret) else ""
 
 
@@ -57,7 +57,7 @@ class Credentials(Scripts):
     async def create(
         self, node: str, *, lifetime: timedelta | None = None, idempotency: Idempotency | None = None, seed: str = ""
     ) -> NewCredential:
-        """Make a node's first credential. It ends after `lifetime`; None: when it is revoked. Repeated with the same
+        """Create a node's first credential. It expires after `lifetime`; None: never. Repeated with the same
         `idempotency`, it returns the same one; `seed` as in `Tokens.create`. Raises CredentialExists or
         IdempotencyKeyReused."""
         return await self._new(node, lifetime, {}, idempotency, seed)
@@ -71,14 +71,14 @@ class Credentials(Scripts):
         idempotency: Idempotency | None = None,
         seed: str = "",
     ) -> NewCredential:
-        """Make another credential. The former ones end after the overlap, if they do not end before. Otherwise as
-        `create`. Raises CredentialNotFound or IdempotencyKeyReused."""
+        """Create another credential. The former ones end after the overlap, unless they expire before. Otherwise
+        like `create`. Raises CredentialNotFound or IdempotencyKeyReused."""
         overlap_ms = max(1, round(overlap.total_seconds() * 1000))
         return await self._new(node, lifetime, {"overlap_ms": overlap_ms}, idempotency, seed)
 
     async def restore(self, node: str, secret: str) -> None:
-        """Make the credential that a node has valid again, after the store has lost its data. Nothing happens if it is
-        valid. Raises ValueError for what is no credential, and CredentialExists if the node has another one."""
+        """Make a node's credential valid again after the store has lost its data. Does nothing if it is valid. Raises
+        ValueError if the text is not a credential, and CredentialExists if the node has another one."""
         if not key_of(secret):
             raise ValueError("not a credential")
         try:
@@ -100,30 +100,29 @@ class Credentials(Scripts):
         return NewCredential(credential=_credential(key_of(secret), record), secret=secret)
 
     async def _put(self, node: str, ask: dict[str, Any], idempotency: Idempotency | None) -> tuple[records.Hash, str]:
-        """The record, and the salt of its secret."""
+        """Write the record. Returns it and the salt of its secret."""
         record = {"v": "1", "id": secrets.token_hex(6), "node": node}
         asked = {"node": node, "record": record, "idempotency": for_script(idempotency), **ask}
         made, salt = accepted(await self._call("access/put_credential", asked), idempotency, id=node)
         return records.pairs(made), salt.decode()
 
     async def revoke(self, node: str) -> int:
-        """End all credentials of a node now; how many were valid."""
+        """Revoke all credentials of a node now. Returns how many were valid."""
         ended: int = await self._call("access/revoke_credentials", {"node": node})
         return ended
 
     async def find(self, secret: str) -> Credential | None:
-        """The credential with that secret; None if there never was one, it was revoked or has ended, or its record
-        can't be read."""
+        """The credential with that secret; None if it is unknown, revoked, expired or unreadable."""
         key = key_of(secret)
         found = await self._of([key]) if key else ()
         if not found:
             return None
-        # What its node's index does not lead to could not be revoked, and may be another node's.
+        # A credential that is missing in its node's index could not be revoked, and may belong to another node.
         index = f"node:{found[0].node}:credentials"
         named = await self._unless_other_type(index, lambda: self._named(index, found[0].id), otherwise="")
         if named == key:
             return found[0]
-        await self._tell_unreadable([Unreadable(key=key, reason=f"{index} does not lead to it")])
+        await self._tell_unreadable([Unreadable(key=key, reason=f"{index} does not contain it")])
         return None
 
     async def all(self, node: str | None = None) -> list[Credential]:
@@ -144,11 +143,11 @@ class Credentials(Scripts):
         return nodes
 
     async def _of(self, keys: Sequence[str]) -> tuple[Credential, ...]:
-        """Those of the keys that hold a credential."""
+        """The credentials at these keys."""
         return await self._many(_read, await self._hashes(keys), kind="credential", key_of=_key_of)
 
     async def _hashes(self, keys: Sequence[str]) -> list[_Row]:
-        """Those of the keys that exist, with what they hold, or the error where that is no hash."""
+        """The existing keys with their contents, or with the error if a key is not a hash."""
 
         async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -159,7 +158,7 @@ class Credentials(Scripts):
         return [(key, held) for key, held in zip(keys, await reading(ask), strict=True) if held]
 
     async def ended(self, keys: Collection[str]) -> set[str]:
-        """Those of the keys whose credential is valid no longer. One command while there is none."""
+        """The keys whose credential is no longer valid. Takes one command if all are valid."""
         gone: set[str] = set()
         ordered = sorted(keys)
         for start in range(0, len(ordered), _AT_ONCE):
@@ -180,7 +179,7 @@ def _key_of(row: _Row) -> str:
 
 
 def _keys(row: _Row) -> list[str]:
-    """Those that an index leads to."""
+    """The keys in an index."""
     if isinstance(row[1], Exception):
         raise row[1]
     return [key for key in map(records.text, row[1].values()) if key.startswith("credential:")]
@@ -194,7 +193,7 @@ def _read(row: _Row) -> Credential:
 
 def _credential(key: str, record: records.Hash) -> Credential:
     if not NODE_NAME.fullmatch(record["node"]):
-        raise ValueError(f"{record['node']} is no node")
+        raise ValueError(f"{record['node']} is not a node")
     return Credential(
         id=record["id"],
         key=key,

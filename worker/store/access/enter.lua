@@ -1,9 +1,9 @@
 -- include: caller, clock
--- Stands behind another script, which is `body(ask)`: checks the caller and counts the call, does what that script does
--- if the caller may, and adds a job that was admitted to the audit log. So a call is one script.
+-- Wraps another script, `body(ask)`: checks the caller, counts the call, runs the script if the caller is allowed to,
+-- and adds an admitted job to the audit log. So a call is a single script.
 -- ask: {what that script takes, but account and by; caller: {see `count_call`; account_is_named, permissions: of which
 -- the token needs one, audit: the known fields of the entry, or nil: the front end adds it, audit_most}}
--- Answers {what `authenticate` answers}; if the script was run also {its answer}, and 1 if the audit log has the call.
+-- Answers {the answer of `authenticate`}; if the script was run also {its answer}, and 1 if the audit log has the call.
 local ask = cjson.decode(ARGV[1])
 local caller = ask.caller
 
@@ -15,24 +15,24 @@ local function may_call(token, account)
   return false
 end
 
--- A job that was admitted, also before, for a request that was repeated. A dry run starts none.
+-- Includes a job that was admitted before, for a repeated request. A dry run starts no job.
 local function job_of(answer)
   local is_admitted = answer[1] == 'admitted' or answer[1] == 'replayed'
   return is_admitted and not ask.dry_run and answer[2] and answer[2][1]
 end
 
--- snapshot_id: of a snapshot that was created
+-- snapshot_id: the created snapshot
 local function add_to_audit(token, job_id, snapshot_id)
   if redis.call('LLEN', 'audit:new') >= caller.audit_most then return 0 end
   local entry = caller.audit
   entry.at_ms = string.format('%.0f', now_ms())
   entry.token, entry.token_name, entry.account, entry.job = token.id, token.name, ask.account, job_id
   if snapshot_id then entry.made = 'snapshot ' .. snapshot_id end
-  return redis.call('RPUSH', 'audit:new', cjson.encode(entry)) > 0 and 1 or 0 -- 0: the key holds something else
+  return redis.call('RPUSH', 'audit:new', cjson.encode(entry)) > 0 and 1 or 0 -- 0: the key has another type of data
 end
 
 local token, account, answer = count_call(caller)
--- while Redis refuses to count, the front end does, and then runs the script by itself
+-- while Redis refuses to count, the front end counts, and then runs the script alone
 local is_counted = answer[2] == '' and answer[3] == 1
 if not token or not is_counted or not may_call(token, account) then return {answer} end
 ask.account, ask.by = account, {token = token.id, token_name = token.name}

@@ -1,12 +1,12 @@
 -- include: clock, records, idempotency
 -- Give a node a credential.
--- ask: {node, key, record: {field: text}, salt, lifetime_ms (missing: it never ends), overlap_ms: how long those before
--- it last; missing: there must be none, idempotency (see `replay`)}
+-- ask: {node, key, record: {field: text}, salt, lifetime_ms (missing: it never ends), overlap_ms: how long former ones
+-- stay valid; missing: there must be none, idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local index = 'node:' .. ask.node .. ':credentials'
 
--- Those of the node that are valid.
+-- The node's valid credentials.
 local function valid()
   local keys = {}
   for id, key in pairs(read(index) or {}) do

@@ -1,10 +1,10 @@
--- include: records, idempotency, bounds
+-- include: records, idempotency, bounds, token_names
 -- Create a token.
--- ask: {key, record: {field: text}, lifetime_ms (missing: without end), salt, idempotency (see `replay`)}
+-- ask: {key, record: {field: text}, lifetime_ms (missing: it never ends), salt, idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
--- A refusal if the account has too many tokens. Tokens that have ended are removed from its list only here.
+-- A refusal if the account has too many tokens. Expired tokens are removed from its list only here.
 local function refuse_token(mine)
   local most = bound('tokens_per_account')
   if redis.call('SCARD', mine) < most then return nil end
@@ -24,6 +24,7 @@ local function put()
   write(ask.key, ask.record)
   if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
   redis.call('HSET', 'tokens', ask.record.id, ask.key)
+  list_token(ask.record.id, ask.record.name)
   return {'admitted', redis.call('HGETALL', ask.key), ask.salt}
 end
 

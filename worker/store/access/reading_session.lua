@@ -1,8 +1,8 @@
 -- include: clock, records, rate, notes
--- Find the token of a session that Redis could not keep, and count the call on it.
+-- Find the token of a read-only session, which Redis does not store, and count the call for it.
 -- Only reads and notes.
 -- ask: {token: its id, calls, window_ms}
--- Answers {} where there is no such token, else {its key, {field, value, ...}, why Redis refused to count or '', and if
+-- Answers {} if there is no such token, else {its key, {field, value, ...}, why Redis refused to count or '', and if
 -- it counted: allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
 local key = redis.call('HGET', 'tokens', ask.token)

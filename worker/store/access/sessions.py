@@ -1,11 +1,12 @@
 """Sessions of the operators' dashboard: a browser sends a session's ID instead of a token.
 
-Redis has only the SHA-256 of the ID, in the key `token:session:<sha256>`: nodes may not read keys that begin with `t`.
-A session ends after its lifetime, after a period without activity, or with its token, whichever comes first.
+Redis stores only the SHA-256 of the ID, in the key `token:session:<sha256>`; the gateways' account cannot read keys
+that begin with `t`. A session ends after its lifetime, after a period without activity, or with its token, whichever
+comes first.
 
-While Redis refuses writes, a login gets a session for reading, which Redis does not have: its ID contains the ID of the
-token and when the session ends, signed with the key of the token's record. It ends when Redis accepts writes again.
-Whoever can read that key in Redis could sign one, and would see what he can read there.
+While Redis refuses writes, a login gets a read-only session that is not stored: its ID contains the token's ID and the
+session's end, signed with the key of the token's record. It ends when Redis accepts writes again. Someone who can
+read that key in Redis could forge such a session, but would only see what they can already read there.
 """
 
 import hashlib
@@ -16,15 +17,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.tokens import Authenticated, Limits, Token, key_of
-from worker.store.calls import Scripts, redis_answers
+from worker.store.calls import Scripts
 
 _ID_BYTES = 32
-_ID = re.compile(r"[A-Za-z0-9_-]{43}")  # so many bytes in URL-safe base64
-_READING = "reading."  # begins the id of a session that Redis does not hold; the others have no dot
+_ID = re.compile(r"[A-Za-z0-9_-]{43}")  # that many bytes in URL-safe base64
+_READING = "reading."  # prefix of the ID of a session that is not stored; other IDs have no dot
 _SIGNED = re.compile(r"reading\.([0-9a-f]{12})\.([0-9]{13})")  # the token's ID, and the Unix time in milliseconds
 _READING_AT_MOST = timedelta(hours=1)
 
@@ -34,13 +35,13 @@ class SessionLifetime:
     """How long a session lasts."""
 
     at_most: timedelta
-    idle: timedelta  # without activity; accurate to a minute
+    idle: timedelta  # time without activity; accurate to a minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An open session. `csrf`: the token that every change must send; other sites cannot read it. `only_reads`: it is
-    for reading only."""
+    """An open session. `csrf`: the token that every change must send; other sites cannot read it. `only_reads`: the
+    session is read-only."""
 
     csrf: str
     only_reads: bool = False
@@ -59,7 +60,7 @@ class NewSession:
 class Sessions(Scripts):
     """Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, lifetime: SessionLifetime, limits: Limits) -> None:
+    def __init__(self, redis: Redis, *, lifetime: SessionLifetime, limits: Limits) -> None:
         super().__init__(redis)
         self._lifetime = lifetime
         self._limits = limits
@@ -76,14 +77,14 @@ class Sessions(Scripts):
         return new
 
     def open_for_reading(self, secret: str, token: Token) -> str:
-        """The id of a session of that token, for as long as Redis accepts no writes, at most an hour."""
+        """The ID of a read-only session of that token. It lasts while Redis refuses writes, at most an hour."""
         ends = datetime.now(UTC) + min(_READING_AT_MOST, self._lifetime.at_most)
         signed = f"{_READING}{token.id}.{records.milliseconds(ends)}"
         return f"{signed}.{_signature(key_of(secret), signed)}"
 
-    async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended, or if the text is no session's id. Counts the call on its token.
-        `by_person`: the call is activity."""
+    async def find(self, session_id: str, *, by_person: bool) -> Session | None:
+        """The session; None if it has ended or the text is not a session's ID. Counts the call toward its
+        token's limit. `by_person`: the call counts as activity."""
         if session_id.startswith(_READING) and session_id.isascii():
             return await self._look_for_reading(session_id)
         if not _ID.fullmatch(session_id):
@@ -135,8 +136,7 @@ class Sessions(Scripts):
     async def close(self, session_id: str) -> None:
         if session_id.startswith(_READING):
             return
-        with redis_answers():
-            await self._redis.delete(_key(session_id))
+        await self._call("access/close_session", {"key": _key(session_id)})
 
 
 def _signature(key: str, text: str) -> str:

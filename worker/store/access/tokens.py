@@ -1,4 +1,4 @@
-"""Access tokens: opaque and random. Redis holds only their SHA-256.
+"""Access tokens: opaque and random. Redis stores only their SHA-256.
 
 Keys: `token:<sha256>` is a token's record; `tokens` maps the ID that operators see to that key.
 """
@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,13 +17,14 @@ from functools import lru_cache
 from typing import Any, Self
 
 from worker.store import errors, records
-from worker.store.access.meanwhile import Meanwhile
+from worker.store.access.local_rates import LocalRates
 from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
-USED = "tokens:used"  # when each was used last: see `usage`
-_PARSED = 1024  # records that are remembered as they were read last
+_NAMES = "tokens:by:name"  # name in lower case, NUL, ID: `shared/token_names` adds them
+USED = "tokens:used"  # when each token was last used: see `usage`
+_PARSED = 1024  # parsed records in the cache
 _PREFIX = "vps_"
 _SECRET = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 
@@ -40,7 +41,7 @@ class Permission(StrEnum):
     OPERATOR_READ = "operator:read"
 
 
-OPERATORS = frozenset({Permission.OPERATOR, Permission.OPERATOR_READ})  # of tokens without an account
+OPERATORS = frozenset({Permission.OPERATOR, Permission.OPERATOR_READ})  # for tokens without an account
 _WIDER = {
     Permission.SNAPSHOTS_CREATE: Permission.SNAPSHOTS_WRITE,
     Permission.SNAPSHOTS_RESTORE: Permission.SNAPSHOTS_WRITE,
@@ -50,11 +51,11 @@ _WIDER = {
 
 
 def granting(permission: Permission) -> tuple[Permission, ...]:
-    """The permissions of which a token needs one, the narrowest first."""
+    """The permissions that include this one, the narrowest first; a token needs one of them."""
     return (permission, _WIDER[permission]) if permission in _WIDER else (permission,)
 
 
-_KNOWN = frozenset(map(str, Permission))  # a newer front end may have created a token with others
+_KNOWN = frozenset(map(str, Permission))  # a newer front end may have created a token with unknown ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +109,25 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rate limits per window. `meanwhile` counts while Redis refuses to."""
+    """Rate limits per window. `local_rates` counts while Redis refuses writes."""
 
     calls: int  # per token
     failed_logins: int  # per address
     window: timedelta = timedelta(minutes=1)
-    meanwhile: Meanwhile = field(default_factory=Meanwhile, compare=False)
+    local_rates: LocalRates = field(default_factory=LocalRates, compare=False)
 
     def of_calls(self) -> dict[str, int]:
-        """As the scripts take them."""
+        """The limits in the form that scripts take."""
         return {"calls": self.calls, "window_ms": round(self.window.total_seconds() * 1000)}
 
     def call_of(self, token: "Token", account: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
-        """A call with the token, for that account or ''. `refused`: why Redis did not count it, b'' if it did."""
-        taken = self.meanwhile.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
+        """Count a call with the token, for that account or ''. `refused`: why Redis did not count it, b'' if it did."""
+        taken = self.local_rates.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
         return _authenticated(token, *taken)
 
     def failed_login(self, address: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
-        """A call without a valid token from that address."""
-        taken = self.meanwhile.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
+        """Count a call without a valid token from that address."""
+        taken = self.local_rates.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
         return _authenticated(None, *taken)
 
 
@@ -137,11 +138,11 @@ class Authenticated:
     token: Token | None
     allowed: bool  # within its limit
     left: int  # calls
-    more_in: timedelta  # until one more call is allowed
+    more_in: timedelta  # until the next call is allowed
 
 
 def derived(prefix: str, seed: str, salt: str) -> str:
-    """A secret that only who has the seed can make again: 256 bits in URL-safe base64."""
+    """A secret that can be derived again only with the seed: 256 bits in URL-safe base64."""
     digest = hmac.digest(seed.encode(), salt.encode(), hashlib.sha256)
     return f"{prefix}{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
@@ -158,14 +159,14 @@ def _moment(text: str) -> datetime:
 
 
 def _token(row: list[Any]) -> Token:
-    """`row`: the key, and the record as a script or Redis itself answers it."""
+    """`row`: the key, and the record as a script or Redis returns it."""
     flat = row[1]
     return Token.of(records.decoded(flat) if isinstance(flat, dict) else records.pairs(flat))
 
 
 @lru_cache(_PARSED)
 def _token_of(*flat: bytes) -> Token:
-    """A record that is the same text is the same token."""
+    """The token of a record, cached by the record's text."""
     return Token.of(records.pairs(flat))
 
 
@@ -180,8 +181,8 @@ def key_of(secret: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Presented:
-    """What a call says of its caller. `address`: on which failed logins are counted; `named`: the account that it
-    names."""
+    """The caller's data in a request. `address`: where failed logins are counted; `named`: the account that the
+    request names."""
 
     secret: str
     address: str
@@ -189,7 +190,7 @@ class Presented:
 
     @property
     def key(self) -> str:
-        """Of the record of a token with that secret; '' if there can be none."""
+        """The key of the token's record; '' if the secret is malformed."""
         return key_of(self.secret) if _SECRET.fullmatch(self.secret) else ""
 
     @property
@@ -221,7 +222,7 @@ class Tokens(Scripts):
     ) -> NewToken:
         """Create a token that expires after `lifetime` (None: never); Redis then deletes it. Repeated with the same
         `idempotency`, it returns the same token, although its secret is not stored: the secret is derived from `seed`,
-        which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused or
+        which only the caller has, and a salt that is stored for a day. Raises IdempotencyKeyReused or
         TokenLimitReached."""
         created_at = datetime.now(UTC).replace(microsecond=0)
         token = Token(
@@ -239,19 +240,19 @@ class Tokens(Scripts):
             "salt": salt,
             "idempotency": for_script(idempotency),
         }
-        if lifetime is not None:  # no moment: this process's clock may be wrong
+        if lifetime is not None:  # a duration, because this process's clock may be wrong
             ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
         made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
         return NewToken(token=Token.of(records.pairs(made)), secret=derived(_PREFIX, seed, first_salt.decode()))
 
     async def authenticate(self, by: Presented, limits: Limits) -> Authenticated:
-        """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call: on the token
-        (of a service token: for the account that it names), or on the address if there is no such token."""
+        """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call for the token
+        (for a service token, also by the named account), or for the address if there is no such token."""
         answer = await self._call("access/authenticate", by.for_script(limits))
         return await self.authenticated(by, limits, answer)
 
     async def authenticated(self, by: Presented, limits: Limits, answer: list[Any]) -> Authenticated:
-        """The same, from the answer of a script that has done it."""
+        """The result of `authenticate`, from the answer of a script that has done the lookup."""
         flat, refused, *counted = answer
         token = await self._token(by, flat)
         if token is None:
@@ -261,10 +262,10 @@ class Tokens(Scripts):
         )
 
     async def _token(self, by: Presented, flat: list[bytes]) -> Token | None:
-        """None also for a record that can't be read."""
+        """The token; None also if its record is unreadable."""
         if not flat:
             return None
-        with suppress(Exception):  # it is told below why it can't be read
+        with suppress(Exception):  # the reason is reported below
             return _token_of(*flat)
         found = await self._many(lambda flat: _token_of(*flat), [flat], kind="token", key_of=lambda _: by.key)
         return found[0] if found else None
@@ -278,17 +279,24 @@ class Tokens(Scripts):
             with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
                 await self._redis.hdel(USED, *ended)  # type: ignore[misc]
+                await self._unlist(set(ended))
         rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
         valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
 
+    async def _unlist(self, ended: Collection[bytes]) -> None:
+        """Take the names of tokens that have expired from their list: it does not know an expired token's name."""
+        names = await self._redis.zrange(_NAMES, 0, -1)
+        if gone := [name for name in names if name.rpartition(b"\0")[2] in ended]:
+            await self._redis.zrem(_NAMES, *gone)
+
     async def _index(self) -> dict[Any, Any]:
-        """The keys of tokens by id."""
+        """The keys of tokens, by ID."""
         index: dict[Any, Any] = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
         return index
 
     async def _records(self, keys: Iterable[Any]) -> list[Any]:
-        """In place of one that can't be read: the error."""
+        """The records; an unreadable one is replaced by its error."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hgetall(key)
@@ -296,13 +304,4 @@ class Tokens(Scripts):
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""
-        with redis_answers():
-            key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
-            if key is None:
-                return False
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(key)
-                pipe.hdel(_INDEX, token_id)
-                pipe.hdel(USED, token_id)
-                revoked, *_ = await pipe.execute()
-        return bool(revoked)
+        return bool(await self._call("access/revoke_token", {"token": token_id}))

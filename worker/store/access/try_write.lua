@@ -1,5 +1,5 @@
 -- include: clock, notes
--- See whether Redis accepts writes. What is written is neither replicated nor persisted.
+-- Check whether Redis accepts writes. The trial write is neither replicated nor persisted.
 -- Only reads and notes.
 -- ask: {}
 -- Answers why it refuses them, '' if it accepts them.

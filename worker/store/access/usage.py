@@ -1,21 +1,21 @@
-"""When each token was used last.
+"""When each token was last used.
 
-Each front end notes it in memory and writes it once a minute, all tokens in one call: a call of a customer that only
-reads must not cost a write to the disk.
+Each front end keeps the times in memory and writes them once a minute in one call, so that a read does not cost a
+write to the disk.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.tokens import USED
 from worker.store.calls import Scripts
 from worker.store.errors import StoreUnavailable
 
-NOTED_SECONDS = 60.0  # between two writes
+NOTED_SECONDS = 60.0  # interval between writes
 
 
 def _utc() -> datetime:
@@ -25,17 +25,17 @@ def _utc() -> datetime:
 class TokenUses(Scripts):
     """`now`: the time of the cell."""
 
-    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = _utc) -> None:
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._now = now
         self._used: dict[str, str] = {}
 
     def note(self, token_id: str) -> None:
-        """The token is used now."""
+        """Note that the token is used now."""
         self._used[token_id] = records.milliseconds(self._now())
 
     async def keep(self) -> None:
-        """Write what was noted. Raises StoreUnavailable: it is written later."""
+        """Write the noted times. Raises StoreUnavailable; they are then written later."""
         used, self._used = self._used, {}
         if not used:
             return
@@ -46,8 +46,9 @@ class TokenUses(Scripts):
             raise
 
     async def all(self) -> Mapping[str, datetime]:
-        """By the token's ID. One that is missing was not used since this is noted. Raises StoreUnavailable."""
-        with suppress(StoreUnavailable):  # while Redis takes no writes, what it has can be read
+        """The times by token ID. A missing token has not been used since the service records this. Raises
+        StoreUnavailable."""
+        with suppress(StoreUnavailable):  # while Redis refuses writes, the stored times can still be read
             await self.keep()
         nothing: dict[bytes, bytes] = {}
 

@@ -1,1 +1,2 @@
-"""Backup and restore of what only Redis knows. Servers and snapshots are also on the nodes, which publish them anew."""
+"""Backup and restore of the data that exists only in Redis. Servers and snapshots are also on the nodes, which publish
+them again."""

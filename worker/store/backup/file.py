@@ -1,7 +1,8 @@
-"""The file of a backup: lines of JSON, compressed, and encrypted if wanted.
+"""The backup file: lines of JSON, compressed and optionally encrypted.
 
-The first line is {vps_snapshots_backup: version, made_ms, last_id}, the last one {rows, sha256: of the lines before}.
-So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it is used.
+The first line is {vps_snapshots_backup: version, made_ms, last_id, life}, the last one {rows, sha256: of the lines
+before}. So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it is
+used.
 """
 
 import gzip
@@ -23,12 +24,12 @@ from worker.store.backup.rows import kind_of
 from worker.store.records import NUMBER_MAX
 
 VERSION = 1
-LINE_BYTES = 1 << 20  # far longer than any record: a file may unpack to more than fits in memory
+LINE_BYTES = 1 << 20  # longer than any record; limits memory if a file decompresses to very long lines
 _AGE_MAGIC = b"age-encryption.org/"
 
 
 class BackupUnusable(Exception):
-    """The file is no backup, is damaged, or cannot be decrypted. The text says which."""
+    """The file is not a backup, is damaged, or cannot be decrypted. The text gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +39,22 @@ class Written:
 
 
 async def write(
-    path: Path, rows: AsyncIterator[dict[str, Any]], *, made_ms: int, last_id: str, recipient: str | None
+    path: Path,
+    rows: AsyncIterator[dict[str, Any]],
+    *,
+    made_ms: int,
+    last_id: str,
+    recipient: str | None,
+    life: str = "",
 ) -> Written:
-    """Write the file whole or not at all; only its owner can read it.
+    """Write the file atomically; only its owner can read it.
 
-    `recipient`: a public key of age, which encrypts it. Raises OSError, also if age fails.
+    `recipient`: age's public key for encryption. Raises OSError, also if age fails.
     """
     count = 0
     with _new_file(path, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
         lines = _Lines(compressed)
-        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id})
+        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id, "life": life})
         async for row in rows:
             lines.add(row)
             count += 1
@@ -81,8 +88,8 @@ def _sink(opened: int, recipient: str | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _new_file(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole and safe on the disk. Until then it has a name of its own, because
-    another backup may be written at the same time."""
+    """A file that gets its final name once it is complete and on the disk. Until then it has a temporary name,
+    because another backup may be written at the same time."""
     opened, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     new = Path(name)
     try:
@@ -119,6 +126,7 @@ class _Head(_Checked):
     vps_snapshots_backup: int
     made_ms: Milliseconds
     last_id: str
+    life: str = ""  # missing in older files
 
 
 class _Row(_Checked):
@@ -126,7 +134,7 @@ class _Row(_Checked):
     record: dict[str, str]
     key: str = ""
     lifetime_ms: Milliseconds = 0
-    id: Annotated[str, Field(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$")] = "0-0"  # of an entry of the audit log
+    id: Annotated[str, Field(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$")] = "0-0"  # the ID of an entry of the audit log
 
 
 _Form = TypeVar("_Form", bound=_Checked)
@@ -134,12 +142,13 @@ _Form = TypeVar("_Form", bound=_Checked)
 
 @dataclass(frozen=True, kw_only=True)
 class BackupFile:
-    """A backup that was read to its end once, and is whole."""
+    """A backup that was read to its end once and is complete."""
 
     path: Path
     identity: Path | None  # file with age's secret key; None: the backup is not encrypted
     made_ms: int
     last_id: str
+    life: str  # see `Backup.life`
 
     @classmethod
     def open(cls, path: Path, *, identity: Path | None) -> Self:
@@ -153,8 +162,8 @@ class BackupFile:
                 _check_row(last)
             head, last = head or _head(line), line
         if head is None or _parsed(last) != {"rows": count, "sha256": digest.hexdigest()}:
-            raise BackupUnusable("it is damaged or was cut off")
-        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id)
+            raise BackupUnusable("it is damaged or truncated")
+        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id, life=head.life)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for line in _lines(self.path, self.identity):
@@ -166,14 +175,14 @@ class BackupFile:
 def _head(line: bytes) -> _Head:
     version = _parsed(line).get("vps_snapshots_backup")
     if version is None:
-        raise BackupUnusable("it is no backup")
+        raise BackupUnusable("it is not a backup")
     if version != VERSION:
         raise BackupUnusable(f"it has version {version!a:.100}; this program reads {VERSION}")
     return _checked(_Head, line)
 
 
 def _check_row(line: bytes) -> None:
-    """Nothing but what a backup writes."""
+    """Raises BackupUnusable for a row that a backup does not write."""
     row = _checked(_Row, line)
     if row.kind not in {"audit", "audit_head"} and row.kind != kind_of(row.key):
         raise BackupUnusable(f"it has a row of kind {row.kind!a:.100} for the key {row.key!a:.100}")
@@ -185,16 +194,16 @@ def _checked(form: type[_Form], line: bytes) -> _Form:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise BackupUnusable(f"it has a row that no backup has: {where!a:.100}: {first['msg']}") from error
+        raise BackupUnusable(f"it has an invalid row: {where!a:.100}: {first['msg']}") from error
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BackupUnusable("it is damaged or was cut off") from error
+        raise BackupUnusable("it is damaged or truncated") from error
     if not isinstance(row, dict):
-        raise BackupUnusable("it is no backup")
+        raise BackupUnusable("it is not a backup")
     return row
 
 
@@ -203,10 +212,10 @@ def _lines(path: Path, identity: Path | None) -> Iterator[bytes]:
         with _source(path, identity) as raw, gzip.GzipFile(fileobj=raw) as lines:
             while line := lines.readline(LINE_BYTES + 1):
                 if len(line) > LINE_BYTES:
-                    raise BackupUnusable("it has a line that no backup has: it is too long")
+                    raise BackupUnusable("it has a line that is too long")
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BackupUnusable("it is damaged, was cut off, or is no backup") from error
+        raise BackupUnusable("it is damaged, truncated or not a backup") from error
 
 
 @contextmanager
@@ -214,7 +223,7 @@ def _source(path: Path, identity: Path | None) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         if identity is None:
             if file.read(len(_AGE_MAGIC)) == _AGE_MAGIC:
-                raise BackupUnusable("it is encrypted: name the file with the secret key (--identity)")
+                raise BackupUnusable("it is encrypted: specify the file with the secret key (--identity)")
             file.seek(0)
             yield file
             return

@@ -1,10 +1,11 @@
--- include: clock, ids, records, nodes, placement, last_id, restored
--- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
--- ask: {last_id ('': none), age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
--- does not end)}]}
+-- include: clock, ids, records, nodes, placement, last_id, restored, token_names
+-- Write rows of a backup. Existing fields are not changed: only missing ones are added.
+-- ask: {last_id ('': none), made_ms, age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms
+-- (missing: it does not end)}]}
 -- Answers {number of rows that were written}.
 local ask = cjson.decode(ARGV[1])
-local SHORTEST_MS = 7 * 86400000 -- until a snapshot expires: the backup may be older than what its owner asked for last
+-- minimum time until a snapshot expires, because its owner may have changed the expiry after the backup
+local SHORTEST_MS = 7 * 86400000
 local written = 0
 
 local function id_of(row)
@@ -21,6 +22,7 @@ local PUT = {}
 function PUT.token(row)
   put(row)
   redis.call('HSET', 'tokens', row.record.id, row.key)
+  list_token(row.record.id, row.record.name or '')
   if row.record.account ~= '' then redis.call('SADD', 'tokens:account:' .. row.record.account, row.key) end
 end
 
@@ -32,14 +34,14 @@ end
 
 function PUT.schedule(row)
   put(row)
-  local of = 'account:' .. row.record.account .. ':schedules'
-  redis.call('ZADD', of, row.record.created_ms, id_of(row))
-  redis.call('ZADD', of .. ':server:' .. row.record.server, row.record.created_ms, id_of(row))
+  local of, server = 'account:' .. row.record.account .. ':schedules', row.record.server
+  local lists = server and {of, of .. ':server:' .. server} or {of .. ':labels'}
+  for _, list in ipairs(lists) do redis.call('ZADD', list, row.record.created_ms, id_of(row)) end
   if number(row.record.next_ms) then redis.call('ZADD', 'schedules:due', row.record.next_ms, id_of(row)) end
 end
 
 function PUT.webhook(row)
-  row.record.claim, row.record.claimed_until_ms = nil, nil -- of a sender that is gone
+  row.record.claim, row.record.claimed_until_ms = nil, nil -- its sender is gone
   put(row)
   redis.call('ZADD', 'account:' .. row.record.account .. ':webhooks', row.record.created_ms, id_of(row))
 end
@@ -48,7 +50,8 @@ PUT.secret = put
 
 PUT.account = put
 
--- As `operators/place_server` declares one: no other node gets it until its node reports, with it or without it.
+-- Like a declaration by `operators/place_server`: no other node gets the server until its node reports, with or without
+-- it.
 function PUT.server(row)
   local of = row.record
   forget_report(of.node)
@@ -58,9 +61,9 @@ function PUT.server(row)
   put(row)
 end
 
--- The record of a snapshot comes from its node, and then takes this over.
+-- A snapshot's record comes from its node, and then takes over these fields.
 function PUT.snapshot(row)
-  keep_restored(id_of(row), row.record)
+  keep_restored(id_of(row), row.record, ask.made_ms)
 end
 
 function PUT.node(row)
@@ -68,15 +71,15 @@ function PUT.node(row)
   if row.record.paused_ms then redis.call('SADD', 'nodes:paused', id_of(row)) end
 end
 
--- Whether there is something to write. A pause of a node that runs already, or what a server or a snapshot that was
--- published already lacks, is added to its record.
+-- Whether there is something to write. The pause of a running node, and missing fields of a published server or
+-- snapshot, are added to the record.
 local function is_lacking(row)
   if row.lifetime_ms and row.lifetime_ms <= ask.age_ms then return false end
   if redis.call('EXISTS', row.key) == 0 then return true end
   return row.kind == 'node' and redis.call('HEXISTS', row.key, 'paused_ms') == 0
 end
 
--- When a snapshot expires; nil: never. A customer who has removed an expiry leaves an empty field.
+-- When a snapshot expires; nil: never. If a customer has removed the expiry, the field is empty.
 local function expiry_of(snapshot)
   local expires_ms = number(snapshot.expires_ms)
   return expires_ms and string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))
@@ -88,8 +91,13 @@ local function put_row(row)
     PUT[row.kind](row)
   elseif row.kind == 'snapshot' then
     return add_restored(id_of(row), row.record)
-  elseif row.kind == 'server' and row.record.consistency then
-    return redis.call('HSETNX', row.key, 'consistency', row.record.consistency)
+  elseif row.kind == 'server' then
+    local added = 0
+    for _, field in ipairs({'consistency', 'labels'}) do
+      local held = row.record[field]
+      if held and redis.call('HSETNX', row.key, field, held) == 1 then added = 1 end
+    end
+    return added
   else
     return 0
   end

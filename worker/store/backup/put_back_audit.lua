@@ -1,7 +1,7 @@
--- Write entries of a backup to an audit log that is empty. The head comes last: until then, a call that was
--- interrupted can be repeated.
+-- Write entries of a backup to an empty audit log. The head is written last, so that an interrupted call
+-- can be repeated.
 -- ask: {entries: [{id, fields: {field, value, ...}}], head: {field, value, ...} or false}
--- Answers {1, number of entries that were written}, or {0, 0} where a keeper has begun another log.
+-- Answers {1, number of entries that were written}, or {0, 0} if a keeper has started another log.
 local ask = cjson.decode(ARGV[1])
 if redis.call('HGET', 'audit:head', 'seq') then return {0, 0} end
 local newest = redis.call('XREVRANGE', 'audit', '+', '-', 'COUNT', 1)[1]

@@ -1,4 +1,4 @@
-"""Writes what a backup has into Redis. What Redis has stays as it is."""
+"""Writes a backup into Redis. Existing data is not changed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,11 +7,15 @@ from typing import Any
 
 from worker.store.access.audit import HEAD
 from worker.store.backup.file import BackupFile
-from worker.store.backup.rows import Row
-from worker.store.calls import Scripts, reading
+from worker.store.backup.rows import LIFE, Row, life_of
+from worker.store.calls import Scripts, reading, redis_answers
 
-AT_ONCE = 200  # rows that one script writes
-OF_LISTS = {"listed_from", "listed_seq"}  # the lists by object are not in a backup: the restored log is searched
+AT_ONCE = 200  # rows per script call
+# backups do not contain the lists by object, so the restored log is searched instead
+# Of a backup since which Redis has lost nothing: what these add to records that are there. All else that is missing was
+# removed since.
+NEVER_REMOVED = frozenset({"server", "snapshot"})
+OF_LISTS = {"listed_from", "listed_seq"}
 
 
 class AuditLogInUse(Exception):
@@ -22,21 +26,28 @@ class Restore(Scripts):
     """Every call may raise StoreUnavailable, StoreReadOnly, OutcomeUnknown and BackupUnusable, and can be repeated."""
 
     async def is_empty(self) -> bool:
-        """Whether there are no tokens: then no customer can have changed anything since the loss."""
+        """Whether there are no tokens, so that no customer can have changed anything since the loss."""
         return not await reading(lambda: self._redis.exists("tokens"))
 
-    async def records(self, backup: BackupFile, *, now_ms: int) -> Mapping[str, int]:
-        """Write all but the audit log. `now_ms`: Redis's clock. Returns the number of rows written, by kind."""
+    async def has_lost_nothing(self, backup: BackupFile) -> bool:
+        """Whether Redis has all data that it had at the time of the backup, but what was removed since: it was not
+        emptied, or this backup was restored."""
+        return bool(backup.life) and await life_of(self._redis) == backup.life
+
+    async def records(self, backup: BackupFile, *, now_ms: int, removed: bool = True) -> Mapping[str, int]:
+        """Write all but the audit log. `now_ms`: Redis's clock. `removed` False: only what was not removed since the
+        backup. Returns the number of rows written, by kind."""
         written: Counter[str] = Counter()
         age_ms = max(0, now_ms - backup.made_ms)
         by_kind: dict[str, list[Row]] = {}
 
         async def put(kind: str) -> None:
-            ask = {"last_id": backup.last_id, "age_ms": age_ms, "rows": by_kind.pop(kind)}
+            rows = by_kind.pop(kind)
+            ask = {"last_id": backup.last_id, "made_ms": backup.made_ms, "age_ms": age_ms, "rows": rows}
             written[kind] += (await self._call("backup/put_back", ask))[0]
 
         for row in backup.rows():
-            if row["kind"] in {"audit", "audit_head"}:
+            if row["kind"] in {"audit", "audit_head"} or not (removed or row["kind"] in NEVER_REMOVED):
                 continue
             rows = by_kind.setdefault(row["kind"], [])
             rows.append(row)
@@ -44,6 +55,9 @@ class Restore(Scripts):
                 await put(row["kind"])
         for kind in [*by_kind]:
             await put(kind)
+        if backup.life:
+            with redis_answers():
+                await self._redis.set(LIFE, backup.life)
         return written
 
     async def audit(self, backup: BackupFile) -> int:

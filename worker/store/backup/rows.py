@@ -1,13 +1,16 @@
-"""Reads what only Redis knows, as rows of text.
+"""Reads the data that exists only in Redis, as rows of text.
 
-The rows are found by a scan of all keys, not by the lists that lead to them: a backup is made while the service runs,
-and must not depend on an index that may be damaged. Redis answers other calls meanwhile.
+The rows are found by a scan of all keys instead of by the indexes, because an index may be damaged. The service keeps
+running during a backup.
 """
 
 import re
+import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
+
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.audit import HEAD, STREAM, number_of
@@ -17,6 +20,7 @@ from worker.store.unreadable import Unreadable
 
 Row: TypeAlias = dict[str, Any]
 SCANNED_AT_ONCE = 1000
+LIFE = "backups:life"  # a random text, which is gone if Redis loses its data
 SNAPSHOTS_KEPT = frozenset({"completed", "in_progress"})
 _HEX32 = "[0-9a-f]{32}"
 _PATTERNS = {
@@ -30,9 +34,9 @@ _PATTERNS = {
     "snapshot": re.compile(r"snapshot:[0-9]+"),
     "node": re.compile(r"node:[^:]+"),
 }
-# Of these, the nodes know the rest. A field that ends with * stands for all that begin so.
+# The nodes know the other fields of these records. A field that ends with * is a prefix.
 _FIELDS = {
-    "server": ("account", "node", "name", "placed", "consistency"),
+    "server": ("account", "node", "name", "placed", "consistency", "labels"),
     "snapshot": ("server", "account", "status", "description", "labels", "protected", "expires_ms", "schedule"),
     "node": ("paused*",),
 }
@@ -47,16 +51,22 @@ class Backup(Scripts):
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def last_id(self) -> str:
-        """The highest ID that a snapshot was given; "" if none was."""
+        """The highest snapshot ID so far; "" if there is none."""
         return records.text(await reading(lambda: self._redis.get("snapshots:last_id")) or b"")
 
+    async def life(self) -> str:
+        """By which a restore notices that Redis has lost nothing since. "" while Redis takes no writes."""
+        with suppress(StoreReadOnly), redis_answers():
+            await self._redis.set(LIFE, secrets.token_hex(16), nx=True)
+        return await life_of(self._redis)
+
     async def made(self, made_ms: int) -> None:
-        """Note a backup that was written: alerts tell when the last one is old."""
+        """Record that a backup was written; an alert fires if the last one is old."""
         with suppress(StoreReadOnly), redis_answers():
             await self._redis.set(LAST_BACKUP, made_ms)
 
     async def records(self) -> AsyncIterator[Row]:
-        """{kind, key, record: {field: text}, lifetime_ms: that is left, only of a record that ends}"""
+        """Yields {kind, key, record: {field: text}, lifetime_ms: remaining time to live, if any}."""
         cursor = 0
         while True:
             cursor, keys = await reading(lambda at=cursor: self._scan(at))  # type: ignore[misc]
@@ -66,9 +76,9 @@ class Backup(Scripts):
                 return
 
     async def audit(self) -> AsyncIterator[Row]:
-        """{kind: "audit", id, record} of each entry, oldest first; then {kind: "audit_head", record}. An entry whose
-        number cannot be read is in the backup: whoever checks the log must see it."""
-        # first: entries that are added meanwhile are then behind the head, and are left out
+        """Yields {kind: "audit", id, record} for each entry, oldest first; then {kind: "audit_head", record}. An
+        entry with an unreadable number is included, so that a check of the log finds it."""
+        # read first, so that entries that are added meanwhile come after the head and are left out
         head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
         last, after = number_of(head.get(b"seq")), "-"
         while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
@@ -104,19 +114,24 @@ class Backup(Scripts):
         for key, held, left_ms in zip(keys, replies[::2], replies[1::2], strict=True):
             try:
                 rows += _row(key, records.decoded(held), left_ms)
-            except Exception as error:  # noqa: BLE001 - one record must not keep the others out of the backup; it is told
+            except Exception as error:  # noqa: BLE001 - a bad record is reported, and must not keep the others out of the backup
                 unreadable.append(Unreadable(key=key, reason=str(error)))
         await self._tell_unreadable(unreadable)
         return rows
 
 
+async def life_of(redis: Redis) -> str:
+    """Raises StoreUnavailable."""
+    return records.text(await reading(lambda: redis.get(LIFE)) or b"")
+
+
 def kind_of(key: str) -> str | None:
-    """What a key holds, of what is in a backup; None for all other keys."""
+    """The kind of a key that is backed up; None for all other keys."""
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(key)), None)
 
 
 def _row(key: str, record: Mapping[str, str], left_ms: int) -> Iterable[Row]:
-    """None for a record that has gone meanwhile, or of which only Redis knows nothing."""
+    """The row of a key; None if the record no longer exists or has no data that exists only in Redis."""
     kind = kind_of(key)
     if kind == "snapshot" and record.get("status") not in SNAPSHOTS_KEPT:
         return

@@ -1,7 +1,7 @@
 """The time of the cell, as a front end counts it. Its own wall clock decides nothing.
 
-The scripts read the time from `shared/clock.lua`: Redis's clock without its steps. Redis alone can't tell a step from a
-time in which everything was down. A front end can: it counts the time on by a clock that nobody sets.
+The scripts read the time from `shared/clock.lua`: Redis's clock without its steps. Redis alone cannot distinguish a
+step from an outage. A front end can, with its monotonic clock.
 """
 
 import time
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.program.wall_clock import STEP_SECONDS
 from worker.store.calls import Scripts
 
 COMPARE_SECONDS = 5.0
-AGREE_SECONDS = 30.0  # clocks that are kept by NTP differ by much less
-UNSURE_SECONDS = 3.0  # of what a process counts: an answer may take some seconds
-TOLD_FROM_SECONDS = 60.0  # a Redis that was down for less is told by other events
-DRIFT = 0.001  # and by this share of the time, several times what a computer's oscillator may drift
+AGREE_SECONDS = 30.0  # clocks that are synchronized with NTP differ by much less
+UNSURE_SECONDS = 3.0  # uncertainty of a process's measurement, because an answer may take seconds
+TOLD_FROM_SECONDS = 60.0  # other events report shorter outages of Redis
+DRIFT = 0.001  # plus this share of the elapsed time, several times the drift of a computer's oscillator
 
 log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockErrors:
-    """By how much the wall clocks are ahead of the time of the cell, in seconds; negative: behind."""
+    """How far the wall clocks are ahead of the time of the cell, in seconds; negative: behind."""
 
     redis: float
     process: float
@@ -46,9 +46,9 @@ class _Comparison:
 
 
 class CellClock(Scripts):
-    """`compared` gets the errors of the wall clocks after each comparison."""
+    """`compared` is called with the errors of the wall clocks after each comparison."""
 
-    def __init__(self, redis: ArqRedis, *, compared: Callable[[ClockErrors], None] = lambda _: None) -> None:
+    def __init__(self, redis: Redis, *, compared: Callable[[ClockErrors], None] = lambda _: None) -> None:
         super().__init__(redis)
         self._compared = compared
         self._last: _Comparison | None = None
@@ -60,7 +60,7 @@ class CellClock(Scripts):
         return datetime.fromtimestamp(ms / 1000, UTC)
 
     async def compare(self) -> ClockErrors:
-        """Have the time of the cell compared with this process's clocks. Raises StoreUnavailable."""
+        """Compare the time of the cell with this process's clocks. Raises StoreUnavailable."""
         last, began = self._last, _uptime()
         ask = {
             "wall_ms": round(time.time() * 1000),

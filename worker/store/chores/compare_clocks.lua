@@ -1,10 +1,11 @@
 -- include: clock, records
--- Compare the time of the cell with the clocks of a process. Where Redis's clock is ahead and the process knows that
--- so much time has passed, because all was down meanwhile, the time of the cell leaps. Where the process's wall clock
--- agrees with Redis's, the two times are brought nearer by a tenth of the time that passes.
+-- Compare the time of the cell with the clocks of a process. If Redis's clock is ahead and the process knows that
+-- this much time has passed during an outage, the time of the cell leaps. If the process's wall clock agrees with
+-- Redis's, the two times approach each other by a tenth of the elapsed time.
+-- Also when full.
 -- ask: {wall_ms: the process's wall clock, counted_ms: the time of the cell as the process has counted it on since its
--- last comparison, '' at its first, unsure_ms: by how much it may be wrong, agree_ms: how far apart clocks that agree
--- may be, each_ms: how often the times are brought nearer and noted on the disk}
+-- last comparison, '' at its first, unsure_ms: its uncertainty, agree_ms: how far apart agreeing clocks may be,
+-- each_ms: how often the times approach each other and are written to the disk}
 -- Answers {the time of the cell, by how much it is ahead of Redis's clock (negative: behind), by how much it leapt}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
@@ -13,14 +14,14 @@ ahead = number(ahead) or 0
 local shown = now - ahead
 local agree = math.abs(ask.wall_ms - shown) < ask.agree_ms
 
--- By how much the time is to leap, never past Redis's clock.
+-- How far the time leaps, never past Redis's clock.
 local function missed()
   if ahead >= 0 then return 0 end
   if ask.counted_ms ~= '' then
     local passed = ask.counted_ms - now
     return passed > ask.unsure_ms and math.min(passed, -ahead) or 0
   end
-  -- no process has counted, for the whole cell was down: two clocks that agree must do
+  -- no process has counted because the whole cell was down: two agreeing clocks must be enough
   return step ~= '1' and agree and -ahead or 0
 end
 
@@ -29,7 +30,7 @@ if leapt > 0 then
   ahead = ahead + leapt
   redis.call('HSET', 'clock', 'ahead_ms', ahead, 'leapt_ms', now + leapt)
 elseif ask.counted_ms ~= '' and ahead ~= 0 and step ~= '1' then
-  redis.call('HSET', 'clock', 'step', '1') -- a process that has counted saw no time pass
+  redis.call('HSET', 'clock', 'step', '1') -- a process that has counted says that the time has not passed
 end
 if math.abs(shown - (number(noted) or 0)) >= ask.each_ms then
   local nearer = agree and math.min(math.abs(ahead), ask.each_ms / 10) or 0

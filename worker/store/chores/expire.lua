@@ -1,6 +1,7 @@
 -- include: clock, records, snapshots, history
--- Retire the expired snapshots. One that is protected or unreadable, or whose server has a job, is checked again after
--- again_ms.
+-- Retire the expired snapshots. A snapshot that is protected or unreadable, or whose server has a job, is checked
+-- again after again_ms.
+-- Also when full.
 -- ask: {again_ms, limit}
 -- Answers the number of snapshots that were retired.
 local ask = cjson.decode(ARGV[1])
@@ -19,7 +20,8 @@ local function expire(id)
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
-  redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id) -- before: also one that fails makes way for others
+  -- set first, so that a failing snapshot does not block the others
+  redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id)
   attempt('snapshot:' .. id, expire, id)
 end
 return retired

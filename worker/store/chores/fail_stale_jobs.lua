@@ -1,6 +1,7 @@
 -- include: clock, records, nodes, conclude
--- Fail the queued jobs whose node has been silent for silent_ms. A job that has started is not failed here: its node
--- reports its outcome.
+-- Fail the queued jobs whose node has been silent for silent_ms. A job that has started is not failed here, because
+-- its node reports its outcome.
+-- Also when full.
 -- ask: {silent_ms, limit, result (see `conclude`)}
 -- Answers the ids of the failed jobs.
 local ask = cjson.decode(ARGV[1])
@@ -20,7 +21,7 @@ local function fail(job_id)
 end
 
 for _, job_id in ipairs(oldest) do
-  redis.call('ZADD', 'jobs:waiting', now_ms(), job_id) -- before: also one that can't be read makes way for others
+  redis.call('ZADD', 'jobs:waiting', now_ms(), job_id) -- set first, so that an unreadable job does not block the others
   attempt('job:' .. job_id, fail, job_id)
 end
 return failed

@@ -1,5 +1,6 @@
 -- include: clock, records, removal
 -- Delete the records of snapshots that failed more than kept_ms ago.
+-- Also when full.
 -- ask: {kept_ms, limit}
 -- Answers the number of records.
 local ask = cjson.decode(ARGV[1])
@@ -14,7 +15,8 @@ local function forget(id)
 end
 
 for _, id in ipairs(old) do
-  redis.call('ZADD', 'snapshots:failed', now_ms(), id) -- before: also one that can't be read makes way for others
+  -- set first, so that an unreadable snapshot does not block the others
+  redis.call('ZADD', 'snapshots:failed', now_ms(), id)
   attempt('snapshot:' .. id, forget, id)
 end
 return #old

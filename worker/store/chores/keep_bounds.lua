@@ -1,5 +1,6 @@
 -- include: clock, kept
--- Keep the cell within its bounds: store them, and delete the dry runs that ended an hour ago.
+-- Store the bounds of accounts, and delete the dry runs that ended more than an hour ago.
+-- Also when full.
 -- ask: {bounds: {name: number}, limit}
 -- Answers the number of dry runs that were deleted.
 local ask = cjson.decode(ARGV[1])

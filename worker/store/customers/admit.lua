@@ -1,20 +1,23 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room, retrying, history, account_limits
+-- include: room, retrying, history, account_limits, windows
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
--- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
--- must.
+-- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
+-- necessary.
+-- Also when full.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
--- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil,
+-- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms} or,
+-- within its window, {id, server, due_ms, retry_ms}, traceparent or nil,
 -- idempotency (see `replay`), whole_job, by: the token that asks (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
--- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
+-- The job that holds the server. Its details are shown only to its own account, because the server may have had another
+-- owner.
 local function refuse_busy(job_id, account)
   local job = look_up('job:' .. job_id)
   if not job or job.account ~= account then return {'refused', 'server_busy', job_id} end
@@ -43,19 +46,19 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
-    present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil,
+    present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil, start_by_ms = ask.start_by_ms,
   }
   enqueue(ask.job_id, job, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
   if not ask.dry_run then server.job = ask.job_id end
   if not ask.whole_job and not ask.idempotency then return {'admitted', {ask.job_id}, shown} end
-  -- as `show_job` would show it, which would read all of it again
+  -- equals the result of `show_job`, which would read all records again
   local durations = redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1)
   local whole = {ask.job_id, flattened(job), durations, flattened(server), ask.dry_run and '' or job.kind}
   return {'admitted', whole, shown}
 end
 
--- A snapshot of the server, as `show_snapshot` would show it.
+-- A snapshot of the server, in the form of `show_snapshot`.
 local function as_shown(id, snapshot, server)
   return {id, flattened(snapshot), server.name}
 end
@@ -75,8 +78,9 @@ local function create()
   demand_as_read('server:' .. server_id .. ':names')
   demand_as_read('server:' .. server_id .. ':counted')
   if ask.schedule and over > 0 and not namesake then
-    local made = scheduled_snapshots(server_id)
-    retire_oldest(made, #made - over, server.node)
+    refused = refuse_if_full('new')
+    if refused then return refused end -- before anything is deleted for the new one
+    make_room(scheduled_snapshots(server_id), over, server.node)
     over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - most
   end
   if over > 0 then return {'refused', 'snapshot_limit_reached', tostring(most)} end
@@ -105,7 +109,7 @@ end
 local function restore(snapshot, server)
   if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
   if not server or server.missing then return {'refused', 'server_not_ready'} end
-  local refused = refuse_server(server)
+  local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
   if not ask.dry_run then chronicle_request(ask.id, 'restored') end
   return admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
@@ -113,7 +117,7 @@ end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
-  if not server or server.missing then -- its disks are gone, too: there is no space to free
+  if not server or server.missing then -- its disks are gone too, so there is no space to free
     chronicle(ask.id, 'deleted', ask.by, {request = ask.request_id})
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
@@ -129,34 +133,24 @@ end
 local function undo()
   local restore = read_of(ask.account, 'job:' .. ask.id)
   if not restore then return {'refused', 'job_not_found'} end
-  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner since
+  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner
   if not server or server.undoable ~= ask.id
       or now_ms() > (number(restore.undoable_until_ms) or 0) then
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
-  local refused = refuse_server(server)
+  local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
-  local key = 'snapshot:' .. restore.snapshot -- it may be deleted
+  local key = 'snapshot:' .. restore.snapshot -- it may have been deleted
   local is_ours = redis.call('HGET', key, 'account') == server.account
   return admit(restore.server, server, restore.snapshot, {
     name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,
   }, is_ours and attempt(key, show_snapshot, restore.snapshot) or nil, ask.id)
 end
 
--- Only the first worker that finds a run due executes it. This also records the next run, even if this one is refused.
-local function run_schedule()
-  local id = ask.schedule.id
-  local schedule = read('schedule:' .. id)
-  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
-    return {'refused', 'schedule_not_due'}
-  end
-  local server = read('server:' .. schedule.server)
-  if server and server.account ~= schedule.account then
-    forget_schedule(id, schedule)
-    return {'refused', 'server_not_found'}
-  end
-  ask.account, ask.id, ask.live = schedule.account, schedule.server, schedule.live == '1'
+-- The create that a schedule makes of a server. Also whether a refusal passes by itself.
+local function create_scheduled(id, schedule, server_id)
+  ask.account, ask.id, ask.live = schedule.account, server_id, schedule.live == '1'
   local expire_after_ms = number(schedule.expire_after_ms)
   if expire_after_ms then
     ask.expires_ms = string.format('%.0f', now_ms() + expire_after_ms)
@@ -165,13 +159,67 @@ local function run_schedule()
   end
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
-    or answer[2] == 'store_nearly_full'
+    or answer[2] == 'store_nearly_full' or answer[2] == 'store_read_only'
+  return answer, passes
+end
+
+local function note_last_run(id, error)
+  redis.call('HSET', 'schedule:' .. id, 'last_ms', now_ms(), 'last_job', error and '' or ask.job_id,
+    'last_error', error or '')
+end
+
+-- One run within a window. It is retried while the window lasts, and its job must start within it.
+local function run_in_window()
+  local id, server_id = ask.schedule.id, ask.schedule.server
+  local run = id .. ':' .. server_id
+  if tonumber(redis.call('ZSCORE', RUNS, run)) ~= ask.schedule.due_ms then return {'refused', 'schedule_not_due'} end
+  local schedule = read('schedule:' .. id)
+  if not schedule or schedule.enabled ~= '1' or not covers(schedule, labels_wanted(id, schedule), server_id) then
+    redis.call('ZREM', RUNS, run)
+    if schedule then redis.call('HINCRBY', 'schedule:' .. id, 'runs_planned', -1) end
+    return {'refused', 'not_covered'}
+  end
+  local ends_ms = number(schedule.window_end_ms)
+  if not ends_ms then return unreadable('schedule:' .. id, 'window_end_ms cannot be read') end
+  ask.start_by_ms = string.format('%.0f', ends_ms)
+  local answer, passes = {'refused', 'window_missed'}, false
+  if now_ms() < ends_ms then answer, passes = create_scheduled(id, schedule, server_id) end
+  local error = answer[1] == 'refused' and answer[2] or nil
+  note_last_run(id, error)
+  redis.call('HSET', 'schedule:' .. id .. ':runs', server_id, cjson.encode({
+    ms = string.format('%.0f', now_ms()), job = error and '' or ask.job_id, error = error or '',
+  }))
+  local again_ms = now_ms() + ask.schedule.retry_ms
+  if passes and again_ms < ends_ms then
+    redis.call('ZADD', RUNS, string.format('%.0f', again_ms), run)
+  else
+    redis.call('ZREM', RUNS, run)
+    local is_late = passes or error == 'window_missed'
+    local count = not error and 'runs_started' or is_late and 'runs_missed' or 'runs_refused'
+    redis.call('HINCRBY', 'schedule:' .. id, count, 1)
+  end
+  return answer
+end
+
+-- Only the first gateway that finds a due run executes it. This also records the next run, even if this one is refused.
+local function run_schedule()
+  local id = ask.schedule.id
+  local schedule = read('schedule:' .. id)
+  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
+    return {'refused', 'schedule_not_due'}
+  end
+  if not is_a('id', schedule.server) then return unreadable('schedule:' .. id, 'server cannot be read') end
+  local server = read('server:' .. schedule.server)
+  if server and server.account ~= schedule.account then
+    forget_schedule(id, schedule)
+    return {'refused', 'server_not_found'}
+  end
+  local answer, passes = create_scheduled(id, schedule, schedule.server)
   local next_ms = ask.schedule.next_ms
   local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
   redis.call('ZADD', 'schedules:due', again_ms, id)
-  local refused = answer[1] == 'refused'
-  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms), 'last_ms', now_ms(),
-    'last_job', refused and '' or ask.job_id, 'last_error', refused and answer[2] or '')
+  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms))
+  note_last_run(id, answer[1] == 'refused' and answer[2] or nil)
   return answer
 end
 
@@ -182,7 +230,7 @@ local function refuse_again()
 end
 
 local function decide()
-  if ask.schedule then return run_schedule() end
+  if ask.schedule then return ask.schedule.server and run_in_window() or run_schedule() end
   local refused = ask.retries and refuse_again() or ask.dry_run and refuse_dry_run(ask.account)
   if refused then return refused end
   if ask.kind == 'create' then return create() end

@@ -1,5 +1,6 @@
 -- include: records, show, conclude, idempotency
 -- Cancel a job that its node has not started.
+-- Also when full.
 -- ask: {account, id, result (see `conclude`), idempotency (see `replay`)}
 -- Answers {'admitted', job (see `show_job`)} or {'refused', code, state of the job}.
 local ask = cjson.decode(ARGV[1])

@@ -1,4 +1,4 @@
-"""The customers' side of the store: what the front end asks of Redis.
+"""The customers' side of the store, used by the front end.
 
 Each call is one round trip. Admission is one Lua script, `admit.lua`: it writes everything (records, queue, wake-up),
 or refuses the request and changes nothing. Every error of Redis becomes `StoreUnavailable` or a subclass.
@@ -11,7 +11,7 @@ from datetime import datetime
 from os import urandom
 from typing import Any, Literal, NotRequired, Self, TypedDict, Unpack
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
@@ -48,7 +48,7 @@ from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 
 
 class Request(TypedDict):
-    """Who requests work, and by which request. With an Idempotency-Key a repeated request is admitted once."""
+    """Who requests work, and with which request. With an Idempotency-Key, a repeated request is admitted once."""
 
     account_id: By
     request_id: str
@@ -57,7 +57,7 @@ class Request(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class AdmittedJob:
-    """A job that was admitted, and is queued."""
+    """A job that was admitted and is queued."""
 
     id: JobId
 
@@ -90,7 +90,7 @@ class ListedSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotFilter:
-    """Which snapshots to list, and in which order. None: any."""
+    """Which snapshots to list, and in which order. A filter of None matches any."""
 
     server_id: ServerId | None = None
     status: SnapshotStatus | None = None
@@ -110,7 +110,7 @@ class SnapshotFilter:
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the list in Redis has this order, and all of its entries between two times match."""
+        """Whether the list in Redis already has this order, and all entries between two times match."""
         return self.field == "created_at" and self.status is None and self.name is None
 
     def for_script(self) -> dict[str, str]:
@@ -147,9 +147,9 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryRule:
-    """When a failed job is retried. `in_bulk`: nobody has checked the single job, so one that was cancelled is left
-    out, and all but the last of a server. `force`: also if the server has had a later job, the job failed more than
-    `within_seconds` ago, or it would overwrite what the server has written since."""
+    """When a failed job is retried. `in_bulk`: nobody has checked the individual job, so cancelled jobs are left
+    out, and all but the last job of each server. `force`: also if the server has had a later job, the job failed more
+    than `within_seconds` ago, or it would overwrite data that the server has written since."""
 
     in_bulk: bool = False
     force: bool = False
@@ -165,12 +165,12 @@ CHECKED = RetryRule()  # a retry of one job
 class CustomerStore(Scripts):
     """The store for the front end. `node_silent_seconds`: how old a node's last heartbeat may be.
 
-    A repeated call with the same `Idempotency` returns what the first one returned, or raises IdempotencyKeyReused.
-    `account_id`: the account that asks, or the call over HTTP that the script is to check first.
+    A repeated call with the same `Idempotency` returns the first one's result, or raises IdempotencyKeyReused.
+    `account_id`: the calling account, or the HTTP call whose caller the script checks first.
     """
 
     def __init__(
-        self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS, live_by_default: bool = False
+        self, redis: Redis, *, node_silent_seconds: float = NODE_SILENT_SECONDS, live_by_default: bool = False
     ) -> None:
         super().__init__(redis)
         self._live_by_default = live_by_default
@@ -187,8 +187,8 @@ class CustomerStore(Scripts):
         live: bool | None = None,
         **request: Unpack[Request],
     ) -> Admitted:
-        """Admit a new snapshot; `live`: without a stop of the server; None: as is set for the server, or else by the
-        provider. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady, SnapshotLimitReached, NameTaken or
+        """Admit a new snapshot. `live`: without stopping the server; None: the server's or else the provider's
+        default. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady, SnapshotLimitReached, NameTaken or
         StoreUnavailable."""
         about: dict[str, str | bool] = {"name": name, "description": description, **self._stopping(live)}
         return await self._admitted(JobKind.CREATE, server_id, request, **about)
@@ -196,24 +196,24 @@ class CustomerStore(Scripts):
     async def restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
     ) -> Admitted:
-        """Admit a restore; `present_only`: of the disks that are present. Raises SnapshotNotFound, SnapshotNotReady,
-        NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
+        """Admit a restore. `present_only`: restore only the disks that are present. Raises SnapshotNotFound,
+        SnapshotNotReady, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._admitted(JobKind.RESTORE, snapshot_id, request, present_only=present_only)
 
     async def check_create(
         self, *, server_id: ServerId, name: str, live: bool | None = None, **request: Unpack[Request]
     ) -> Job:
-        """A dry run of `create`: the same refusals, and a job in which the node makes its own checks."""
+        """A dry run of `create`: has the same refusals, and a job with the node's checks."""
         return await self._job(JobKind.CREATE, server_id, request, name=name, **self._stopping(live), dry_run=True)
 
     async def check_restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
     ) -> Job:
-        """A dry run of `restore`: the same refusals, and a job in which the node makes its own checks."""
+        """A dry run of `restore`: has the same refusals, and a job with the node's checks."""
         return await self._job(JobKind.RESTORE, snapshot_id, request, present_only=present_only, dry_run=True)
 
     async def undo(self, *, job_id: JobId, present_only: bool = False, **request: Unpack[Request]) -> Job:
-        """Admit an undo: it reverts a server to what a completed restore (or undo) has overwritten. `present_only` is
+        """Admit an undo, which brings back the data that a completed restore (or undo) overwrote. `present_only` is
         as for a restore, and is not inherited from the undone job. Raises JobNotFound, UndoUnavailable,
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._job(JobKind.UNDO, job_id, request, present_only=present_only)
@@ -229,7 +229,7 @@ class CustomerStore(Scripts):
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
         cancelled = Outcome(
             state=JobState.FAILED,
-            failure=Failure(code=CANCELLED, detail="The job was cancelled before its node began it."),
+            failure=Failure(code=CANCELLED, detail="The job was cancelled before its node started it."),
             snapshot_status=SnapshotStatus.FAILED,
         )
         ask = {
@@ -250,8 +250,8 @@ class CustomerStore(Scripts):
         by: Actor | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
-        """Admit a new job that does the same as a failed one; `by`: who asks. Raises JobNotRetryable, RetryNeedsForce,
-        or what its kind raises."""
+        """Admit a new job that does the same as a failed one. `by`: the caller. Raises JobNotRetryable,
+        RetryNeedsForce, or the errors of its kind."""
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
             JobKind.CREATE: (
                 job.server_id,
@@ -263,26 +263,37 @@ class CustomerStore(Scripts):
         }
         target, more = asked.get(job.kind, (None, {}))
         if target is None:
-            raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
+            raise errors.JobNotRetryable(f"A job of kind {job.kind} cannot be retried.")
         request: Request = {"account_id": job.account_id, "request_id": request_id, "idempotency": idempotency}
         retry = {"retries": job.id, "rule": rule.for_script(), **by_actor(by)}
         answer = await self._ask(job.kind, target, request, **more, **retry, whole_job=True)
         if not answer:
-            raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
+            raise errors.SnapshotNotFound("The snapshot was deleted with its server: nothing is left to delete.")
         return await self._shown(answer[0])
 
     async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit, request_id: str = "") -> Snapshot:
-        """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
+        """Change a snapshot's fields. Raises SnapshotNotFound, StoreNearlyFull or StoreUnavailable."""
         ask = {"id": str(snapshot_id), "fields": edit.for_script(), "request_id": request_id}
         found = await self._call("customers/edit", ask, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
+        if found[0] == b"refused":
+            raise errors.refusal(found[1].decode())
         return await self._one(_snapshot, found, kind="snapshot")
 
-    async def edit_server(self, *, account_id: By, server_id: ServerId, consistency: str | None) -> ServerView:
-        """Say whether creates stop the server if they do not say so themselves: "stop", "live", or None for the
-        provider's default. Raises ServerNotFound or StoreUnavailable."""
-        ask = {"id": str(server_id), "consistency": consistency or ""}
+    async def edit_server(
+        self,
+        *,
+        account_id: By,
+        server_id: ServerId,
+        consistency: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> ServerView:
+        """Change what is not None: `consistency` says whether creates stop the server if they do not say so themselves,
+        "stop", "live", or "" for the provider's default; `labels` replace all. Raises ServerNotFound or
+        StoreUnavailable."""
+        text = None if labels is None else json.dumps(dict(labels))
+        ask = {"id": str(server_id), "fields": given(consistency=consistency, labels=text)}
         if await self._call("customers/edit_server", ask, account_id) is None:
             raise errors.ServerNotFound.of(id=server_id)
         return await self.server(account_id=account_id, server_id=server_id)
@@ -304,7 +315,7 @@ class CustomerStore(Scripts):
     async def listed(
         self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
     ) -> Page[ListedSnapshot]:
-        """The same, with the fields alone that a list shows."""
+        """Like `snapshots`, with only the fields that a list shows."""
         count, rows = await self._rows(account_id, wanted, offset, limit, brief=True)
         return Page(count=count, results=await self._many(_listed, rows, kind="snapshot"))
 
@@ -323,8 +334,8 @@ class CustomerStore(Scripts):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page[Job]:
-        """An account's jobs of the last 30 days, newest first; only those that were queued between `since` and `until`,
-        the latter not included. Another account's server has none. Raises StoreUnavailable."""
+        """An account's jobs of the last 30 days, newest first; only those that were queued between `since` (inclusive)
+        and `until` (exclusive). Another account's server has none. Raises StoreUnavailable."""
         bounds = given(since_ms=since and records.milliseconds(since), until_ms=until and records.milliseconds(until))
         ask = {**given(server=server_id, state=state), **bounds, "offset": offset, "limit": limit}
         count, *rows = await self._call("customers/list_jobs", ask, account_id)
@@ -343,7 +354,7 @@ class CustomerStore(Scripts):
     async def _rows(
         self, account_id: By, wanted: SnapshotFilter, offset: int, limit: int, **more: bool
     ) -> tuple[int, list[Any]]:
-        """How many snapshots match, and those of one page, as the scripts show them."""
+        """How many snapshots match, and the rows of one page from the scripts."""
         ask: dict[str, Any] = wanted.for_script()
         if wanted.is_in_order:
             ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
@@ -357,7 +368,7 @@ class CustomerStore(Scripts):
         return await self._one(shown_job, shown, kind="job")
 
     async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter, account_id: By) -> list[str]:
-        """The IDs of the snapshots that match, in order. The list is read in parts, to bound how long each call blocks
+        """The IDs of the snapshots that match, in order. The list is read in parts, to limit how long each call blocks
         Redis."""
         found: list[list[bytes]] = []
         while True:
@@ -367,7 +378,7 @@ class CustomerStore(Scripts):
                 break
             ask = ask | {"after": [item.decode() for item in after]}
         keys: dict[str, Callable[[list[bytes]], bytes | int]] = {
-            "created_at": lambda _: 0,  # as found
+            "created_at": lambda _: 0,  # already in this order
             "name": lambda one: one[1],
             "size_mb": lambda one: int(one[2]),
         }
@@ -389,7 +400,7 @@ class CustomerStore(Scripts):
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: Any
     ) -> list[Any]:
-        """Returns the job and the record of its snapshot, as the script shows them."""
+        """Request a job. Returns the job and its snapshot's record, as the script returns them."""
         ask = {
             "kind": kind,
             "id": str(target),
@@ -403,7 +414,7 @@ class CustomerStore(Scripts):
         }
         answer = await self._admit(ask, request["account_id"])
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
-            target = JobId(str(more["retries"]))  # the job that is to be retried has expired
+            target = JobId(str(more["retries"]))  # the job to be retried has expired
         return accepted(answer, request.get("idempotency"), id=target)
 
 

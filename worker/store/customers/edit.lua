@@ -1,11 +1,14 @@
--- include: records, show, history
--- Change the fields of a snapshot that a customer sets.
--- ask: {account, id, fields: {field: text}, request_id, by: the token that asks (see `chronicle`), or nil};
+-- include: records, show, history, room
+-- Change the customer's fields of a snapshot.
+-- Also when full.
+-- ask: {account, id, fields: {field: text}, request_id, by: the calling token (see `chronicle`), or nil};
 -- expires_ms '': never
--- Answers the snapshot (see `show_snapshot`); nil if the account has no such snapshot.
+-- Answers the snapshot (see `show_snapshot`) or {'refused', code}; nil if the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])
 local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
 if not snapshot or snapshot.status == 'deleting' then return nil end
+local refused = refuse_growth(snapshot, ask.fields)
+if refused then return refused end
 if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end
 if ask.fields.expires_ms == '' then redis.call('ZREM', 'snapshots:expiring', ask.id) end
 if (ask.fields.expires_ms or '') ~= '' then redis.call('ZADD', 'snapshots:expiring', ask.fields.expires_ms, ask.id) end

@@ -35,20 +35,20 @@ class Event:
 
 
 def place(event_id: str) -> tuple[int, int]:
-    """The sort key of an event ID: as text, IDs do not sort in order."""
+    """The sort key of an event ID, because IDs do not sort correctly as text."""
     milliseconds, _, number = event_id.partition("-")
     return int(milliseconds), int(number)
 
 
 class Events(Scripts):
-    """The streams. Every call may raise StoreUnavailable. A key that is no stream has no events."""
+    """The streams of events. Every call may raise StoreUnavailable. A key that is not a stream has no events."""
 
     async def newest(self, account_id: Audience) -> str:
         found = await self._of_stream(_key(account_id), lambda: self._redis.xrevrange(_key(account_id), count=1))
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
-        """Whether the stream still has that event; any other text is none."""
+        """Whether the stream still has that event; false for text that is not an event ID."""
         if not _ID.fullmatch(event_id):
             return False
         key = _key(account_id)
@@ -57,7 +57,7 @@ class Events(Scripts):
         return bool(await self._of_stream(key, lambda: self._redis.xrange(key, event_id, event_id, count=1)))
 
     async def _has_all(self, key: str) -> bool:
-        """Whether it still has every event that it ever had."""
+        """Whether the stream still has all its events."""
         if not await reading(lambda: self._redis.exists(key)):
             return True
         nothing: Any = None
@@ -65,7 +65,7 @@ class Events(Scripts):
         return about is None or bool(about["entries-added"] == about["length"])
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
-        """The events that the stream still has after that one; none after text that is no ID."""
+        """The remaining events after that one; none if the text is not an event ID."""
         if not _ID.fullmatch(event_id):
             return []
         key = _key(account_id)
@@ -74,8 +74,8 @@ class Events(Scripts):
     async def next(
         self, after: Mapping[Audience, str], *, wait_seconds: float
     ) -> dict[Audience, tuple[str, list[Event]]]:
-        """The events that follow these in their streams, and the ID of the last entry that was read; waits up to
-        `wait_seconds` for the first."""
+        """The next events of several streams after the given IDs, and the ID of the last entry that was read.
+        Waits up to `wait_seconds` for the first event."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
         block = round(wait_seconds * 1000)
@@ -93,7 +93,7 @@ class Events(Scripts):
         }
 
     async def _each_apart(self, streams: Mapping[str, str]) -> list[Any]:
-        """Of those that are streams: one that is none must not silence the others."""
+        """Read each stream separately and skip keys that are not streams, so that one does not block the others."""
         return [
             stream
             for key, after in streams.items()
@@ -108,7 +108,7 @@ class Events(Scripts):
         return await self._unless_other_type(key, ask, otherwise=[])
 
     async def _events(self, key: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
-        """Those that this version can read: a newer worker, while the cell is being upgraded, may write others."""
+        """The events that this version can read; during an upgrade, a newer worker may write others."""
         return list(await self._many(_event, entries, kind="event", key_of=lambda _: key))
 
 

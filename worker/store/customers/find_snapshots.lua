@@ -1,5 +1,5 @@
 -- include: records, show, walk
--- The snapshots of an account that match, oldest first: of a part of its list, because the list has any length.
+-- Find the matching snapshots of an account, oldest first. A call reads a part of the list, which can be long.
 -- Only reads.
 -- ask: {account, server, status, name, from_ms, before_ms, after (see `walk`)}; all but the account may be missing
 -- Answers {after, {id, name, size_mb or -1}, ...}; after is {} at the end of the list.

@@ -1,11 +1,11 @@
 -- include: records, show, notes
 -- One page of an account's jobs, newest first.
 -- Only reads and notes.
--- ask: {account, server, state, since_ms, until_ms, offset, limit}: since_ms and until_ms are bounds of the admission,
--- the latter not included; all but account, offset and limit may be missing
+-- ask: {account, server, state, since_ms, until_ms, offset, limit}: since_ms (inclusive) and until_ms (exclusive) are
+-- bounds of the admission; all but account, offset and limit may be missing
 -- Answers {total, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
-local GONE_AT_ONCE = 500 -- per call, to bound how long it blocks Redis
+local GONE_AT_ONCE = 500 -- per call, to limit how long it blocks Redis
 local list = 'account:' .. ask.account .. ':jobs'
 if ask.server then list = list .. ':server:' .. ask.server end
 if ask.state then list = list .. ':' .. ask.state end
@@ -22,7 +22,7 @@ for _, id in ipairs(many > 0 and redis.call('ZREVRANGE', list, rank, rank + many
   local key = 'job:' .. id
   local account, server, state = unpack(redis.call('HMGET', key, 'account', 'server', 'state'))
   local is_wanted = server == (ask.server or server) and state == (ask.state or state)
-  -- also the account: a list that is wrong shows nobody's data to another
+  -- checks the account too, so that a wrong list never shows another account's data
   if account == ask.account and is_wanted then page[#page + 1] = attempt(key, show_job, id) end
 end
 return page

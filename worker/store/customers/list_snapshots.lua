@@ -9,11 +9,11 @@ local index = snapshots_of(ask.account, ask.server)
 if not index then return {0} end
 local from, before = ask.from_ms or '-inf', ask.before_ms and '(' .. ask.before_ms or '+inf'
 local page, range = {redis.call('ZCOUNT', index, from, before)}, ask.descending and 'ZREVRANGE' or 'ZRANGE'
--- by rank: with LIMIT, Redis would walk over all entries of the pages before
+-- by rank, because with LIMIT, Redis would walk over all entries of earlier pages
 local older = ask.from_ms and redis.call('ZCOUNT', index, '-inf', '(' .. ask.from_ms) or 0
 local newer = ask.before_ms and redis.call('ZCOUNT', index, ask.before_ms, '+inf') or 0
 local first = ask.descending and newer or older
-local stop = first + math.min(ask.offset + ask.limit, page[1]) -- not in the page
+local stop = first + math.min(ask.offset + ask.limit, page[1]) -- exclusive
 if first + ask.offset >= stop then return page end
 for _, id in ipairs(redis.call(range, index, first + ask.offset, stop - 1)) do
   local row = ask.brief and brief_snapshot(id, ask.account, ask.server)

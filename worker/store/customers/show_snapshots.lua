@@ -1,5 +1,5 @@
 -- include: records, show
--- Some of an account's snapshots. Those that it no longer has are left out.
+-- Show some of an account's snapshots. Those that no longer exist are left out.
 -- Only reads.
 -- ask: {account, ids, brief}; brief may be missing
 -- Answers {snapshot (see `show_snapshot`; if brief, see `brief_snapshot`), ...}.

@@ -1,1 +1,1 @@
-"""The node's side: the lease, jobs as they run, what is on the disks, arq's queue."""
+"""The nodes' side: leases, running jobs, the contents of disks, queues."""

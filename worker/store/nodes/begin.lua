@@ -1,7 +1,10 @@
 -- include: records, nodes, begin, claims
--- A node begins a job, for the first time or again after a crash. A job whose server has gone to another node is ended.
--- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node}
--- Answers {'begun', {field, value, ...} of the job}, {'refused', why}: then the job must not run, or
+-- A node begins a job, for the first time or again after a crash. A job whose server has moved to another node is
+-- ended.
+-- Also when full.
+-- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node,
+-- late: result of a job that had to start before now}
+-- Answers {'begun', {field, value, ...} of the job}, {'refused', why} if the job must not run, or
 -- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
 local key = 'job:' .. ask.job

@@ -1,11 +1,11 @@
-"""How much of what a node says is kept: a node that says more is cut short, so that its honest rest still counts."""
+"""Limits on data from a node. Longer data is cut instead of refused, so that the rest of the message still counts."""
 
 import math
 from dataclasses import replace
 
 from worker.store import written
-from worker.store.model import Note
-from worker.store.outcome import JOB_KEPT_SECONDS, Outcome, bounded_cause
+from worker.store.model import Note, bounded_cause
+from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 from worker.store.reports import NodeFacts, Pool
 
 TEXT_MAX = 2000  # characters of a failure's or a note's detail
@@ -44,5 +44,6 @@ def bounded_facts(facts: NodeFacts) -> NodeFacts:
             for pool in facts.pools[:POOLS_MAX]
         ),
         slots=max(0, facts.slots),
+        slots_max=max(0, facts.slots_max),
         boot=facts.boot[:NAME_MAX],
     )

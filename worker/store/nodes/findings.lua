@@ -1,5 +1,5 @@
 -- include: clock, records, nodes, findings, claims
--- Replace what reconciliation has found on one server.
+-- Replace the findings of reconciliation on one server.
 -- ask: {node, owner, server, findings: [{finding, tag, at: seconds, as text}]}
 -- Answers {''}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

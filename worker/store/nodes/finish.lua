@@ -1,7 +1,8 @@
 -- include: records, nodes, transitions, conclude, job_reports, claims, off
--- A node publishes how a job ended. Publishing it again changes nothing.
--- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where
--- unknown}
+-- A node publishes a job's outcome. Publishing it again changes nothing.
+-- Also when full.
+-- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: the server's current power
+-- state, '' if unknown}
 -- Answers {'published'}, or why nothing was changed: {'lease_lost'}, {'job_unknown'}, {'job_over'} or
 -- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
@@ -29,10 +30,10 @@ if job.state == 'completed' or job.state == 'failed' then return {'job_over'} en
 if not is_possible(job.kind, ask.result) then
   return refuse_claim(ask, 'finish', 'result_impossible', 'job:' .. ask.job)
 end
-if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the job's begin
+if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the beginning of the job
 keep_report(ask.job, job, ask.report)
 if job.step then redis.call('HSET', key, 'step', job.step) end
--- A customer who sees the end may ask for the next job at once, before the node's next report of its servers' power.
+-- A customer who sees the end may request the next job at once, before the node reports its servers' power again.
 local server = named(redis.call('HGETALL', 'server:' .. job.server))
 if POWERS[ask.power] and server.node == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)

@@ -1,9 +1,9 @@
 -- include: clock, records
--- Who else holds the lease of a node. Changes nothing. A lease that has run out, or is held from the asking machine,
+-- Show who else holds a node's lease. Changes nothing. A lease that has expired or is held by the calling machine
 -- counts as free.
 -- Only reads.
 -- ask: {node, owner, machine}
--- Answers {0} where nobody else holds it, else {milliseconds left, who}.
+-- Answers {0} if nobody else holds it, else {milliseconds left, who}.
 local ask = cjson.decode(ARGV[1])
 local node = read('node:' .. ask.node) or {}
 local left = (number(node.lease_until_ms) or 0) - now_ms()

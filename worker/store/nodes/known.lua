@@ -1,5 +1,5 @@
 -- include: records, nodes, snapshots, claims
--- What the store knows of one server's snapshots.
+-- Show the store's records of one server's snapshots.
 -- ask: {node, owner, server, snapshots: ids found on its disks}
 -- Answers {'known', job that holds the server or '', {{field, value, ...} of each of the ids; {'elsewhere', '1'} for
 -- another server's}, {id, status, ...} of all that the customer sees, job of the restore that can be undone or ''},
@@ -20,7 +20,7 @@ end
 for _, id in ipairs(redis.call('ZRANGE', 'server:' .. ask.server .. ':snapshots', 0, -1)) do
   local owner, status, name = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'status', 'name'))
   if owner == ask.server then
-    -- one of an earlier version is in no list by name; for the others this writes nothing
+    -- a snapshot of an earlier version is in no list by name; for the others this writes nothing
     if name then redis.call('ZADD', NAMES, 0, by_name(id, name)) end
     listed[#listed + 1] = id
     listed[#listed + 1] = status or ''

@@ -1,13 +1,14 @@
 -- include: clock, records, health, pause
--- Take or renew the lease of a node, and record its heartbeat. The same machine may take it over at once: its lock file
--- has proved that the process before is dead.
--- ask: {node, owner, machine, who: for people, lease_ms: 0 gives the lease back}
--- Answers {1, 0}, or {0, milliseconds left, who} where another holds it.
+-- Take or renew the lease of a node, and record its heartbeat. The same machine may take it over at once, because its
+-- lock file proves that the previous process is dead.
+-- Also when full.
+-- ask: {node, owner, machine, who: for people, lease_ms: 0 releases the lease}
+-- Answers {1, 0}, or {0, milliseconds left, who} if another process holds it.
 local ask = cjson.decode(ARGV[1])
 local LEASE_MOST_MS = 600000
 local key = 'node:' .. ask.node
 local node = look_up(key)
-if not node then redis.call('DEL', key) end -- what is no record of a node keeps no node from its work
+if not node then redis.call('DEL', key) end -- a damaged record must not stop the node
 node = node or {}
 local now = now_ms()
 local left = (number(node.lease_until_ms) or 0) - now

@@ -1,6 +1,6 @@
 -- include: clock, records, nodes, conclude, claims
--- A node reports that a listed snapshot is not on its disks. The snapshot becomes failed: it can't be restored and
--- holds no slot. While a job holds the server nothing is changed.
+-- A node reports that a listed snapshot is not on its disks. The snapshot becomes failed: it cannot be restored
+-- and does not count toward the limit. While a job holds the server, nothing is changed.
 -- ask: {node, owner, server, snapshot}
 -- Answers {1} if the snapshot became failed, {0}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

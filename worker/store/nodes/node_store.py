@@ -1,8 +1,8 @@
-"""The node's side of the store: what a worker asks of Redis.
+"""The nodes' side of the store.
 
-Every call names the node and the owner of its lease; a worker that comes back late, after another took its lease,
-changes nothing. What a node says is a claim: the scripts check it against what was decided. One that does not hold
-changes nothing, is told to operators, and is `ClaimRefused`. Any trouble with Redis is `StoreUnavailable`.
+Every call names the node and the owner of its lease. A worker whose lease was taken by another changes nothing.
+The data in a node's call is a claim: the scripts check it against the service's records. A claim that contradicts
+them changes nothing, is reported to operators, and raises `ClaimRefused`. Any error of Redis raises `StoreUnavailable`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
@@ -34,7 +34,7 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.bounds import NAME_MAX, bounded_facts, bounded_outcome
-from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, Outcome
+from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, STARTS_TOO_LATE, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
 
@@ -47,6 +47,8 @@ class Placement(StrEnum):
 
 BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
 MOST_QUEUED = 1000  # jobs of a queue that one script looks at: the same bound
+# results of jobs that end instead of being begun
+_ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
 _SHORTEST = 0.01  # seconds of a blocking wait: 0 is for ever
 
 
@@ -55,7 +57,7 @@ class LeaseLost(Exception):
 
 
 class ClaimRefused(Exception):
-    """What the node says does not fit what was decided. Nothing was changed. `reason`: a word of the scripts, such as
+    """The claim contradicts the service's records. Nothing was changed. `reason`: the script's code, such as
     `other_node`."""
 
     def __init__(self, reason: str) -> None:
@@ -69,7 +71,7 @@ class BeginRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseHeld:
-    """Who holds a node's lease instead of us, in words for a person, and for how long yet."""
+    """The other holder of the node's lease, as text for people, and the remaining seconds."""
 
     who: str
     seconds_left: float
@@ -85,13 +87,14 @@ class ReportedServer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What the store made of a node's report."""
+    """The store's answer to a node's report."""
 
-    conflicts: frozenset[ServerId] = frozenset()  # another node has them
-    fresh: frozenset[ServerId] = frozenset()  # their snapshots must be published
-    gone: frozenset[ServerId] = frozenset()  # the node had them when it reported last
-    reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
-    accounts: Mapping[ServerId, AccountId] = field(default_factory=dict)  # of those that were reported with another one
+    conflicts: frozenset[ServerId] = frozenset()  # servers that another node has
+    fresh: frozenset[ServerId] = frozenset()  # servers whose snapshots must be published
+    gone: frozenset[ServerId] = frozenset()  # servers that were in the node's previous report
+    reconcile_asked: str  # when an operator last requested a reconciliation; "": never
+    # the accounts of servers that were reported with a different one
+    accounts: Mapping[ServerId, AccountId] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ class PublishedSnapshot:
     created_at: datetime
     size_mb: int | None
     status: SnapshotStatus
-    contents: Contents | None = None  # None: not written down
+    contents: Contents | None = None  # None: not recorded
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -120,7 +123,7 @@ class PublishedSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class BegunJob:
-    """A job that the node's journal says is under way."""
+    """A job that is unfinished according to the node's journal."""
 
     id: JobId
     kind: JobKind
@@ -150,26 +153,26 @@ class BegunJob:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSnapshot:
-    """A snapshot of the server as the store has it."""
+    """The store's record of a server's snapshot."""
 
     status: SnapshotStatus
-    lost: bool  # it was completed, and then it was not on the disks
+    lost: bool  # it was completed and later missing on the disks
     name: str
     description: str
     created_at: datetime
     contents: Contents | None = None  # None: a record of an earlier version
-    failed_deletes: int = 0  # tries of its delete that failed
+    failed_deletes: int = 0  # failed attempts to delete it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the store knows of one server's snapshots. `elsewhere`: those asked for that are another server's."""
+    """The store's records of one server's snapshots. `elsewhere`: requested snapshots that belong to another server."""
 
-    busy: bool  # a job holds the server: what differs now may be its work
+    busy: bool  # a job holds the server, and may be the reason for a difference
     on_disk: Mapping[
         SnapshotId, KnownSnapshot | None
-    ]  # of those asked for that it can read; None: it knows nothing of it
-    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without those that it can't read
+    ]  # the requested snapshots that are readable; None: unknown to the store
+    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without unreadable ones
     undoable: JobId | None = None  # the latest restore that left a safety snapshot
     elsewhere: frozenset[SnapshotId] = frozenset()
 
@@ -177,18 +180,18 @@ class Known:
 class NodeStore(Scripts):
     """The store as one worker of one node sees it.
 
-    `owner` is the worker process's own mark on the lease; `machine` is the same for every worker of this node's lock
-    file, so that a restarted one takes over at once; `who` tells people where the worker runs.
-    `node_silent_seconds`: how old a node's last heartbeat may be; after that an operator may place its servers on
-    another node. `placement`: which servers it may add. `refused` is called with the call and the reason of each claim
-    that is told to operators. `remembers_reports`: a report that is as the last one is not looked at whole, unless
-    somebody has changed something about the node's servers, or a minute has passed. `waiting`: a client for `take`,
-    whose commands may last longer than its wait.
+    `owner` identifies the worker process as holder of the lease. `machine` is the same for every worker of this
+    node's lock file, so that a restarted one takes over at once. `who` describes for people where
+    the worker runs. `node_silent_seconds`: how old a node's last heartbeat may be; after that, an operator can
+    place its servers on another node. `placement`: which servers the node may add. `refused` is called with the call
+    and the reason of each claim that is reported to operators. `remembers_reports`: a report that equals the last one
+    is not processed completely, unless the node's servers were changed or a minute has passed. `waiting`: a client for
+    `take`, whose commands may block longer than others.
     """
 
     def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
-        redis: ArqRedis,
+        redis: Redis,
         *,
         node: str,
         machine: str,
@@ -198,7 +201,7 @@ class NodeStore(Scripts):
         placement: Placement = Placement.CLAIM,
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
         remembers_reports: bool = False,
-        waiting: ArqRedis | None = None,
+        waiting: Redis | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node
@@ -210,16 +213,16 @@ class NodeStore(Scripts):
         self._owner = owner or uuid4().hex
         self._waiting = waiting or redis
         self._silent_ms = round(node_silent_seconds * 1000)
-        self._wakings: set[asyncio.Future[Any]] = set()  # the waits of `take`
+        self._wakings: set[asyncio.Future[Any]] = set()  # blocked calls of `take`
         self._stops = 0
 
     @property
     def _us(self) -> dict[str, str]:
-        """Who asks: a script changes nothing where another holds the node's lease."""
+        """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease."""
         return {"node": self.node, "owner": self._owner}
 
     async def _claim(self, name: str, ask: Mapping[str, Any]) -> list[Any]:
-        """What the script `name` answers to a claim. Raises ClaimRefused and LeaseLost."""
+        """Run the script `name` with a claim. Raises ClaimRefused or LeaseLost."""
         answer: list[Any] = await self._call(name, {**self._us, **ask})
         match answer:
             case [b"claim_refused", reason]:
@@ -238,21 +241,22 @@ class NodeStore(Scripts):
         return None if taken else LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000)
 
     async def lease_holder(self) -> LeaseHeld | None:
-        """Who holds the node's lease instead of us. Changes nothing."""
+        """The other holder of the node's lease, or None. Changes nothing."""
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
         return LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000) if who else None
 
     async def take(
         self, *, running: Sequence[JobId], free: int, seconds: float, begin: bool = False
     ) -> tuple[JobId | Job, ...]:
-        """The jobs that the node is to run now, oldest first: at most `free`, and none of `running`. Waits for one as
-        long as `seconds`; returns none after that, or after `stop_taking`. A job is given again until it is over or
-        named in `running`.
+        """The jobs that the node must run now, oldest first: at most `free`, and none in `running`. Waits up to
+        `seconds` for a job; returns none after that, or after `stop_taking`. A job is returned again until it is over
+        or in `running`.
 
-        With `begin`, jobs that have not begun are begun, as `begin` does, and given whole. Those that had begun before
-        are given by their id: the node knows whether it has started them. Without the lease none is given."""
+        With `begin`, jobs that have not begun are begun, as by `begin`, and returned as records. Jobs that had begun
+        before are returned as IDs, because the node knows whether it has started them. Without the lease, no jobs are
+        returned."""
         ask = self._us | {"running": running, "free": free, "limit": MOST_QUEUED, "begin": begin}
-        ask["left"] = LEFT_ITS_NODE.for_script()
+        ask |= _ENDED
         until, stops = time.monotonic() + seconds, self._stops
         while True:
             due: list[list[Any]] = await self._call("nodes/take", ask)
@@ -264,15 +268,16 @@ class NodeStore(Scripts):
                 return ()
 
     async def _given(self, job_id: bytes, *begun: list[bytes]) -> JobId | Job:
-        with suppress(errors.RecordUnreadable):  # the operators were told, and `begin` tells the node
+        with suppress(errors.RecordUnreadable):  # reported to operators; `begin` reports it to the node
             if begun:
                 return await self._one(_job, [job_id, *begun], kind="job")
         return JobId(job_id.decode())
 
     async def _woken(self, seconds: float) -> None:
         """Wait until the node is woken or `stop_taking` is called, at most `seconds`."""
-        wait: Any = seconds  # typed for whole seconds only
-        blpop: Any = self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)  # as is its answer
+        wait: Any = seconds  # the type allows only whole seconds
+        # the type of its answer is also too narrow
+        blpop: Any = self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)
         waking: asyncio.Future[Any] = asyncio.ensure_future(blpop)
         with redis_answers():
             self._wakings.add(waking)
@@ -285,15 +290,15 @@ class NodeStore(Scripts):
                 waking.cancel()
 
     async def stop_taking(self) -> None:
-        """End each `take` that waits: nobody would start what it gives."""
+        """End each waiting `take`, because nobody would start its jobs."""
         self._stops += 1
         for waking in self._wakings:
             waking.cancel()
 
     async def begin(self, job_id: JobId) -> Job:
-        """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
+        """Record that this worker begins a job, for the first time or again. Raises LeaseLost or BeginRefused."""
         try:
-            verdict, answer = await self._claim("nodes/begin", {"job": job_id, "left": LEFT_ITS_NODE.for_script()})
+            verdict, answer = await self._claim("nodes/begin", {"job": job_id, **_ENDED})
             if verdict == b"begun":
                 return await self._one(_job, [job_id.encode(), answer], kind="job")
         except ClaimRefused as refused:
@@ -305,13 +310,13 @@ class NodeStore(Scripts):
         raise BeginRefused(answer.decode())
 
     async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
-        """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost or ClaimRefused."""
-        with suppress(errors.RecordUnreadable):  # the operators were told
+        """Publish a job's progress; a job that is over is not changed. Raises LeaseLost or ClaimRefused."""
+        with suppress(errors.RecordUnreadable):  # reported to operators
             await self._claim("nodes/progress", {"job": job_id, "step": step, "report": report.for_script()})
 
     async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
-        """Publish how a job ended, and its server's power now ('': unknown). Doing it again changes nothing. Returns
-        "published", or why nothing was changed: see `finish.lua`, or "record_unreadable". Raises LeaseLost or
+        """Publish a job's outcome and its server's current power state ('': unknown). Idempotent. Returns
+        "published", or why nothing was changed: a code of `finish.lua`, or "record_unreadable". Raises LeaseLost or
         ClaimRefused."""
         result = bounded_outcome(outcome).for_script()
         ask = {"job": job_id, "result": result, "report": report.for_script(), "power": power}
@@ -323,8 +328,7 @@ class NodeStore(Scripts):
         return word
 
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
-        """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost or
-        ClaimRefused."""
+        """Report the node's servers and facts; None: unchanged. Raises LeaseLost or ClaimRefused."""
         known = None if about is None else bounded_facts(about)
         listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
         rule = {"silent_ms": self._silent_ms, "placement": self._placement}
@@ -354,9 +358,9 @@ class NodeStore(Scripts):
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        """Report which snapshots a server has on its disks and which jobs are under way. Records that the store has
-        stay, but contents that it lacks are added. What does not hold is left out. Returns the ids of the snapshots
-        that it did not know. Raises LeaseLost or ClaimRefused."""
+        """Report a server's snapshots on disk and its unfinished jobs. Existing records are not changed, except
+        that missing contents are added. Claims that contradict the records are left out. Returns the IDs of the
+        snapshots that were unknown. Raises LeaseLost or ClaimRefused."""
         ask = {
             "server": str(server_id),
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
@@ -368,7 +372,7 @@ class NodeStore(Scripts):
         return tuple(SnapshotId(int(snapshot_id)) for snapshot_id in new)
 
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
-        """What the store knows of a server's snapshots, and of those that were found on its disks. Raises LeaseLost or
+        """The store's records of a server's snapshots, and of those that were found on its disks. Raises LeaseLost or
         ClaimRefused."""
         ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
         _, holder, asked, listed, undoable = await self._claim("nodes/known", ask)
@@ -389,22 +393,23 @@ class NodeStore(Scripts):
         return await self._claim("nodes/lose", {"server": str(server_id), "snapshot": str(snapshot_id)}) == [1]
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
-        """Report that a lost snapshot is whole on the disks again. Returns whether it was marked as completed. Raises
-        ClaimRefused."""
+        """Report that a lost snapshot is complete on the disks again. Returns whether it was marked as completed.
+        Raises ClaimRefused."""
         ask = {"server": str(server_id), "snapshot": str(snapshot_id), "size_mb": str(size_mb)}
         return await self._claim("nodes/regain", ask) == [1]
 
     async def republish(self) -> int:
-        """Have the node's worker publish again, with its next report, what each server has; how many servers."""
+        """Make the node's worker publish the snapshots and jobs of each server again with its next report. Returns the
+        number of servers."""
         servers: int = await self._call("nodes/republish", {"node": self.node})
         return servers
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
-        """Put what reconciliation found on a server into the operators' list, or clear it. Raises ClaimRefused."""
+        """Set the findings of a server in the operators' list, or clear them. Raises ClaimRefused."""
         await self._claim("nodes/findings", {"server": str(server_id), "findings": list(findings)})
 
     async def retry_deletes(self) -> int:
-        """Queue again the deletes of this node that have not freed their space; how many."""
+        """Queue the deletes of this node that have not freed their space again. Returns their number."""
         ask = {
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "queue": queue_parameters(),

@@ -1,4 +1,4 @@
-"""The store as a worker sees it, wherever it is: `NodeStore` on Redis, or `worker.gateway_client` behind a gateway."""
+"""The interface of the store for workers: `NodeStore` on Redis, or `worker.gateway_client` through a gateway."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
 
 class NodePort(Protocol):
-    """The calls of `NodeStore`, which says what each does. Every call may raise StoreUnavailable."""
+    """The calls of `NodeStore`, which documents them. Every call may raise StoreUnavailable."""
 
     @property
     def node(self) -> str: ...
@@ -20,7 +20,7 @@ class NodePort(Protocol):
     async def lease_holder(self) -> LeaseHeld | None: ...
 
     async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId | Job, ...]:
-        """Jobs that have not begun are begun, and given whole, if the store can do that."""
+        """As in `NodeStore`. Jobs that have not begun are begun and returned as records, if the store supports that."""
         ...
 
     async def stop_taking(self) -> None: ...

@@ -1,7 +1,8 @@
 -- include: records, nodes, events, states, job_reports, claims
--- A node reports how far a job has got. A report that comes late changes nothing.
+-- A node reports a job's progress. A late report changes nothing.
+-- Also when full.
 -- ask: {job, node, owner, step, report (see `keep_report`)}
--- Answers {'lease_lost'} where the node must report it again, {'claim_refused', reason}, else {''}.
+-- Answers {'lease_lost'} if the node must report it again, {'claim_refused', reason}, else {''}.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 local key = 'job:' .. ask.job

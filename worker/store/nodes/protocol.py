@@ -1,16 +1,18 @@
-"""What a node and a gateway say to each other: one JSON object in each WebSocket text frame.
+"""The protocol between nodes and gateways: each WebSocket text frame is one JSON object.
 
-A node asks `{"id": 7, "call": "begin", "ask": {...}}`; the gateway answers `{"id": 7, "answer": ...}`, or
-`{"id": 7, "error": "lease_lost"}` with a `detail` in words. Many calls may be open at once. The first call is `hello`.
+A node sends `{"id": 7, "call": "begin", "ask": {...}}`; the gateway answers `{"id": 7, "answer": ...}`,
+or `{"id": 7, "error": "lease_lost"}` with a `detail` for people. Many calls can be open at once. The first call is
+`hello`.
 
-What a node says is a claim: every field has a type and a bound, and a field that this module does not know is refused.
-So a new field or call needs a new number in PROTOCOLS, and the gateways are upgraded before the nodes. `hello` tells
-each side the highest number that both know; a node says nothing to an older gateway that it would refuse.
+A node's data is a claim: every field has a type and a limit, and unknown fields are refused. A new field or call
+therefore needs a new number in PROTOCOLS, and gateways must be upgraded before nodes. `hello` negotiates the highest
+number that both sides support; a node does not send newer fields to an older gateway.
 
-- 1: as of the first release.
-- 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
+- 1: the first release. - 2:
+`take` has the field `begin`, and may return jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
 - 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
+- 4: a node's `slots_max`.
 """
 
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ from pydantic import (
 
 from worker.program.adapters import adapter
 from worker.store.model import (
+    CAUSE_MAX,
     AccountId,
     Job,
     JobId,
@@ -43,21 +46,20 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
-from worker.store.outcome import CAUSE_MAX
 
-PROTOCOLS = frozenset({1, 2, 3})  # those that this release speaks
+PROTOCOLS = frozenset({1, 2, 3, 4})  # those that this release speaks
 BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
-TAKE_SECONDS = 5.0  # how long `take` waits for a job: a lost wake-up delays a job by no more than this
+TAKE_SECONDS = 5.0  # how long `take` waits for a job; a lost wake-up delays a job at most this long
 
-LEASE_LOST = "lease_lost"  # error codes that the node tells apart; any other is trouble to it
+LEASE_LOST = "lease_lost"  # error codes that the node distinguishes; it treats any other as StoreUnavailable
 BEGIN_REFUSED = "begin_refused"
 CLAIM_REFUSED = "claim_refused"  # the detail is the reason
 BROKE = "internal_error"  # the gateway has logged why
 
 _ID_MAX = 2**63 - 1
-_FITTING = "fitting"  # in the context of a validation: shorten what is too long instead of refusing it
+_FITTING = "fitting"  # key in a validation's context: shorten values that are too long instead of refusing them
 
 Read = TypeVar("Read")
 
@@ -67,7 +69,7 @@ def _fitted(most: int) -> BeforeValidator:
         if info.context != _FITTING:
             return value
         if isinstance(value, str):
-            value = value.encode(errors="replace").decode()  # libvirt may name a domain in bytes that are no text
+            value = value.encode(errors="replace").decode()  # a domain's name in libvirt may be invalid UTF-8
         return value[:most] if isinstance(value, str | list | tuple) else value
 
     return BeforeValidator(fit)
@@ -92,13 +94,13 @@ NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 Word = Annotated[str, StringConstraints(max_length=128), _fitted(128)]
 Text = Annotated[str, StringConstraints(max_length=1000), _fitted(1000)]
 Cause = Annotated[str, StringConstraints(max_length=CAUSE_MAX), _fitted(CAUSE_MAX)]
-Place = Annotated[str, StringConstraints(max_length=4096), _fitted(4096)]  # PATH_MAX of Linux
+Place = Annotated[str, StringConstraints(max_length=4096), _fitted(4096)]  # Linux's PATH_MAX
 LogLine = Annotated[str, StringConstraints(max_length=8192), _fitted(8192)]
 Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
 
 
 class Message(BaseModel):
-    """A message, or a part of one. Parts can be made from the store's own dataclasses."""
+    """A message, or a part of one. Parts can be created from the store's dataclasses."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True, defer_build=True
@@ -106,8 +108,8 @@ class Message(BaseModel):
 
     @classmethod
     def fitting(cls, **fields: Any) -> Self:
-        """The message with texts and logs cut to their limits, so that a long one keeps no outcome back. Raises
-        ValidationError."""
+        """The message with texts and logs cut to their limits, so that a long text cannot block an outcome.
+        Raises ValidationError."""
         return cls.model_validate(fields, context=_FITTING)
 
 
@@ -191,6 +193,7 @@ class NodeFacts(Message):
     emulator: Word
     pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
     slots: Count = 0
+    slots_max: Count = 0
     boot: Word = ""
 
 
@@ -223,17 +226,17 @@ class Finding(Message):
     at: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,15}$")]
 
 
-# --- what a node asks ---
+# --- calls of a node ---
 
 
 class Hello(Message):
-    """Its unknown fields are ignored, so that a gateway can tell a newer node which protocols it speaks."""
+    """Unknown fields are ignored, so that a gateway can tell a newer node which protocols it supports."""
 
     model_config = ConfigDict(extra="ignore")
 
     protocols: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)]
     node: NodeName
-    owner: Hex32  # of this process: its mark on the lease
+    owner: Hex32  # identifies this process as holder of the lease
     machine: Place
     who: Word
 
@@ -303,7 +306,7 @@ class TellFindings(Message):
 
 
 class Greeting(Message):
-    """A gateway's answer to `hello`. What a newer gateway adds is ignored."""
+    """A gateway's answer to `hello`. Unknown fields of a newer gateway are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -311,19 +314,19 @@ class Greeting(Message):
     node: str
 
 
-Excluded = dict[str, Any]  # fields, as `model_dump` takes them
+Excluded = dict[str, Any]  # fields, in the form that `model_dump` takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of a node, with the type of its answer. `newer`: by protocol, the fields that it does not have."""
+    """A call of a node with the type of its answer. `newer`: the fields that each older protocol lacks."""
 
     ask: type[Message]
     answer: TypeAdapter[Any]
     newer: Mapping[int, Excluded]
 
     def said(self, ask: Message, protocol: int) -> str:
-        """The message as JSON, without what a gateway of that protocol would refuse."""
+        """The message as JSON, without fields that a gateway of that protocol would refuse."""
         return ask.model_dump_json(exclude=self.newer.get(protocol))
 
 
@@ -331,7 +334,7 @@ def _call(ask: type[Message], answer: Any, *, newer: Mapping[int, Excluded] | No
     return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
 
 
-_NEWER_FACTS = {"about": {"slots", "boot"}}
+_NEWER_FACTS = {"about": {"slots", "boot", "slots_max"}}
 _NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
@@ -346,7 +349,7 @@ CALLS: Mapping[str, Call] = {
     "finish": _call(
         Finish, str, newer={1: {"outcome": _NEWER_CONTENTS | {"cause": True}}, 2: {"outcome": {"cause": True}}}
     ),
-    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS}),
+    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS, 3: {"about": {"slots_max"}}}),
     "publish": _call(
         Publish,
         tuple[SnapshotId, ...],
@@ -362,5 +365,5 @@ CALLS: Mapping[str, Call] = {
 
 
 def told(kind: type[Read], part: Message) -> Read:
-    """A part of a message as the store's own dataclass, which has the same fields."""
+    """Convert a part of a message to the store's dataclass with the same fields."""
     return adapter(kind).validate_python(part.model_dump())

@@ -1,17 +1,19 @@
 -- include: clock, records, nodes, states, events, job_lists, snapshots, rate, last_id, claims, restored
--- A node publishes what it has of a server: the snapshots on its disks and the jobs that it has begun. Records that the
--- store has stay as they are; contents that it lacks are added. What does not hold is left out.
+-- A node publishes a server's snapshots on disk and the jobs that it has begun. Existing records are not changed,
+-- except that missing contents are added. Claims that contradict the records are left out.
 -- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
 -- jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id, undoes,
 -- present_only and live ('1' or '')}]}
 -- Answers {'published', {ids of the snapshots that were not known}, {reasons of what was left out}}, {'lease_lost'},
 -- {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
-local MOST = 1000 -- snapshots of one call
-local SLOTS_MOST = 20 -- of one server: more than a loss of Redis can leave on its disks
-local JOBS_MOST = 100 -- begun and not over, of one server: more than a node runs at a time
+local MOST = 1000 -- snapshots per call
+local SLOTS_MOST = 20 -- per server: more than can be on its disks after a loss of Redis
+local JOBS_MOST = 100 -- unfinished jobs per server: more than a node runs at a time
 local NAME_BYTES, DESCRIPTION_BYTES, CONTENTS_BYTES = 256, 4096, 65536
-local BEGUN_MOST, BEGUN_MS = 500, 500 * 60000 -- jobs that a node may add: so many at once, then one a minute
+local BEGUN_MOST, BEGUN_MS = 500, 500 * 60000 -- jobs that a node may add: a burst of 500, then one a minute
+local TOLD_BYTES, TOLD_MS = 64 * 2 ^ 20, 86400000 -- of snapshots that a node adds: so much at once, and in a day
+local RECORD_BYTES = 1500 -- of a snapshot, besides its texts
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
@@ -61,7 +63,9 @@ local function why_not_snapshot(snapshot)
   if snapshot.status ~= 'completed' and not (snapshot.status == 'in_progress' and making[snapshot.id]) then
     return 'status_impossible'
   end
-  return redis.call('SCARD', key .. ':counted') >= SLOTS_MOST and 'too_many' or nil
+  if redis.call('SCARD', key .. ':counted') >= SLOTS_MOST then return 'too_many' end
+  local bytes = RECORD_BYTES + #snapshot.name + #snapshot.description + #(snapshot.contents or '')
+  return take('node:' .. node .. ':told', TOLD_BYTES, TOLD_MS, bytes) == 0 and 'too_many' or nil
 end
 
 local function add_job(begun)
@@ -94,7 +98,7 @@ local function add(snapshot, contents)
   new[#new + 1] = snapshot.id
 end
 
--- Which of the jobs to add. A job that the store knows must be this node's, and of this server.
+-- Select the jobs to add. A job that the store knows must belong to this node and this server.
 local begun_here, in_progress = {}, 'account:' .. server.account .. ':jobs:server:' .. server_id .. ':in_progress'
 local room = JOBS_MOST - redis.call('ZCARD', in_progress)
 for _, begun in ipairs(ask.jobs) do

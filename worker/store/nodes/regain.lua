@@ -1,5 +1,5 @@
 -- include: records, nodes, snapshots, claims
--- A node reports that a lost snapshot is whole on its disks again. While a job holds the server nothing is changed.
+-- A node reports that a lost snapshot is complete on its disks again. While a job holds the server, nothing is changed.
 -- ask: {node, owner, server, snapshot, size_mb: text}
 -- Answers {1} if the snapshot became completed, {0}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

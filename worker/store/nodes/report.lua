@@ -1,26 +1,37 @@
--- include: clock, records, nodes, findings, placement, claims, off
--- A node reports which servers it has and, from time to time, what it runs on.
+-- include: clock, records, nodes, findings, placement, claims, off, rate
+-- A node reports its servers and, from time to time, its software and storage.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
--- the fullest pool, boot: ID of the start of its host's kernel, or '', digest: of the servers}
--- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
+-- the pool with the least, boot: the boot ID of its host's kernel, or '', digest: of the servers}
+-- Answers {'reported', conflicts, fresh, gone, accounts, when an operator last requested a reconciliation, or '',
 -- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
--- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
--- servers whose snapshots the node must publish before one can be created: they are new here, or Redis has lost its
--- data. gone: servers that the node had before. accounts: {server, account, ...} of those that the node reports with an
--- account that does not hold.
+-- conflicts: servers that another node has; they stay there until that node no longer reports them, or an operator
+-- places them here. fresh: servers whose snapshots the node must publish before one can be created: they are new here,
+-- or Redis has lost its data. gone: servers that the node had before. accounts: {server, account, ...} of those that
+-- the node reports with a wrong account.
 local ask = cjson.decode(ARGV[1])
-local MOST = 4096 -- servers of one node
+local MOST = 2000 -- servers of one node
+local CHANGED_MOST = 400 -- servers that one report adds or takes away; the next report goes on with the others
+local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: so many at once, then one a minute
 local NAME_BYTES, ID_DIGITS = 256, 19
-local CONFLICT_MS = 60000 -- far longer than the end of a migration takes
-local REPORTED_MS = 60000 -- until a report is looked at whole again, though nobody has changed anything that we know of
-local is_clean = true -- nothing is told to the node, and all of its servers are recorded as they are
+local CONFLICT_MS = 60000 -- much longer than the end of a migration takes
+local REPORTED_MS = 60000 -- interval at which a report is processed completely even without known changes
+local is_clean = true -- there is nothing to tell the node, and the records of its servers are up to date
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
 local node = ask.node
+local added = 'node:' .. node .. ':added'
 local mine, claimed = 'node:' .. node .. ':servers', 'node:' .. node .. ':claimed'
 local conflicts, fresh, gone, accounts, left_out, present, contested = {}, {}, {}, {}, {}, {}, {}
+
+local changed = 0
+
+local function may_change()
+  changed = changed + 1
+  is_clean = is_clean and changed <= CHANGED_MOST
+  return changed <= CHANGED_MOST
+end
 
 local function leave_out(reason, id)
   left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
@@ -30,7 +41,7 @@ local function is_number(text)
   return fits(text, ID_DIGITS) and string.find(text, '^[1-9]%d*$') ~= nil
 end
 
--- Another node has the server. That is told once it lasts: a migration may be ending.
+-- Another node has the server. This is reported only if it lasts, because a migration may be ending.
 local function contest(id, holder)
   conflicts[#conflicts + 1] = id
   contested[id] = true
@@ -40,7 +51,7 @@ local function contest(id, holder)
   end
 end
 
--- The account that holds: that of the record. A node that is told of a change reports the one before for a while.
+-- The valid account is that of the record. After a change, a node reports the former one for a while.
 local function account_of(found, known)
   local account = known.account or found.account
   if found.account ~= account then
@@ -58,11 +69,12 @@ local function have(found, known)
   local account = account_of(found, known)
   if known.node and not is_here then move_to_node(found.id, known, node, ask.left) end
   list_server(found.id, known, node, account, found.name)
-  -- each write goes to Redis's file, and a node reports all of its servers every few seconds
+  -- write only changes: each write goes to Redis's file, and a node reports all its servers every few seconds
   if not (is_here and known.v == LISTED and known.name == found.name and known.power == found.power) then
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
   end
-  if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end -- until then
+  -- when it was last known to run
+  if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end
   if known.power ~= 'on' and found.power == 'on' then back_on(found.id, known) end
   if not is_here then redis.call('HSET', key, 'unpublished', '1') end
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
@@ -92,20 +104,23 @@ for _, found in ipairs(ask.servers) do
     leave_out('malformed', '')
   elseif not is_number(found.account) or not fits(found.name, NAME_BYTES) or not POWERS[found.power] then
     leave_out('malformed', found.id)
-    present[found.id] = true -- it is here, whatever it is like
+    present[found.id] = true -- it is present, even if it is not recorded
   else
     local key = 'server:' .. found.id
     local known = look_up(key)
     if not known and redis.call('EXISTS', key) == 1 then
-      present[found.id] = true -- it can't be read and is left as it is; the operators are told
+      present[found.id] = true -- it is unreadable: leave it unchanged and report it to operators
       is_clean = false
     elseif not known and ask.placement == 'declared' then
       leave_out('undeclared_server', found.id)
+    elseif not known and changed < CHANGED_MOST and take(added, ADDED_MOST, ADDED_MS) == 0 then
+      leave_out('too_many', found.id)
     elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
       contest(found.id, known.node)
     else
       present[found.id] = true
-      is_clean = attempt(key, have, found, known or {}) and is_clean
+      known = known or {}
+      if known.node == node or may_change() then is_clean = attempt(key, have, found, known) and is_clean end
     end
   end
 end
@@ -113,7 +128,7 @@ for _, id in ipairs(redis.call('HKEYS', claimed)) do
   if not contested[id] then redis.call('HDEL', claimed, id) end
 end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
-  if not present[id] then lose(id, look_up('server:' .. id) or {}) end
+  if not present[id] and may_change() then lose(id, look_up('server:' .. id) or {}) end
 end
 note_about(ask)
 for _, told in ipairs({conflicts, fresh, gone, accounts, left_out}) do is_clean = is_clean and #told == 0 end

@@ -1,8 +1,9 @@
 -- include: nodes
--- A node reports the servers that it reported last, and nobody has changed anything about them since.
+-- A node repeats its last report, and nobody has changed its servers since.
+-- Also when full.
 -- ask: {node, owner, digest: of the servers, about, free_bytes, boot: see `nodes/report`}
--- Answers {moment at which an operator asked for a reconciliation, or ''}, {'lease_lost'}, or {} where the report must
--- be looked at whole.
+-- Answers {when an operator last requested a reconciliation, or ''}, {'lease_lost'}, or {} if the complete report is
+-- needed.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 local reported = 'node:' .. ask.node .. ':reported'

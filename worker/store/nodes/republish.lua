@@ -1,4 +1,4 @@
--- Have a node publish all its servers again with its next report.
+-- Make a node publish all its servers again with its next report.
 -- ask: {node}
 -- Answers the number of servers.
 local ask = cjson.decode(ARGV[1])

@@ -1,6 +1,7 @@
 -- include: clock, records, nodes, enqueue, removal
--- Queue again the deletes of a node that have not freed their space, at most one for each of job_ids. One whose server
+-- Queue a node's deletes that have not freed their space again, at most one for each of job_ids. A delete whose server
 -- has a job stays due.
+-- Also when full.
 -- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
 -- Answers the ids of the queued jobs.
 local ask = cjson.decode(ARGV[1])
@@ -11,8 +12,12 @@ local ids = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, #ask.job_i
 local function retry(i, id)
   local snapshot = read('snapshot:' .. id)
   local server = snapshot and read('server:' .. snapshot.server)
-  if not snapshot or snapshot.status ~= 'deleting' or server and server.node ~= ask.node then
+  if not snapshot or snapshot.status ~= 'deleting' then
     redis.call('ZREM', due, id)
+  elseif server and server.node ~= ask.node then -- it was not moved with its server, or has just been
+    redis.call('ZREM', due, id)
+    redis.call('HSET', 'snapshot:' .. id, 'node', server.node)
+    redis.call('ZADD', 'node:' .. server.node .. ':deleting', 'NX', now, id)
   elseif not server or server.missing then
     forget_snapshot(id, snapshot)
   elseif holder_of(server) then
@@ -28,7 +33,7 @@ local function retry(i, id)
 end
 
 for i, id in ipairs(ids) do
-  redis.call('ZADD', due, now + ask.retry_ms, id) -- before: also one that can't be read makes way for others
+  redis.call('ZADD', due, now + ask.retry_ms, id) -- set first, so that an unreadable snapshot does not block the others
   attempt('snapshot:' .. id, retry, i, id)
 end
 return queued

@@ -1,12 +1,14 @@
 -- include: records, nodes, queue, begin, pause
--- Choose the jobs of a node's queue that it is to start now, and begin those that have not begun, if the node asks for
--- that. While an operator has paused the node none starts; the operator's resume wakes the node. A job that is over, or
--- not the node's, leaves the queue.
--- ask: {node, owner, free: slots, limit: jobs of the queue to look at, running: ids, begin, left (see `nodes/begin`)}
--- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. To who begins jobs and
--- has not the lease, nothing.
+-- Select the jobs in a node's queue that it must start now, and if requested begin those that have not begun. While
+-- the node is paused, no job starts; a resume wakes the node. Jobs that are over or belong to another node are removed
+-- from the queue.
+-- Also when full.
+-- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: ids, begin, left and late (see
+-- `nodes/begin`)}
+-- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. With `begin`, answers
+-- nothing without the lease.
 local ask = cjson.decode(ARGV[1])
-local BEGUN_MOST = 20 -- at once: a bound on how long the script holds Redis; the node asks again for the others
+local BEGUN_MOST = 20 -- per call, to limit how long it blocks Redis; the node asks again for the others
 local answer = {}
 local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
 if #queued == 0 or still_paused(ask.node) then return answer end
@@ -25,13 +27,13 @@ for _, id in ipairs(queued) do
   local key = 'job:' .. id
   local node, state = unpack(redis.call('HMGET', key, 'node', 'state'))
   if not node and redis.call('EXISTS', key) == 1 then
-    set_aside(key, 'node cannot be read') -- it holds up no other job, and runs when it is repaired
+    set_aside(key, 'node cannot be read') -- it does not block other jobs, and runs once it is repaired
   elseif node ~= ask.node then
     redis.call('ZREM', 'arq:queue:' .. ask.node, id)
   elseif state == 'completed' or state == 'failed' then
     forget_queued(id, {node = node})
   elseif not running[id] then
-    -- one that has begun is given again: the answer was lost, or the node has crashed, and its journal knows which
+    -- a job that has begun is returned again: the answer was lost or the node crashed, and its journal knows which
     local given = {id}
     if ask.begin and state ~= 'in_progress' then given = attempt(key, begun, id) end
     answer[#answer + 1] = given

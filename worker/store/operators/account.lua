@@ -1,5 +1,5 @@
 -- include: account_limits
--- The limits of an account.
+-- Show the limits of an account.
 -- Only reads.
 -- ask: {account}
 -- Answers {how many snapshots a server of the account may have, 1 if an operator has set it, servers of the account}.

@@ -1,13 +1,12 @@
 -- include: records, walk
--- One page of the audit log, newest first.
+-- List a page of the audit log, newest first.
 -- Only reads.
 -- ask: {match: {field: value}, about: {snapshot, server, node}: IDs that the entry must name; what: 'changes' or
 -- 'logins', nil: both; list: key of a list that has all entries that match, or nil; from, to: IDs of the stream, limit}
 -- Answers {ID of the last entry, or '' on the last page, {ID, {field, value, ...}, note codes of its job or ''}, ...}.
--- The codes are looked up here: a node, which writes them, may not write to the audit log, and its job may end after
--- the entry is written.
+-- The codes are read here, because a job may end after its entry is written.
 local ask = cjson.decode(ARGV[1])
-local LISTED = 2000 -- entries of a list: see access/keep_audit
+local LISTED = 2000 -- entries per list: see access/keep_audit
 local looked, page, to = 0, {''}, ask.to
 
 local function noted(entry)
@@ -54,8 +53,8 @@ local function is_older(id, than)
   return ms < than_ms or ms == than_ms and seq < than_seq
 end
 
--- The ID from which on the list has all that match: the first one of a millisecond, within which a list has another
--- order than the log. nil: there is none.
+-- The ID from which on the list has all matching entries: the first ID of a millisecond, because within a
+-- millisecond the orders differ. nil: there is none.
 local function listed_from()
   local from = ask.list and redis.call('HGET', 'audit:head', 'listed_from')
   if not from or not order_of(from) then return nil end
@@ -70,7 +69,7 @@ local function first_listed()
   return rank and rank + 1 or redis.call('ZCOUNT', ask.list, '(' .. order_of(to), '+inf')
 end
 
--- Look at the entries of the list. Returns whether the page is complete.
+-- Read the entries of the list. Returns whether the page is complete.
 local function look_at_listed(oldest)
   local rank = first_listed()
   for _, id in ipairs(redis.call('ZREVRANGE', ask.list, rank, rank + LOOKS - 1)) do
@@ -86,7 +85,7 @@ local function look_at_listed(oldest)
   return false
 end
 
--- Where an account of an earlier version may not read the lists, the log is searched.
+-- If a Redis account of an earlier version may not read the lists, the log is searched instead.
 local may_read, oldest = pcall(listed_from)
 if may_read and oldest and (to == '+' or is_older(oldest, to)) and look_at_listed(oldest) then return page end
 while looked < LOOKS do

@@ -9,7 +9,7 @@ from worker.store.access.audit import NEW
 from worker.store.calls import LAST_BACKUP, Scripts
 from worker.store.operators.memory import Memory, memory_of
 
-NEVER = 1 << 50  # a period after any other: no counts are read
+NEVER = 1 << 50  # a period after all others, so that no counts are read
 PAGE = 200  # nodes per script call
 GONE_SECONDS = 86_400.0  # a node that is silent for longer and has no servers or jobs counts as removed
 
@@ -42,7 +42,7 @@ class CellNumbers:
     webhooks_due: int
     unreadable: int  # records
     audit_waiting: int  # entries that no keeper has moved to the audit log
-    backup_made: float  # when the last backup was made, in Unix time; 0: never
+    backup_made: float  # time of the last backup, in Unix seconds; 0: never
     memory: Memory
     nodes: tuple[NodeNumbers, ...]
 

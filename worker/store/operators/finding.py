@@ -1,4 +1,4 @@
-"""What operators find: an object by its ID or name, and a snapshot with its history."""
+"""The operators' search: objects by ID or name, and a snapshot with its history."""
 
 import json
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any
 from worker.store import records
 from worker.store.model import AccountId, JobId, ServerId, Snapshot, SnapshotId
 
-HITS_MOST = 20  # of each kind
-KINDS = ("server", "snapshot", "job", "account", "node", "token")
+HITS_MOST = 20  # matches of each kind
+KINDS = ("server", "snapshot", "job", "account", "node", "token", "request")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """Something that a text may mean. `exact`: it is exactly its ID or name; of a job, the first digits of its ID."""
+    """A match. `exact`: the text is its ID or name, or the first digits of a job's ID."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     id: str
     name: str
     account_id: AccountId | None
@@ -28,7 +28,7 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Happening:
-    """An entry of a snapshot's history. `token` None: nobody's request, or an earlier version noted it not."""
+    """An entry of a snapshot's history. `token` None: not a request, or an earlier version did not record the token."""
 
     what: str
     at: datetime
@@ -41,7 +41,7 @@ class Happening:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSnapshot:
-    """A snapshot. `record` None: it is gone."""
+    """A snapshot and its history. `record` None: the snapshot is gone."""
 
     id: SnapshotId
     record: Snapshot | None
@@ -54,7 +54,7 @@ class KnownSnapshot:
 
 
 def asked(text: str) -> tuple[str, str]:
-    """The kind that a search names in front ("snapshot 801"), or "", and the rest."""
+    """Split a search into the kind in front ("snapshot 801"), or "", and the rest."""
     words = " ".join(text.split())
     kind, _, rest = words.replace(":", " ", 1).partition(" ")
     return (kind.lower(), rest.strip()) if rest and kind.lower() in KINDS else ("", words)

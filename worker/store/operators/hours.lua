@@ -1,5 +1,5 @@
 -- include: clock, stats
--- What was counted of the last week, by the hour.
+-- Show the counts of the last week, by hour.
 -- Only reads.
 -- ask: {since: number of the first hour to read}
 -- Answers {now_ms, {{number of the hour, {field, value, ...}}, ...}, oldest first}.

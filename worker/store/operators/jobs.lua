@@ -1,15 +1,16 @@
--- include: records, show, states, walk
+-- include: records, nodes, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {match: {field of the record: value}, text or nil, cancelled: whether only those that were cancelled, or all
--- others; or nil, ended_since_ms, ended_until_ms: bounds of the job's end, the latter not included, or nil, limit,
--- after, since_ms, until_ms (see `walk`)}
--- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
+-- ask: {silent_ms, match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z in upper
+-- case: in lower case}, cancelled: whether only those that were cancelled, or all others; or nil, ended_since_ms,
+-- ended_until_ms: bounds of the job's end, the latter not included, or nil, limit, after, since_ms, until_ms (see
+-- `walk`)}
+-- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
-local LONGEST_MS = 86400000 -- from a job's admission to its end
+local LONGEST_MS = 86400000 -- longest time from a job's admission to its end
 local ended_since, ended_until = tonumber(ask.ended_since_ms), tonumber(ask.ended_until_ms)
--- The lists are by the time of admission: only a part of them has jobs that ended then.
+-- The lists are sorted by admission, so only a part of them can have jobs that ended in that period.
 if ended_since then
   ask.since_ms = string.format('%.0f', math.max(tonumber(ask.since_ms) or 0, ended_since - LONGEST_MS))
 end
@@ -34,6 +35,12 @@ local SEARCHED = {'server_name', 'snapshot_name', 'failure_detail', 'request_id'
 
 if ask.cancelled then lists[#lists + 1] = CANCELLED end
 
+local function folded(text)
+  text = string.lower(text) -- only the letters a to z
+  for upper, lower in pairs(ask.fold) do text = string.gsub(text, upper, lower) end
+  return text
+end
+
 local function matches(id)
   local found = redis.call('HMGET', 'job:' .. id, 'state', 'failure_code', 'finished_ms', unpack(fields))
   if not found[1] then return false end -- its record has expired
@@ -46,13 +53,13 @@ local function matches(id)
   if ended_until and not (ended and ended < ended_until) then return false end
   if not ask.text then return true end
   for _, text in ipairs({id, unpack(redis.call('HMGET', 'job:' .. id, unpack(SEARCHED)))}) do
-    if text and string.find(string.lower(text), ask.text, 1, true) then return true end
+    if text and string.find(folded(text), ask.text, 1, true) then return true end
   end
   return false
 end
 
 local list = shortest(lists)
--- How many there are, where every job of a list matches; else -1.
+-- The number of jobs if every job of a list matches, otherwise -1.
 local function count()
   if ask.text or ended_since or ended_until or #fields > 1 or #fields == 1 and ask.cancelled then return -1 end
   if ask.cancelled ~= false then return count_within(ask, list) end
@@ -61,6 +68,6 @@ local function count()
 end
 
 local page = walk(ask, list, 'job:', function(id)
-  return matches(id) and show_job(id) or nil
+  return matches(id) and with_silence(show_job(id), ask.silent_ms) or nil
 end)
 return {count(), unpack(page)}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store.bounds import FULL_FROM
 from worker.store.calls import redis_answers
@@ -10,7 +10,7 @@ from worker.store.calls import redis_answers
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """In bytes. `most` 0: Redis has no limit."""
+    """Memory in bytes. `most` 0: Redis has no limit."""
 
     used: int
     most: int
@@ -29,7 +29,7 @@ class Memory:
         return self.share >= FULL_FROM["new"]
 
 
-async def memory_of(redis: ArqRedis) -> Memory:
+async def memory_of(redis: Redis) -> Memory:
     """Raises StoreUnavailable."""
     with redis_answers():
         about = await redis.info("memory")

@@ -1,5 +1,5 @@
 -- include: nodes, walk, health, pause
--- Nodes as operators see them.
+-- List nodes for operators.
 -- Only reads.
 -- ask: {node, silent_ms} for one, or {sort, descending, state or nil, silent_ms, limit, after (see `walk`)} for a page
 -- Answers {after, node, ...}; a node is {name, {field, value, ...}, 1 if it is silent, queued jobs, jobs in progress,
@@ -20,5 +20,6 @@ local function show(name)
 end
 
 if ask.node then return redis.call('SISMEMBER', 'nodes', ask.node) == 1 and {{}, show(ask.node)} or {{}} end
-if ask.state == 'failing' and ask.sort == 'failed' and ask.descending then ask.since_ms = 1 end -- the rest has none
+-- the other nodes have no failures
+if ask.state == 'failing' and ask.sort == 'failed' and ask.descending then ask.since_ms = 1 end
 return walk(ask, 'nodes:by:' .. ask.sort, 'node:', show)

@@ -13,13 +13,14 @@ class Pause:
     since: datetime
     reason: str
     by: str  # name of the operator's token
-    until: datetime | None = None  # when it ends by itself
-    until_back: bool = False  # it ends when the node's host has been started again
+    until: datetime | None = None  # when it ends automatically
+    until_back: bool = False  # it ends when the node's host has rebooted
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndedLately:
-    """Numbers of jobs that ended in the last hour, to within five minutes. Stranded ones have failed, too."""
+    """Numbers of jobs that ended in the last hour, to within five minutes. Stranded ones are included in the failed
+    ones."""
 
     completed: int
     failed: int
@@ -31,7 +32,7 @@ class Node:
     name: str
     alive: bool
     heartbeat_at: datetime
-    worker_at: str  # its worker's process and machine, readable
+    worker_at: str  # its worker's process and machine, as text
     pause: Pause | None
     facts: NodeFacts | None  # None: not reported yet
     queued: int
@@ -39,7 +40,7 @@ class Node:
     servers: int
     findings: int  # servers with findings
     ended: EndedLately
-    failing: bool  # all its jobs of the last hour have failed, at least two
+    failing: bool  # at least two jobs ended in the last hour, and all failed
 
 
 def node(shown: list[Any]) -> Node:

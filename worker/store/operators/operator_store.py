@@ -1,6 +1,6 @@
 """The operators' side of the store: all accounts, all nodes.
 
-Each list is read by one script, which looks at a bounded number of entries.
+One script reads each list; a call reads a bounded number of entries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import arq_queue as queue
 from worker.store import errors, records
@@ -55,7 +55,7 @@ UNREADABLE_LISTED = 100
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """Which jobs to list. None: any."""
+    """Which jobs to list. A filter of None matches any."""
 
     state: JobState | None = None
     kind: JobKind | None = None
@@ -63,10 +63,10 @@ class JobFilter:
     account_id: AccountId | None = None
     server_id: ServerId | None = None
     error_code: str | None = None
-    cancelled: bool | None = None  # whether only those that were cancelled, or all others
+    cancelled: bool | None = None  # only cancelled jobs, or only others
     text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
     ended_since: datetime | None = None
-    ended_until: datetime | None = None  # not included
+    ended_until: datetime | None = None  # exclusive
 
     def for_script(self) -> dict[str, Any]:
         match = given(
@@ -77,12 +77,19 @@ class JobFilter:
             server=self.server_id,
             failure_code=self.error_code,
         )
-        ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask: dict[str, Any] = {"match": match} | (_text(self.text) if self.text else {})
         ask |= given(
             ended_since_ms=self.ended_since and records.milliseconds(self.ended_since),
             ended_until_ms=self.ended_until and records.milliseconds(self.ended_until),
         )
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
+
+
+def _text(text: str) -> dict[str, Any]:
+    """A text that is searched for in any case. Lua knows only the letters a to z."""
+    lower = text.lower()
+    others = {letter.upper(): letter for letter in lower if not letter.isascii()}
+    return {"text": lower, "fold": {upper: low for upper, low in others.items() if upper != low and len(upper) == 1}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,7 @@ class AuditFilter:
 
     @property
     def _list(self) -> str | None:
-        """The list that has all entries that match: of what has the fewest."""
+        """The shortest list that contains all matching entries."""
         of_fields = {"request": "request_id", "job": "job", "token": "token", "server": "server", "account": "account"}
         named = {kind: self.fields[name] for kind, name in of_fields.items() if name in self.fields} | {**self.about}
         for kind in ("request", "job", "snapshot", "server", "node", "token", "account"):
@@ -109,18 +116,18 @@ class AuditFilter:
 
 
 class OperatorStore(Scripts):
-    """Every call may raise StoreUnavailable, and one that takes an `Idempotency` IdempotencyKeyReused."""
+    """Every call may raise StoreUnavailable, and a call with an `Idempotency` also IdempotencyKeyReused."""
 
     def __init__(
         self,
-        redis: ArqRedis,
+        redis: Redis,
         store: CustomerStore,
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         retry_within_seconds: float = RETRY_WITHIN_SECONDS,
         waiting_seconds: float = WAITING_SECONDS,
     ) -> None:
-        """`retry_within_seconds`: how long after its failure a job is retried without force. `waiting_seconds`: how
+        """`retry_within_seconds`: how long after its failure a job can be retried without force. `waiting_seconds`: how
         long a job waits for a silent node."""
         super().__init__(redis)
         self._rule = RetryRule(within_seconds=retry_within_seconds)
@@ -131,12 +138,12 @@ class OperatorStore(Scripts):
         self._counted_by_hour = Counted(period_ms=HOUR_MS, kept=WEEK)
 
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: Any) -> None:
-        """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
-        ID of what it changes."""
+        """Run a script that changes something, unless it already ran with this key. Raises its refusals. `about`: the
+        ID of the changed object."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
     async def overview(self, window: Window = LAST_DAY) -> Overview:
-        """`window`: of its charts."""
+        """`window`: the time window of the charts."""
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
         answer = await self._call("operators/overview", ask)
         by_hour = await self._hours() if window.period_ms == HOUR_MS else None
@@ -153,7 +160,9 @@ class OperatorStore(Scripts):
 
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
-        count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
+        count, after, *rows = await self._call(
+            "operators/jobs", wanted.for_script() | cursor.for_script() | {"silent_ms": self._silent_ms}
+        )
         return CursorPage.of(count, after, await self._many(shown_job, rows, kind="job"))
 
     async def job(self, job_id: JobId) -> OpsJob:
@@ -170,8 +179,8 @@ class OperatorStore(Scripts):
         await self._do("operators/same_request", idempotency)
 
     async def retries(self, job_ids: Sequence[JobId], *, force: bool) -> tuple[Retry, ...]:
-        """What a bulk retry of these jobs would do, without those that do not exist. It may refuse more, by the limits
-        of accounts and servers."""
+        """What a bulk retry of these jobs would do; jobs that do not exist are left out. The retry itself may refuse
+        more, because of limits."""
         ask = {"jobs": job_ids, "rule": replace(self._rule, in_bulk=True, force=force).for_script()}
         rows = await self._call("operators/retries", ask)
         return await self._many(
@@ -206,17 +215,18 @@ class OperatorStore(Scripts):
     # --- search, snapshots ---
 
     async def search(self, text: str) -> tuple[Hit, ...]:
-        """What an ID, the first digits of a job's ID (8 or more), a name or its beginning may mean; at most 20 of each
-        kind, first those that are exactly meant."""
+        """Find objects by ID, the first digits of a job's ID (at least 8), or a name or its beginning. Returns at most
+        20 of each kind, exact matches first. A request is found by its entry in the audit log."""
         kind, wanted = asked(text)
         if not wanted:
             return ()
-        rows = await self._call("operators/search", {"text": wanted, "limit": HITS_MOST})
+        lists = {"requests": list_of("request", wanted), "uses": list_of("token", wanted.lower())}
+        rows = await self._call("operators/search", {"text": wanted, "limit": HITS_MOST, **lists})
         hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
         return tuple(sorted((one for one in hits if kind in {"", one.kind}), key=lambda one: not one.exact))
 
     async def snapshot(self, snapshot_id: SnapshotId) -> KnownSnapshot:
-        """Also a deleted one, while its history is kept. Raises SnapshotNotFound."""
+        """A snapshot, or a deleted one while its history is kept. Raises SnapshotNotFound."""
         found = await self._call("operators/snapshot", {"id": str(snapshot_id)})
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
@@ -250,7 +260,7 @@ class OperatorStore(Scripts):
         idempotency: Idempotency | None = None,
     ) -> Node:
         """The node starts no new job; running jobs continue, waiting jobs wait. The pause ends at `until`, or with
-        `until_back` when the node's host has been started again. Raises NodeNotFound or NodeBootUnknown."""
+        `until_back` when the node's host has rebooted. Raises NodeNotFound or NodeBootUnknown."""
         until_ms = records.milliseconds(until) if until else ""
         pausing = {"reason": reason, "by": by, "until_ms": until_ms, "until_back": until_back}
         return await self._turn(name, idempotency, pausing)
@@ -281,10 +291,10 @@ class OperatorStore(Scripts):
         cursor: Cursor,
         without_snapshot_of: timedelta | None = None,
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first.
-        `without_snapshot_of`: only those that have no completed snapshot which is younger."""
+        """Sorted by ID; stranded servers and those whose guest is `off` for a job, longest first.
+        `without_snapshot_of`: only servers without a completed snapshot that is younger than this."""
         ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None, off=off or None)
-        ask |= cursor.for_script()
+        ask |= cursor.for_script() | {"silent_ms": self._silent_ms}
         if without_snapshot_of is not None:
             ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
@@ -292,24 +302,25 @@ class OperatorStore(Scripts):
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
-        _, _, *rows = await self._call("operators/servers", {"server": str(server_id)})
+        _, _, *rows = await self._call("operators/servers", {"server": str(server_id), "silent_ms": self._silent_ms})
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")
 
     async def schedules(
-        self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor
+        self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor, target: str = "all"
     ) -> CursorPage[Schedule]:
-        """Enabled ones, by their next run; the cursor's bounds are of that."""
-        ask = given(account=account_id, server=server_id) | cursor.for_script()
+        """Enabled ones, by their next run; the cursor's bounds are of that. `target`: only those of one "server", only
+        those by "labels", or "all"."""
+        ask = given(account=account_id, server=server_id, target=target) | cursor.for_script()
         count, after, *rows = await self._call("operators/schedules", ask)
         return CursorPage.of(count, after, await self._many(shown_schedule, rows, kind="schedule"))
 
     async def place(
         self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
     ) -> OpsServer:
-        """Say on which node a server is, and whose it is. One that the service does not know is declared: it takes
-        both. Raises ServerNotFound, NodeNotFound, ServerOnLiveNode, or ServerBusy, if the account changes during a job.
+        """Set a server's node, its account, or both. An unknown server is declared, which needs both. Raises
+        ServerNotFound, NodeNotFound, ServerOnLiveNode, or ServerBusy, if the account changes during a job.
         """
         ask: dict[str, Any] = {
             "server": str(server_id),
@@ -324,23 +335,24 @@ class OperatorStore(Scripts):
         return await self.server(server_id)
 
     async def account(self, account_id: AccountId) -> AccountLimits:
-        """An account need not exist: the service learns of accounts from their servers."""
+        """The account's limits. The account need not exist, because the service knows accounts only from their
+        servers."""
         snapshots_max, is_set, servers = await self._call("operators/account", {"account": str(account_id)})
         return AccountLimits(account_id=account_id, snapshots_max=snapshots_max, is_default=not is_set, servers=servers)
 
     async def limit_account(self, account_id: AccountId, *, snapshots_max: int | None) -> AccountLimits:
-        """Set how many snapshots each of its servers may have; None: SNAPSHOTS_PER_SERVER. Existing ones stay."""
+        """Set how many snapshots each of its servers may have; None: SNAPSHOTS_PER_SERVER. Deletes no snapshots."""
         most = "" if snapshots_max is None else str(snapshots_max)
         await self._call("operators/limit_account", {"account": str(account_id), "snapshots_max": most})
         return await self.account(account_id)
 
     async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
-        """A person repairs a stranded server; whoever had taken it before has not any more. Raises ServerNotFound or
+        """Record who repairs a stranded server, instead of whoever took it before. Raises ServerNotFound or
         ServerNotStranded."""
         return await self._taken(server_id, by, idempotency)
 
     async def release(self, server_id: ServerId, *, idempotency: Idempotency | None = None) -> OpsServer:
-        """Nobody repairs the stranded server now. Raises ServerNotFound or ServerNotStranded."""
+        """Record that nobody is repairing the stranded server. Raises ServerNotFound or ServerNotStranded."""
         return await self._taken(server_id, "", idempotency)
 
     async def _taken(self, server_id: ServerId, by: str, idempotency: Idempotency | None) -> OpsServer:
@@ -354,19 +366,19 @@ class OperatorStore(Scripts):
         return CursorPage.of(count, after, await self._many(read, rows, kind="findings", key_of=key_of))
 
     async def unreadable(self) -> tuple[UnreadableRecord, ...]:
-        """The records that could not be read within the last day, latest first; 100 at most."""
+        """The records that could not be read in the last 24 hours, latest first; at most 100."""
         rows = await self._call("operators/unreadable", {"limit": UNREADABLE_LISTED})
         return await self._many(ops_records.unreadable, rows, kind="unreadable", key_of=lambda _: "unreadable")
 
     async def refused_claims(self) -> tuple[RefusedClaim, ...]:
-        """What nodes said that was refused in the last 30 days, newest first; at most 100."""
+        """The refused claims of the last 30 days, newest first; at most 100."""
         rows = await self._call("operators/refused_claims", {"limit": REFUSED_CLAIMS_SHOWN})
         return await self._many(
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
     async def audit(self, wanted: AuditFilter | Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
-        """Newest first; a mapping: only entries with these fields."""
+        """The entries, newest first. If the filter is a mapping: only entries with these fields."""
         if not isinstance(wanted, AuditFilter):
             wanted = AuditFilter(fields=wanted)
         # a stream has no IDs before 1970
@@ -383,5 +395,5 @@ class OperatorStore(Scripts):
         return CursorPage(count=None, after=after.decode() or None, results=results)
 
     async def check_audit(self, *, after: str | None) -> AuditCheck:
-        """Whether the audit log is as it was written; from the entry `after`, or from its beginning."""
+        """Check the audit log from the entry `after`, or from its beginning."""
         return await audit_check.check(self._redis, after=after)

@@ -1,5 +1,5 @@
 -- include: clock, stats
--- An overview of the cell.
+-- Show an overview of the cell.
 -- Only reads.
 -- ask: {silent_ms, since: number of the first period of five minutes to read}
 -- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes,

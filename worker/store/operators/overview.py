@@ -12,9 +12,9 @@ from worker.store.model import JobId, JobKind
 COUNTED_MS, HOUR_MS = 300_000, 3_600_000  # lengths of the periods in which the scripts count
 HOUR, DAY = 12, 288  # in periods of five minutes
 WEEK = 168  # in hours
-BIN = 1.1  # ratio of two adjacent bins of durations: a percentile is off by 5 % at most
+BIN = 1.1  # ratio of adjacent bins of durations, so that a percentile is off by at most 5 %
 
-COUNT_MAX = 1 << 32  # far above what five minutes can have
+COUNT_MAX = 1 << 32  # far above the count of any five minutes
 BIN_MAX = 300  # far above the longest job: 1.1 ** 300 ms are 83 years
 
 Counts = Counter[str]
@@ -22,7 +22,7 @@ Counts = Counter[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How far back charts go. `period_ms`: of the counts that are read; `per_point`: periods in a point."""
+    """How far back charts go. `period_ms`: length of a counted period; `per_point`: periods per point."""
 
     name: str
     period_ms: int = COUNTED_MS
@@ -79,7 +79,7 @@ class Overview:
     completed_day: int
     failed_day: int
     stranded_servers: int
-    servers_off: int  # whose guests are off for a job
+    servers_off: int  # servers whose guest is off for a job
     nodes: int
     nodes_alive: int
     nodes_paused: int
@@ -90,17 +90,17 @@ class Overview:
 
 
 class Counted:
-    """The latest counts, by period. A period that is over is read once. `kept`: how many periods."""
+    """The latest counts, by period. A period that is over is read once. `kept`: how many periods are kept."""
 
     def __init__(self, *, period_ms: int = COUNTED_MS, kept: int = DAY) -> None:
         self.last = 0  # the first period that may have changed since it was read
         self._period_ms = period_ms
         self._kept = kept
         self._counts: dict[int, Counts] = {}
-        self._points: dict[tuple[int, int], Mapping[JobKind, Point]] = {}  # of points whose periods are over
+        self._points: dict[tuple[int, int], Mapping[JobKind, Point]] = {}  # points whose periods are over
 
     def learn(self, last: int, stats: Iterable[tuple[int, list[bytes]]]) -> None:
-        """`stats`: the counts from our `last` period on."""
+        """Add counts. `stats`: the counts from the period `last` on."""
         kept = range(last - self._kept + 1, last + 1)
         read = {number: _counts(self._key(number), flat) for number, flat in stats}
         self._counts = {number: counts for number, counts in (self._counts | read).items() if number in kept}
@@ -140,7 +140,7 @@ class Counted:
 
 
 def learned(counted: Counted, hours: list[Any]) -> Counted:
-    """The counts by the hour, with those that the script answered."""
+    """The counts by hour, including those in the script's answer."""
     now, stats = hours
     counted.learn(now // HOUR_MS, stats)
     return counted

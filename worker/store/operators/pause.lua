@@ -1,7 +1,7 @@
 -- include: clock, queue, idempotency, pause
--- Pause a node, or resume it: it then reads its queue at once. A pause ends by itself at a moment, or when the node's
--- host has been started again.
--- ask: {node, reason: '' to resume, by, until_ms: '' for no moment, until_back: whether it ends with the host's start,
+-- Pause or resume a node. A resumed node reads its queue at once. A pause can end automatically at a time, or when
+-- the node's host has rebooted.
+-- ask: {node, reason: '' to resume, by, until_ms: '' for no end, until_back: whether it ends when the host reboots,
 -- wake: key, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
@@ -9,14 +9,17 @@ local ask = cjson.decode(ARGV[1])
 local function turn()
   local key = 'node:' .. ask.node
   if redis.call('SISMEMBER', 'nodes', ask.node) == 0 then return {'refused', 'node_not_found'} end
-  local boot = redis.call('HGET', key, 'boot')
-  if ask.until_back and not boot then return {'refused', 'node_boot_unknown'} end
+  local boot, told_by, owner = unpack(redis.call('HMGET', key, 'boot', 'boot_told_by', 'owner'))
+  -- a process that has just begun may be on a host that has just been started, and has not said so yet
+  local is_known = boot and (told_by or owner) == owner
+  if ask.until_back and not is_known then return {'refused', 'node_boot_unknown'} end
+  still_paused(ask.node) -- one whose end has come and which its node, being silent, has not ended
   if ask.reason == '' then
     resume_node(ask.node)
     wake(ask.wake)
     return {'admitted'}
   end
-  -- first what a full Redis refuses
+  -- comes first, because a full Redis refuses it
   redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by,
     'paused_until_ms', ask.until_ms, 'paused_boot', ask.until_back and boot or '')
   redis.call('SADD', 'nodes:paused', ask.node)

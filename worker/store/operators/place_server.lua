@@ -1,5 +1,5 @@
 -- include: records, nodes, placement
--- Say on which node a server is, and whose it is. A server that the service does not know is declared.
+-- Set a server's node and account. An unknown server is declared.
 -- ask: {server, node, account (each may be missing), silent_ms, left: result (see `conclude`) of a job whose server has
 -- left its node}
 -- Answers {'admitted'} or {'refused', code, ...}.
@@ -7,7 +7,7 @@ local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.server
 local known = read(key)
 
--- A node is known once its worker has reported, or before, once it has a credential.
+-- A node is known if its worker has reported or if it has a credential.
 local function knows_node(node)
   return redis.call('SISMEMBER', 'nodes', node) == 1 or redis.call('SISMEMBER', 'nodes:credentials', node) == 1
 end
@@ -25,7 +25,7 @@ local function refuse()
   return changes and not moves and known.job and {'refused', 'server_busy', known.job} or nil
 end
 
--- Its snapshots go with it. What a restore has overwritten may be the former owner's.
+-- Its snapshots move with it. The data that a restore overwrote may belong to the former owner.
 local function give_to(account)
   for _, id in ipairs(redis.call('ZRANGE', key .. ':snapshots', 0, -1)) do
     local server, created_ms = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'created_ms'))
@@ -35,7 +35,7 @@ local function give_to(account)
       redis.call('ZADD', 'account:' .. account .. ':snapshots', number(created_ms) or 0, id)
     end
   end
-  redis.call('HDEL', key, 'undoable', 'consistency')
+  redis.call('HDEL', key, 'undoable', 'consistency', 'labels')
   redis.call('HSET', key, 'account_before', known.account)
 end
 
@@ -48,7 +48,7 @@ if known.account and known.account ~= account then give_to(account) end
 forget_report(node)
 list_server(ask.server, known, node, account, known.name or ask.server)
 redis.call('HSET', key, 'v', LISTED, 'node', node, 'account', account)
-if known.node ~= node then -- until the node reports it
+if known.node ~= node then -- missing until the node reports it
   redis.call('HSET', key, 'missing', '1', 'unpublished', '1', 'placed', '1')
   redis.call('HSETNX', key, 'name', ask.server)
   redis.call('HSETNX', key, 'power', 'off')

@@ -16,7 +16,7 @@ from worker.store.operators.waiting import Waiting
 @dataclass(frozen=True, kw_only=True)
 class AccountLimits:
     account_id: AccountId
-    snapshots_max: int  # of each of its servers
+    snapshots_max: int  # the limit of each of its servers
     is_default: bool
     servers: int
 
@@ -39,15 +39,16 @@ class ServerFindings:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedClaim:
-    """What a node said that does not fit what was decided: a fault of its worker, or of whoever has its credential."""
+    """A claim of a node that contradicts the service's records: a fault of its worker, or someone else has its
+    credential."""
 
     node: str
-    call: str  # as `NodeStore` names its scripts: begin, publish, ...
+    call: str  # the name of the script of `NodeStore`: begin, publish, ...
     reason: str
-    about: str  # what the latest one named: "server:12345"; "": nothing that can be shown
+    about: str  # the object of the latest claim, such as "server:12345"; "": none that can be shown
     count: int
     first_at: datetime
-    at: datetime  # of the latest
+    at: datetime  # time of the latest claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,12 @@ class OpsServer:
     power: str  # as last reported
     missing: bool  # its node no longer reports it
     stranded_by: JobId | None
-    taken: Taken | None  # only of a stranded one
+    taken: Taken | None  # only for a stranded server
     findings: tuple[Finding, ...]
-    job_state: JobState | None = None  # of the job that holds it
+    job_state: JobState | None = None  # state of the job that holds it
     off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
+    is_silent: bool = False  # its node does not respond: all this is as it was
+    silent_since: datetime | None = None  # when a silent node was heard last; None: never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class StepTaken:
     started_at: datetime
     seconds: float | None  # None: running
     attempt: int
-    failed: bool = False  # it was tried again, or is what the log says has failed last
+    failed: bool = False  # it was retried, or is the last failure in the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """Whether a job can be retried. `refusal`: why not, or why only with force; None: it can."""
+    """Whether a job can be retried. `refusal`: why not, or why it needs force; None: it can be retried."""
 
     job: Job
     refusal: errors.Refused | None
@@ -101,7 +104,7 @@ class Retry:
 
     @property
     def is_possible(self) -> bool:
-        """Also if only with force."""
+        """Whether the job can be retried, possibly with force."""
         return self.refusal is None or self.needs_force
 
 
@@ -115,9 +118,9 @@ class OpsJob:
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
-    waiting: Waiting | None  # of a queued job
-    taken: Taken | None  # of a job that has stranded its server
-    cause: str | None  # of its failure: the hypervisor's own words, with paths of the host; never shown to customers
+    waiting: Waiting | None  # for a queued job
+    taken: Taken | None  # for a job that stranded its server
+    cause: str | None  # the hypervisor's message for the failure, with paths of the host; never shown to customers
 
     @property
     def job(self) -> Job:
@@ -126,7 +129,7 @@ class OpsJob:
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableRecord:
-    """`key` in Redis; of an entry in a stream or hash, the entry behind a space. `at`: when it was met last."""
+    """`key` in Redis; for a stream or hash, followed by a space and the entry. `at`: when it was last read."""
 
     key: str
     reason: str
@@ -138,7 +141,7 @@ class AuditEntry:
     id: str
     at: datetime
     fields: Mapping[str, str]
-    notes: tuple[str, ...] = ()  # codes of the notes of the entry's job
+    notes: tuple[str, ...] = ()  # codes of the job's notes
 
 
 def _findings(text: bytes) -> tuple[Finding, ...]:
@@ -179,11 +182,16 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    server_id, flat, holding, state, counted, found, off_ms, snapshots_max = shown
+    server_id, flat, holding, state, counted, found, off_ms, snapshots_max, silence = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
-        view=ServerView(server=known, counted=counted, snapshots_max=snapshots_max, reachable="missing" not in record),
+        view=ServerView(
+            server=known,
+            counted=counted,
+            snapshots_max=snapshots_max,
+            reachable=not (silence or record.keys() & {"missing", "unpublished"}),
+        ),
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
@@ -191,6 +199,8 @@ def server(shown: list[Any]) -> OpsServer:
         findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
         job_state=JobState(state.decode()) if state else None,
         off_since=records.moment(off_ms) if off_ms else None,
+        is_silent=bool(silence),
+        silent_since=records.silent_since(silence, node=known.node),
     )
 
 
@@ -229,7 +239,8 @@ def retry(shown: list[Any]) -> Retry:
 
 
 def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
-    """A step lasts until the next one starts; the end of the job is reported as a step without a name."""
+    """The steps of a job. A step lasts until the next one starts; the end of the job is reported as a step without a
+    name."""
     reported: list[Mapping[str, Any]] = [json.loads(text) for text in texts]
     ends = [float(step["ms"]) for step in reported[1:]]
     return tuple(
@@ -245,7 +256,7 @@ def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
 
 
 def _marked(steps: tuple[StepTaken, ...], log: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
-    """Which attempts failed: a step that was tried again failed before; the log says which step failed last."""
+    """Mark the failed attempts: those of a step that was retried, and the last failure in the log."""
     failed = {line.get("step") for line in log if line.get("event") == "step.failed"}
     names = [taken.step for taken in steps]
     marked = []
@@ -259,7 +270,7 @@ def _marked(steps: tuple[StepTaken, ...], log: Sequence[Mapping[str, Any]]) -> t
 def _line(text: bytes) -> Mapping[str, Any]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError):  # it was too long and was cut
+    except (ValueError, TypeError):  # the line was cut because it was too long
         return {"event": records.text(text)}
 
 

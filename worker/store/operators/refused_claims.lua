@@ -1,7 +1,7 @@
--- The claims of nodes that were refused, of the last 30 days, newest first.
+-- List the refused claims of nodes of the last 30 days, newest first.
 -- Only reads.
 -- ask: {limit}
--- Answers {{node, call, reason, count, first_ms, last_ms, what it named or ''}, ...}.
+-- Answers {{node, call, reason, count, first_ms, last_ms, object or ''}, ...}.
 local ask = cjson.decode(ARGV[1])
 local shown = {}
 local found = redis.call('ZREVRANGE', 'refused_claims', 0, ask.limit - 1, 'WITHSCORES')

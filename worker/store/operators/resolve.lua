@@ -1,5 +1,5 @@
 -- include: clock, records, idempotency, off
--- Mark a stranded job as resolved. A server that a later job has stranded as well stays stranded.
+-- Mark a stranded job as resolved. A server that a later job has also stranded stays stranded.
 -- ask: {job, by, reason, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])

@@ -1,8 +1,8 @@
 -- include: records, show, retrying
--- What a retry of these jobs would do. What the limits of their accounts and servers refuse is seen only by the retry.
+-- Show what a retry of these jobs would do. Refusals because of limits are only known when the retry is made.
 -- Only reads.
 -- ask: {jobs: [ID], rule (see `refuse_retry`)}
--- Answers {{job (see `show_job`), {'refused', code, ...} or {}}, ...}, without what is missing or can't be read.
+-- Answers {{job (see `show_job`), {'refused', code, ...} or {}}, ...}, without missing and unreadable jobs.
 local ask = cjson.decode(ARGV[1])
 local found = {}
 for _, id in ipairs(ask.jobs) do

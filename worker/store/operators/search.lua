@@ -1,10 +1,11 @@
 -- include: records, walk
--- What an ID or a name may mean.
+-- Find objects by ID or name.
 -- Only reads.
--- ask: {text, limit: results of each kind}
--- Answers {{kind, ID, name, account, ID of the server, state, '1' if it is exactly that}, ...}; texts may be ''.
+-- ask: {text, limit: results of each kind, requests, uses: keys of the audit log's lists of a request and of a token
+-- with that ID}
+-- Answers {{kind, ID, name, account, ID of the server, state, '1' for an exact match}, ...}; texts may be ''.
 local ask = cjson.decode(ARGV[1])
-local lower = string.lower(ask.text) -- as names are listed: only the letters a to z
+local lower = string.lower(ask.text) -- as in the lists of names: lowers only the letters a to z
 local hits = {}
 
 local function hit(kind, id, found)
@@ -18,7 +19,7 @@ local function server(id, is_exact)
   hit('server', id, {name = name, account = owner, state = missing and 'missing' or node, is_exact = is_exact})
 end
 
--- Also one that is deleted, while its history is kept.
+-- Includes a deleted snapshot while its history is kept.
 local function snapshot(id, is_exact)
   local key = 'snapshot:' .. id
   local name, account, of, status = unpack(redis.call('HMGET', key, 'name', 'account', 'server', 'status'))
@@ -42,7 +43,7 @@ local function job(id)
   hit('job', id, {name = kind .. ' ' .. (name or ''), account = owner, server = of, state = state, is_exact = true})
 end
 
--- The first digits of an ID. Jobs of an earlier version are only in the list of all.
+-- Search by the first digits of an ID. Jobs of an earlier version are only in the list of all jobs.
 local function jobs(digits)
   local before, looks = #hits, LOOKS
   for _, list in ipairs({'jobs:id:' .. string.sub(digits, 1, 3), 'jobs'}) do
@@ -55,11 +56,17 @@ local function jobs(digits)
   end
 end
 
-local function named(list, kind, show)
-  local from = '[' .. lower
-  for _, member in ipairs(redis.call('ZRANGEBYLEX', list, from, from .. '\255', 'LIMIT', 0, ask.limit)) do
-    local name, id = string.match(member, '^(.*)%z(%d+)$')
-    if id then attempt(kind .. id, show, id, name == lower) end
+-- By a name or its beginning. Entries of what is gone, as of tokens that have expired, are passed over.
+local function by_name(list, kind, show)
+  local from, before, looked = '[' .. lower, #hits, 0
+  while looked < LOOKS do
+    local members = redis.call('ZRANGEBYLEX', list, from, from .. '\255', 'LIMIT', looked, ask.limit)
+    for _, member in ipairs(members) do
+      local name, id = string.match(member, '^(.*)%z(%x+)$')
+      if id and #hits - before < ask.limit then attempt(kind .. id, show, id, name == lower) end
+    end
+    looked = looked + #members
+    if #members < ask.limit or #hits - before == ask.limit then return end
   end
 end
 
@@ -70,10 +77,38 @@ local function nodes()
   end
 end
 
-local function token(id)
+local function token(id, is_exact)
   local key = redis.call('HGET', 'tokens', id)
   local name, owner = unpack(key and redis.call('HMGET', key, 'name', 'account') or {})
-  if name then hit('token', id, {name = name, account = owner, is_exact = true}) end
+  if name then hit('token', id, {name = name, account = owner, state = 'valid', is_exact = is_exact}) end
+  return name
+end
+
+-- The latest entry of a list of the audit log with that field: as a table, or nil. nil also where Redis's account, of
+-- an earlier version, may not read the lists.
+local function latest(list, field, text)
+  local may_read, listed = pcall(redis.call, 'ZREVRANGE', list, 0, LOOKS - 1)
+  for _, id in ipairs(may_read and listed or {}) do
+    local entry = redis.call('XRANGE', 'audit', id, id, 'COUNT', 1)[1]
+    local fields = entry and named(entry[2]) or {}
+    if fields[field] == text then return fields end
+  end
+end
+
+local function request()
+  local entry = latest(ask.requests, 'request_id', ask.text)
+  if not entry then return end
+  hit('request', ask.text, {
+    name = (entry.method or '') .. ' ' .. (entry.path or ''), account = entry.account, server = entry.server,
+    state = entry.status, is_exact = true,
+  })
+end
+
+-- One that was revoked or has expired, by what it did.
+local function former_token(id)
+  local entry = latest(ask.uses, 'token', id)
+  if not entry then return end
+  hit('token', id, {name = entry.token_name, account = entry.account, state = 'ended', is_exact = true})
 end
 
 local digits = #lower >= 8 and #lower <= 32 and string.match(lower, '^%x+$')
@@ -83,8 +118,10 @@ if string.find(ask.text, '^[1-9]%d*$') and #ask.text <= 19 then
   account(ask.text)
 end
 if digits then jobs(digits) end
-if digits and #digits == 12 then attempt('token:', token, digits) end
+if digits and #digits == 12 and not attempt('token:', token, digits, true) then former_token(digits) end
 nodes()
-named('servers:by:name', 'server:', server)
-named('snapshots:by:name', 'snapshot:', snapshot)
+by_name('servers:by:name', 'server:', server)
+by_name('snapshots:by:name', 'snapshot:', snapshot)
+by_name('tokens:by:name', 'token:', token)
+request()
 return hits

@@ -1,17 +1,19 @@
--- include: clock, records, show, walk, account_limits
--- Servers as operators see them.
+-- include: clock, records, nodes, show, walk, account_limits
+-- List servers for operators.
 -- Only reads.
--- ask: {server} for one, or {node, account, stranded, off, no_snapshot_ms, limit, after (see `walk`)} for a page;
--- all but limit may be missing. stranded, off: only those servers, longest first. no_snapshot_ms: only servers without
--- a completed snapshot of that time
+-- ask: {silent_ms, server} for one, or {silent_ms, node, account, stranded, off, no_snapshot_ms, limit, after (see
+-- `walk`)} for a page; all but silent_ms and limit may be missing. stranded, off: only those servers, longest first.
+-- no_snapshot_ms: only servers without a completed snapshot in that time
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', state of that job or '', snapshots that take a slot, its findings
--- as JSON or '', the moment since which its guest is off for a job or '', snapshots that it may have}.
+-- as JSON or '', since when its guest is off for a job or '', snapshots that it may have, the silence of
+-- its node (see `silence_of`)}.
 local ask = cjson.decode(ARGV[1])
 local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
 
 local function has_snapshot(id)
   for _, snapshot in ipairs(redis.call('SMEMBERS', 'server:' .. id .. ':counted')) do
+    look_further(1)
     local status, created_ms = unpack(redis.call('HMGET', 'snapshot:' .. snapshot, 'status', 'created_ms'))
     if status == 'completed' and (number(created_ms) or 0) >= since then return true end
   end
@@ -25,7 +27,7 @@ local function show(id)
   return {id, server, holding, holding ~= '' and redis.call('HGET', 'job:' .. record.job, 'state') or '',
     redis.call('SCARD', 'server:' .. id .. ':counted'),
     redis.call('HGET', 'node:' .. record.node .. ':findings', id) or '', redis.call('ZSCORE', 'servers:off', id) or '',
-    snapshots_max(record.account)}
+    snapshots_max(record.account), silence_of(record.node, ask.silent_ms)}
 end
 
 if ask.server then return {-1, {}, show(ask.server)} end

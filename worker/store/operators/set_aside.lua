@@ -1,5 +1,5 @@
 -- include: clock
--- Put keys that can't be read into the operators' list.
+-- Add unreadable keys to the operators' list.
 -- ask: {records: [{key, why}]}
 -- Answers their number.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,5 @@
 -- include: records, show
--- One snapshot and its history.
+-- Show a snapshot and its history.
 -- Only reads.
 -- ask: {id}
 -- Answers {snapshot (see `show_snapshot`); {} once its record is gone, {entry as JSON, ...}}; nil if neither exists.

@@ -1,6 +1,6 @@
 -- include: clock, records, idempotency
--- A person takes a stranded server, so that others see who repairs it, or gives it up. Until it is no longer stranded.
--- ask: {server, by: '' to give it up, idempotency (see `replay`)}
+-- Record who repairs a stranded server, or that nobody does. The record ends when the server is no longer stranded.
+-- ask: {server, by: '' for nobody, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 

@@ -1,8 +1,9 @@
 -- include: notes
--- The keys that could not be read within the last day, latest first. One that was deleted since is taken out.
+-- List the keys that could not be read in the last 24 hours, latest first. Keys that were deleted since are removed
+-- from the list.
 -- Only reads and notes.
 -- ask: {limit}
--- Answers {{key, why, moment in ms}, ...}.
+-- Answers {{key, why, time in ms}, ...}.
 local ask = cjson.decode(ARGV[1])
 local listed = {}
 local found = redis.call('ZREVRANGE', 'unreadable', 0, ask.limit - 1, 'WITHSCORES')

@@ -1,4 +1,4 @@
-"""Why a queued job has not begun."""
+"""Why a queued job has not started."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,29 +11,32 @@ from worker.store.operators.nodes import Pause, read_facts, read_pause
 
 
 class WaitReason(StrEnum):
-    """What a queued job waits for."""
+    """The reason why a queued job waits."""
 
     SILENT = "node_silent"
     PAUSED = "node_paused"
+    DISKS_BUSY = "disks_busy"  # all slots are taken, and the node has fewer than else
     SLOTS_FULL = "slots_full"
     SERVER_BUSY = "server_busy"
-    NODE = "node"  # the node is about to take it
+    NODE = "node"  # the node will start it within seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """Why a queued job has not begun."""
+    """Why a queued job has not started."""
 
     reason: WaitReason
-    place: int  # in its node's queue; 1: it is next
+    place: int  # position in its node's queue; 1: it is next
     queued: int  # jobs in that queue
     running: int  # jobs that its node runs
+    slots: int  # jobs that its node runs at a time now; 0: not told
+    slots_max: int  # the same, while its disks are not busy
     node: str
     heartbeat_at: datetime | None  # None: the node has never reported
     pause: Pause | None
     busy_with: JobId | None  # another job that holds the server
-    given_up_at: datetime | None  # None: not while the node responds
-    given_up_after_seconds: float  # of the node's silence
+    given_up_at: datetime | None  # None: never while the node responds
+    given_up_after_seconds: float  # how long the node must be silent
 
 
 def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
@@ -44,6 +47,7 @@ def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
     reasons = {
         WaitReason.SILENT: silent,
         WaitReason.PAUSED: paused,
+        WaitReason.DISKS_BUSY: running >= slots and facts and facts.has_fewer_slots,
         WaitReason.SLOTS_FULL: running >= slots if slots else running,
         WaitReason.SERVER_BUSY: holder,
     }
@@ -52,6 +56,8 @@ def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
         place=place,
         queued=queued,
         running=running,
+        slots=slots,
+        slots_max=facts.slots_max if facts else 0,
         node=at_node,
         heartbeat_at=records.moment(record["heartbeat_ms"]) if record.get("heartbeat_ms") else None,
         pause=paused,

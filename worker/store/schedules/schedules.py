@@ -1,29 +1,21 @@
-"""Schedules: snapshots that the service makes of a server at fixed times."""
+"""Schedules: snapshots that the service makes at fixed times, of one server or of all that have some labels."""
 
-import re
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
-from cronsim import CronSim, CronSimError
+from redis.asyncio import Redis
 
 from worker.store import errors, records
-from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, given
+from worker.store.calls import Cursor, CursorPage, Idempotency, Page, Scripts, accepted, for_script, given
 from worker.store.model import AccountId, JobId, ScheduleId, ServerId
+from worker.store.schedules.timing import IN_UTC, cron_of, next_run, zone_of
 
 SCHEDULES_PER_SERVER = 5
-CLOSEST = timedelta(hours=1)  # between two runs: each stops the server
-RUNS_CHECKED = 60  # to find the closest two: a list of minutes repeats every hour, one of hours every day
-
-_FIVE_FIELDS = re.compile(r"\S+( \S+){4}", re.ASCII)
-
-
-class BadCron(Exception):
-    """Not a cron expression that we accept; the text gives the reason."""
+BY_LABEL_PER_ACCOUNT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,27 +24,70 @@ class ScheduleSpec:
 
     name: str  # prefix of its snapshots' names
     when: str  # see `cron_of`
-    keep: int  # completed snapshots of its own
+    keep: int  # completed snapshots of its own, of each server
     expire_after: timedelta | None
     enabled: bool
     live: bool = False  # its snapshots do not stop the server
+    time_zone: str = IN_UTC  # IANA name: of `when`
+    window: timedelta | None = None  # runs start within it; None: at once, and are retried until the next one
+    server_labels: Mapping[str, str] | None = None  # covers the servers that have all of them; None: one server
 
     def for_script(self) -> dict[str, str]:
         return {
             "name": self.name,
             "when": self.when,
             "keep": str(self.keep),
-            "expire_after_ms": str(round(self.expire_after.total_seconds() * 1000)) if self.expire_after else "",
+            "expire_after_ms": _milliseconds(self.expire_after),
             "enabled": "1" if self.enabled else "",
             "live": "1" if self.live else "",
+            "time_zone": "" if self.time_zone == IN_UTC else self.time_zone,
+            "window_ms": _milliseconds(self.window),
+            **({"server_labels": json.dumps(dict(self.server_labels))} if self.server_labels else {}),
         }
+
+
+def _milliseconds(period: timedelta | None) -> str:
+    return str(round(period.total_seconds() * 1000)) if period else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The current or latest window of a schedule, and the runs in it, one for each server. `planned` is the sum of the
+    others and of those that have not started yet."""
+
+    starts_at: datetime
+    ends_at: datetime
+    planned: int
+    started: int
+    refused: int  # for a reason that did not pass
+    missed: int  # the window ended first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What came of a run: a job, or a refusal by its code."""
+
+    at: datetime
+    job_id: JobId | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoveredServer:
+    """A server that a schedule covers. `starts_at`: of its run that is planned in the current window. `run`: in the
+    current or latest one."""
+
+    server_id: ServerId
+    server_name: str
+    starts_at: datetime | None
+    run: Run | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     id: ScheduleId
     account_id: AccountId
-    server_id: ServerId
+    server_id: ServerId | None  # None: by label
     server_name: str
     spec: ScheduleSpec
     created_at: datetime
@@ -60,68 +95,32 @@ class Schedule:
     last_run_at: datetime | None
     last_job_id: JobId | None  # None: the run was refused
     last_error: str | None  # the code of its refusal
-
-
-def cron_of(when: str, server_id: ServerId) -> str:
-    """A schedule's `when` as a cron expression."""
-    minute, hour, weekday = server_id % 60, server_id // 60 % 24, server_id // 1440 % 7
-    # each server at its own time, so that the servers of a cell do not all stop at midnight
-    every = {
-        "hourly": f"{minute} * * * *",
-        "daily": f"{minute} {hour} * * *",
-        "weekly": f"{minute} {hour} * * {weekday}",
-    }
-    return every.get(when, when)
-
-
-def next_run(cron: str, after: datetime) -> datetime:
-    """The first run after this time, in UTC. Raises BadCron."""
-    return next(_runs(cron, after))
-
-
-def check(when: str, now: datetime) -> None:
-    """Raises BadCron if it is neither one of our words nor a cron expression of five fields, never runs, or runs too
-    often."""
-    runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_CHECKED))
-    if any(later - earlier < CLOSEST for earlier, later in pairwise(runs)):
-        raise BadCron("Two runs must be at least an hour apart")
-
-
-def _runs(cron: str, after: datetime) -> Iterator[datetime]:
-    if not _FIVE_FIELDS.fullmatch(cron):
-        raise BadCron("Must be hourly, daily, weekly or a cron expression of five fields")
-    try:
-        yield from CronSim(cron, after.astimezone(UTC))
-    except CronSimError as error:
-        raise BadCron(f"Must be a cron expression: {error}") from error
-    raise BadCron("No such time ever comes")
-
-
-def snapshot_name(name: str, due: datetime) -> str:
-    return f"{name}-{due:%Y%m%d-%H%M}"
+    window: Window | None  # None: it has none, or none has begun yet
 
 
 class Schedules(Scripts):
-    """An account's schedules, for the front end. `now`: the time of the cell. Every call may raise
-    StoreUnavailable."""
+    """An account's schedules, for the front end. `now`: returns the time of the cell. Every call
+    may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         super().__init__(redis)
         self._now = now
 
     async def create(
-        self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
+        self, *, account_id: AccountId, server_id: ServerId | None, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
-        """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
-        more = {"server": str(server_id), "fields": spec.for_script(), "due_ms": self._due_ms(spec, server_id)}
+        """`server_id` None: a schedule by label. Raises ServerNotFound, ScheduleLimitReached or
+        IdempotencyKeyReused."""
+        due_ms = self._due_ms(spec, server_id or account_id)
+        more = {"new": True, **given(server=server_id), "fields": spec.for_script(), "due_ms": due_ms}
         return await self._write(account_id, ScheduleId(uuid4().hex), idempotency, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
         """Raises ScheduleNotFound if it was deleted meanwhile, or BadCron if this version does not know its `when`."""
         before = schedule.spec.for_script()
-        fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
-        is_due_anew = bool(fields.keys() & {"when", "enabled"})
-        due = {"due_ms": self._due_ms(spec, schedule.server_id)} if is_due_anew else {}
+        fields = {field: text for field, text in spec.for_script().items() if text != before.get(field)}
+        is_due_anew = bool(fields.keys() & {"when", "enabled", "time_zone"})
+        due = {"due_ms": self._due_ms(spec, schedule.server_id or schedule.account_id)} if is_due_anew else {}
         return await self._write(schedule.account_id, schedule.id, None, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
@@ -135,50 +134,70 @@ class Schedules(Scripts):
         return await self._one(shown_schedule, found, kind="schedule")
 
     async def page(
-        self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
+        self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int, by_label: bool = False
     ) -> Page[Schedule]:
-        """Newest first, of one server or of all. An unreadable one is counted and left out."""
-        ask = {"account": str(account_id), **given(server=server_id), "offset": offset, "limit": limit}
+        """Newest first: those of one server, or of any, or those by label. An unreadable one is counted and left
+        out."""
+        ask = {"account": str(account_id), **given(server=server_id), "by_label": by_label}
+        ask |= {"offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=await self._many(shown_schedule, rows, kind="schedule"))
+
+    async def servers(
+        self, *, account_id: AccountId, schedule_id: ScheduleId, cursor: Cursor
+    ) -> CursorPage[CoveredServer]:
+        """The servers that a schedule covers now, by ID. Raises ScheduleNotFound or RecordUnreadable."""
+        ask = {"account": str(account_id), "id": schedule_id} | cursor.for_script()
+        found = await self._call("schedules/covered", ask)
+        if found is None:
+            raise errors.ScheduleNotFound.of(id=schedule_id)
+        after, *rows = found
+        return CursorPage.of(-1, after, await self._many(_covered, rows, kind="schedule"))
 
     async def _write(
         self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
     ) -> Schedule:
+        most = SCHEDULES_PER_SERVER if "server" in more else BY_LABEL_PER_ACCOUNT
         ask = {
             "account": str(account_id),
             "id": schedule_id,
-            "most": SCHEDULES_PER_SERVER,
+            "most": most,
             "idempotency": for_script(idempotency),
             **more,
         }
-        facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
+        of = "server" if "server" in more else "account"
+        kind = "schedules" if "server" in more else "schedules by label"
+        facts = {"id": more.get("server", schedule_id), "limit": most, "of": of, "kind": kind}
         shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
         return await self._one(shown_schedule, shown, kind="schedule")
 
-    def _due_ms(self, spec: ScheduleSpec, server_id: ServerId) -> int | str:
-        """The time of its next run; "" if it is disabled."""
-        cron = cron_of(spec.when, server_id)
-        return records.milliseconds(next_run(cron, self._now())) if spec.enabled else ""
+    def _due_ms(self, spec: ScheduleSpec, spread: int) -> str:
+        """The time of its next run, or of the begin of its next window; "" if it is disabled."""
+        if not spec.enabled:
+            return ""
+        return records.milliseconds(next_run(cron_of(spec.when, spread), self._now(), zone_of(spec.time_zone)))
 
 
 def shown_schedule(shown: list[Any]) -> Schedule:
-    """From a script's answer."""
+    """Parse a schedule in a script's answer."""
     schedule_id, flat, server_name = shown
-    record = records.pairs(flat)
-    expire_after = record["expire_after_ms"]
+    record = records.known(records.pairs(flat))
+    labels = record.get("server_labels")
     spec = ScheduleSpec(
         name=record["name"],
         when=record["when"],
         keep=records.whole(record["keep"]),
-        expire_after=timedelta(milliseconds=records.whole(expire_after)) if expire_after else None,
+        expire_after=_period(record["expire_after_ms"]),
         enabled=record["enabled"] == "1",
         live=record.get("live") == "1",
+        time_zone=record.get("time_zone") or IN_UTC,
+        window=_period(record.get("window_ms", "")),
+        server_labels=records.labels(labels) if labels else None,
     )
     return Schedule(
         id=ScheduleId(schedule_id.decode()),
         account_id=AccountId(records.whole(record["account"])),
-        server_id=ServerId(records.whole(record["server"])),
+        server_id=None if labels else ServerId(records.whole(record["server"])),
         server_name=records.text(server_name),
         spec=spec,
         created_at=records.moment(record["created_ms"]),
@@ -186,4 +205,31 @@ def shown_schedule(shown: list[Any]) -> Schedule:
         last_run_at=records.moment(record["last_ms"]) if record.get("last_ms") else None,
         last_job_id=JobId(record["last_job"]) if record.get("last_job") else None,
         last_error=record.get("last_error") or None,
+        window=_window(record) if record.get("window_start_ms") and spec.window else None,
+    )
+
+
+def _period(milliseconds: str) -> timedelta | None:
+    return timedelta(milliseconds=records.whole(milliseconds)) if milliseconds else None
+
+
+def _window(record: Mapping[str, str]) -> Window:
+    return Window(
+        starts_at=records.moment(record["window_start_ms"]),
+        ends_at=records.moment(record["window_end_ms"]),
+        planned=records.whole(record["runs_planned"]),
+        started=records.whole(record["runs_started"]),
+        refused=records.whole(record["runs_refused"]),
+        missed=records.whole(record["runs_missed"]),
+    )
+
+
+def _covered(shown: list[bytes]) -> CoveredServer:
+    server_id, name, starts_ms, said = (text.decode() for text in shown)
+    run = json.loads(said) if said else None
+    return CoveredServer(
+        server_id=ServerId(records.whole(server_id)),
+        server_name=name,
+        starts_at=records.moment(starts_ms) if starts_ms else None,
+        run=Run(at=records.moment(run["ms"]), job_id=run["job"] or None, error=run["error"] or None) if run else None,
     )

@@ -1,7 +1,8 @@
 -- include: clock, records, transitions, conclude, events
 -- The beginning of a job.
 
--- Mark a job of the asking node as begun. One whose server is on another node by now is ended with `ask.left`.
+-- Mark a job of the asking node as begun. One whose server is on another node by now is ended with `ask.left`, and one
+-- that had to start before now with `ask.late`.
 -- Answers nil, or why the job must not run.
 local function begin(ask, job_id, job)
   local key = 'job:' .. job_id
@@ -10,11 +11,17 @@ local function begin(ask, job_id, job)
     conclude(job_id, job, ask.left)
     return 'server_moved'
   end
+  local start_by_ms = job.state == 'queued' and number(job.start_by_ms)
+  if start_by_ms and now_ms() >= start_by_ms then
+    conclude(job_id, job, ask.late)
+    return 'job_over'
+  end
   redis.call('HINCRBY', key, 'attempts', 1)
   if job.state == 'queued' then
     become(job_id, job, 'in_progress')
     redis.call('HSET', key, 'started_ms', now_ms(), 'power_found', server and server.power or '')
     redis.call('ZREM', 'jobs:waiting', job_id)
+    if start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
     tell(job_id, job)
   end
   return nil

@@ -1,14 +1,14 @@
 -- include: clock, notes, rate, records
--- Who calls, and how often.
+-- Authentication and rate limits of callers.
 
--- Look up a caller's token and count the call: on the token (of a service token: for the account that it names), or on
--- the address if there is no such token.
+-- Look up a caller's token and count the call: for the token (for a service token, by the named account), or for the
+-- address if there is no such token.
 -- caller: {token: its key, '' for none, address, account: the account that the call names, '' for none, calls,
 -- failed_logins, window_ms}
 -- Returns the token's record or nil, the account, and {{field, value, ...} of the token, why Redis refused to count or
 -- '', and if it counted: allowed, left, ms until one more call is allowed}.
 local function count_call(caller)
-  -- The counters are neither replicated nor persisted: a call that only reads must not cost a write to the disk.
+  -- The counters are neither replicated nor persisted, so that a read does not cost a write to the disk.
   now_ms()
   redis.set_repl(redis.REPL_NONE)
   local token, fields

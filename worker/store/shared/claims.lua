@@ -1,16 +1,21 @@
 -- include: clock, ids, records
--- What a node says is a claim. One that does not hold changes nothing, is counted, and is told to operators.
+-- Checks the claims of nodes. A claim that contradicts the records changes nothing, is counted, and is reported to
+-- operators.
 
 local REFUSED_KEPT_MS = 30 * 86400 * 1000
 local REFUSED_LISTED = 10000
 local MOST_MB = 2 ^ 43 -- 8 EiB, the largest size of a qcow2 image
-local MOVING_MS = 600000 -- how long a server's former node may still finish what it was doing there
+local MOVING_MS = 600000 -- how long a server's former node may still finish its work on it
 
--- Refuse a claim of the node that asks. about: what it named, for people. Answers {'claim_refused', reason}.
+local refused_before = {} -- by the same script
+
+-- Refuse a claim of the calling node. about: the object of the claim, for people. Answers {'claim_refused', reason}.
 local function refuse_claim(ask, call, reason, about)
   local now, name = now_ms(), ask.node .. ':' .. call .. ':' .. reason
   local key = 'refused_claim:' .. name
   redis.call('HINCRBY', key, 'count', 1)
+  if refused_before[key] then return {'claim_refused', reason} end
+  refused_before[key] = true
   redis.call('HSETNX', key, 'first_ms', now)
   redis.call('HSET', key, 'about', string.match(about, '^[%w_.:-]*$') and string.sub(about, 1, 64) or '')
   redis.call('PEXPIRE', key, REFUSED_KEPT_MS)
@@ -21,8 +26,8 @@ local function refuse_claim(ask, call, reason, about)
   return {'claim_refused', reason}
 end
 
--- Why the node may say nothing of the server, or nil. Nothing is told of a server that Redis has lost, that has just
--- left the node, or that the node claims as well: its reports tell that.
+-- Why the node may not make claims about the server, or nil. A server that Redis has lost, that has just left the
+-- node, or that the node also reports is not a refused claim: the node's reports handle these cases.
 local function refuse_elsewhere(ask, call, server_id, server)
   if server and server.node == ask.node then return nil end
   if not server then return {'not_here', 'server_unknown'} end
@@ -33,24 +38,24 @@ local function refuse_elsewhere(ask, call, server_id, server)
   return refuse_claim(ask, call, 'other_node', 'server:' .. server_id)
 end
 
--- Why a job that is not the node's may not be changed by it, or nil.
+-- Why the node may not change another node's job, or nil.
 local function refuse_foreign_job(ask, call, job)
   return job.node ~= ask.node and refuse_claim(ask, call, 'other_node', 'job:' .. ask.job) or nil
 end
 
--- Whether it is a text of at most that many bytes.
+-- Whether the value is a text of at most that many bytes.
 local function fits(text, bytes)
   return type(text) == 'string' and #text <= bytes
 end
 
 local POWERS = {on = true, off = true, paused = true}
 
--- Whether it is the text of a whole number from 0 on that a double holds exactly.
+-- Whether the value is the text of a non-negative integer that a double represents exactly.
 local function is_whole(text)
   return text == '0' or is_id(text)
 end
 
--- Whether it is the size of a snapshot, or '' for one that is not known.
+-- Whether the value is the size of a snapshot, or '' if unknown.
 local function is_size(text)
   return text == '' or is_whole(text) and tonumber(text) <= MOST_MB
 end

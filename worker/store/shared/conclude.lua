@@ -2,16 +2,16 @@
 -- include: kept, off, health
 -- The end of a job.
 
--- snapshot: its record, which is in progress, or completed where a node has just lost it.
+-- snapshot: its record, which is in progress, or completed if a node has just lost it.
 local function settle_create(id, snapshot, result, now)
   redis.call('HSET', 'snapshot:' .. id, 'status', result.snapshot_status, 'size_mb', result.size_mb)
   if result.snapshot_status == 'completed' and (result.contents or '') ~= '' then
     redis.call('HSET', 'snapshot:' .. id, 'contents', result.contents)
   end
   if result.snapshot_status == 'failed' then
-    free_slot(id, snapshot) -- it stays listed, but the customer may retry at once
+    free_slot(id, snapshot) -- it stays listed, but the customer can retry at once
     redis.call('ZADD', 'snapshots:failed', now, id)
-    if snapshot.status == 'in_progress' then keep_failure(id, snapshot) end -- else a node has lost it
+    if snapshot.status == 'in_progress' then keep_failure(id, snapshot) end -- otherwise a node has lost it
   end
 end
 
@@ -32,16 +32,16 @@ local function keep_notes(job_id, job, result)
   for _, field in ipairs({'notes', 'contents'}) do
     if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
   end
-  -- For the audit log, which is kept longer than the job. The notes of a dry run say what would be done.
+  -- For the audit log, which is kept longer than the job. Not for a dry run, whose notes only say what would be done.
   if (result.audited_codes or '') ~= '' and not ONLY_LOOKS[job.kind] then
     redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
   end
 end
 
--- A failed delete is retried with growing delays: its cause seldom passes by itself.
+-- A failed delete is retried with growing delays, because its cause is rarely temporary.
 local function put_off_delete(id, job, result, now)
   local failures = 1
-  -- not counted: another tool is working on the server, which passes by itself
+  -- not counted, because another tool is working on the server, which is temporary
   if job.started_ms and result.failure_code ~= 'server_busy' then
     failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1)
   end
@@ -50,7 +50,7 @@ local function put_off_delete(id, job, result, now)
   redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
 end
 
--- End a job: set its state, take it out of its node's queue, settle its snapshot, free its server.
+-- End a job: set its state, take it out of its node's queue, settle its snapshot, release its server.
 -- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, failure_cause: for operators
 -- only, or '', stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and
 -- contents (JSON or ''), note_codes, audited_codes, note_codes_ms
@@ -65,6 +65,7 @@ local function conclude(job_id, job, result)
   end
   keep_notes(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
+  if job.start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
   count_end(job, result, now)
   note_end(job, result)
   list_failure(job_id, job, result, now)
@@ -73,7 +74,7 @@ local function conclude(job_id, job, result)
   if snapshot and job.kind == 'create' and snapshot.status == 'in_progress' then
     settle_create(job.snapshot, snapshot, result, now)
     local keep = snapshot.schedule and number(redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep'))
-    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end
+    if keep then rotate(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end
   end
   if snapshot and job.kind == 'delete' then
     if result.state == 'completed' then
@@ -89,7 +90,7 @@ local function conclude(job_id, job, result)
   if job.off_ms and not is_off then forget_off(job_id, job.server) end
   if result.undoable_ms ~= '' then
     redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
-    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only
+    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- only the latest restore
   end
   local started_ms = number(job.started_ms)
   if result.state == 'completed' and started_ms then
@@ -98,5 +99,5 @@ local function conclude(job_id, job, result)
     redis.call('LTRIM', durations, 0, 19)
   end
   tell(job_id, job, result.note_codes)
-  keep_job(job_id, job, result.kept_ms) -- last: it reads what the server's record refers to
+  keep_job(job_id, job, result.kept_ms) -- comes last, because it reads the server's record
 end

@@ -2,10 +2,10 @@
 -- Deliveries to webhooks.
 
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
-local DELIVERIES_LISTED = 1000 -- of a webhook; also the most that wait
+local DELIVERIES_LISTED = 1000 -- per webhook; also the limit of waiting ones
 local MESSAGES_DROPPED_AT_ONCE = 20
 
--- Whether a delivery is the webhook's. One of an earlier version does not say whose it is.
+-- Whether a delivery belongs to the webhook. Deliveries of an earlier version do not name their webhook.
 local function is_delivery_of(id, delivery_id)
   return (redis.call('HGET', 'delivery:' .. delivery_id, 'webhook') or id) == id
 end
@@ -28,7 +28,7 @@ local function waiting_of(account)
   return 'account:' .. account .. ':deliveries'
 end
 
--- Drop the message of a delivery, which stays in the webhook's log. If it waits, it is given up.
+-- Delete the message of a delivery, which stays in the webhook's log. A waiting delivery is given up.
 local function drop_message(delivery_id)
   local delivery = 'delivery:' .. delivery_id
   local id = redis.call('HGET', delivery, 'webhook')
@@ -39,7 +39,7 @@ local function drop_message(delivery_id)
   redis.call('HDEL', delivery, 'job')
 end
 
--- Count a delivery that waits, and drop the oldest messages of the account if there are too many.
+-- Count a waiting delivery, and delete the oldest messages of the account if there are too many.
 local function keep_waiting(account, delivery_id, now)
   local waiting = waiting_of(account)
   redis.call('ZADD', waiting, now, delivery_id)
@@ -71,7 +71,7 @@ local function post(id, delivery_id, delivery)
   line_up(id)
 end
 
--- Queue a delivery of a job, as it is now, for the webhooks that subscribe to its state.
+-- Queue a delivery of the job's current state for the webhooks that subscribe to it.
 local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do

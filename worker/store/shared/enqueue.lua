@@ -1,5 +1,5 @@
 -- include: clock, records, states, job_lists, queue, events, kept
--- A new job.
+-- Creates a job.
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 local function enqueue(job_id, job, queue)
@@ -14,6 +14,7 @@ local function enqueue(job_id, job, queue)
     redis.call('HSET', 'server:' .. job.server, 'job', job_id)
   end
   redis.call('ZADD', 'jobs:waiting', now, job_id)
+  if job.start_by_ms then redis.call('ZADD', 'jobs:start_by', job.start_by_ms, job_id) end
   -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
   local payload = string.gsub(queue.payload, 'JOB_ID', job_id)
   payload = string.gsub(payload, '"et":0', '"et":' .. string.format('%.0f', now))

@@ -1,14 +1,15 @@
 -- include: deliveries
 -- The streams of events.
 
--- Add a job's change to the streams of its account and of the operators. note_codes: of its end, separated by spaces.
+-- Add a job's change to the streams of its account and of the operators. note_codes: codes of its notes at its end,
+-- separated by spaces.
 local function tell(job_id, job, note_codes)
   local mine, event_id = 'account:' .. job.account .. ':events', nil
   for key, most in pairs({[mine] = 1000, events = 10000}) do
     local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
       'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '',
       'notes', note_codes or '')
-    if key == mine then event_id = added or job_id .. job.state end -- the stream can't be written
+    if key == mine then event_id = added or job_id .. job.state end -- the stream cannot be written
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
   -- a new step does not change the state

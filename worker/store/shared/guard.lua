@@ -1,8 +1,8 @@
--- In front of every script: a key that holds another type of data than it should counts as empty, and is in the reply.
+-- Precedes every script: a key with the wrong type of data counts as empty and is listed in the reply.
 -- See docs/adr/0021-unreadable-records.md.
 
 local unguarded, call = redis, redis.pcall
-local MOST_LEFT_OUT = 100 -- of one call
+local MOST_LEFT_OUT = 100 -- per call
 local left_out, met = {}, {}
 local NO_MEMBERS = {
   HGETALL = true, HKEYS = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true,
@@ -12,7 +12,21 @@ local NO_VALUE = {
   GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,
 }
 
--- Note a key that can't be read. Who has called the script tells operators: a script that only reads can't.
+local WRITES_REFUSED = {'OOM', 'READONLY', 'MISCONF', 'NOREPLICAS'} -- how Redis begins its refusal of a write
+
+-- What pcall has caught, as text. From Redis 7 on, pcall makes a text of an error that is a table.
+local function text_of(caught)
+  return type(caught) == 'table' and caught.err or tostring(caught)
+end
+
+-- Why Redis has refused a write, one of these; nil for any other error.
+local function why_refused(caught)
+  for _, why in ipairs(WRITES_REFUSED) do
+    if string.find(text_of(caught), '^%-?' .. why .. ' ') then return why end
+  end
+end
+
+-- Note an unreadable key. The script's caller reports it to operators, because a read-only script cannot.
 local function set_aside(key, why)
   if met[key] or #left_out == MOST_LEFT_OUT then return end
   met[key] = true
@@ -25,7 +39,7 @@ redis.call = function(command, ...)
   local answer = call(command, ...)
   if type(answer) ~= 'table' or not answer.err then return answer end
   local key, field = ...
-  if command == 'HINCRBY' and string.find(answer.err, '^ERR') then -- what is counted is no number
+  if command == 'HINCRBY' and string.find(answer.err, '^ERR') then -- the counter is not a number
     set_aside(key, field .. ' is not a number')
     return 0
   end

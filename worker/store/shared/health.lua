@@ -1,10 +1,10 @@
 -- include: clock, records, states, stats
--- How the jobs of a node have ended in the last hour, to within five minutes: a hash of counts per five minutes.
+-- Outcomes of a node's jobs in the last hour, to within five minutes: a hash of counts per five minutes.
 
 local HOUR = 3600000 / STATS_MS
-local FAILING_FROM = 2 -- jobs: a single one may have failed by the fault of its own server
+local FAILING_FROM = 2 -- jobs, because a single one may have failed because of its own server
 
--- {completed, failed, stranded}: jobs of the last hour. A stranded one has failed, too.
+-- {completed, failed, stranded}: jobs of the last hour. Stranded ones are included in the failed ones.
 local function ended_lately(node)
   local first, sums = math.floor(now_ms() / STATS_MS) - HOUR + 1, {completed = 0, failed = 0, stranded = 0}
   for field, count in pairs(named(redis.call('HGETALL', 'node:' .. node .. ':ended'))) do
@@ -19,12 +19,12 @@ local function is_failing(ended)
   return ended.completed == 0 and ended.failed >= FAILING_FROM
 end
 
--- Sort the operators' list of nodes by what is counted now. A silent node keeps its place.
+-- Update the node's place in the operators' list by the current counts. A silent node keeps its place.
 local function rank_by_failures(node)
   redis.call('ZADD', 'nodes:by:failed', ended_lately(node).failed, node)
 end
 
--- Count the end of a job. Not of one that someone has cancelled, or that only looked.
+-- Count the end of a job, except cancelled jobs and dry runs.
 local function note_end(job, result)
   if result.failure_code == 'cancelled' or ONLY_LOOKS[job.kind] then return end
   local ended, period = 'node:' .. job.node .. ':ended', math.floor(now_ms() / STATS_MS)

@@ -1,11 +1,11 @@
 -- include: clock, bounds
--- What happened to each snapshot and who did it, for operators: a list that outlives the snapshot's record.
+-- The history of each snapshot for operators: what happened and who did it. It outlives the snapshot's record.
 
 local HISTORY_MOST = 30 -- entries: the first one and the latest
 local HISTORY_KEPT_MS = 30 * 86400 * 1000 -- after the end of the record: as long as jobs are kept
 local HISTORIES_DROPPED_AT_ONCE = 20
 
--- Add an entry. by: the token that asked, {token, token_name}, or nil. about: {request, job, schedule, ...}, or nil.
+-- Add an entry. by: the calling token, {token, token_name}, or nil. about: {request, job, schedule, ...}, or nil.
 local function chronicle(id, what, by, about)
   local entry, key = about or {}, 'snapshot:' .. id .. ':history'
   entry.what, entry.ms = what, string.format('%.0f', now_ms())
@@ -15,7 +15,7 @@ local function chronicle(id, what, by, about)
   if second then redis.call('LREM', key, 1, second) end
 end
 
--- The record is about to be deleted: keep its history for a while, and what the snapshot was.
+-- Called before the record is deleted: keep its history and its main fields for a while.
 local function close_history(id, snapshot)
   local key, deleted = 'snapshot:' .. id .. ':history', 'account:' .. snapshot.account .. ':snapshots:deleted'
   chronicle(id, 'forgotten', nil, {

@@ -1,22 +1,23 @@
 -- include: bounds, records
 -- Requests with an Idempotency-Key.
 
-local DRY_RUN_ANSWER_MS = 3600 * 1000 -- as long as its job is kept
+local DRY_RUN_ANSWER_MS = 3600 * 1000 -- equals the retention of the job
 local ANSWERS_DROPPED_AT_ONCE = 20
 
--- The keys of a stored answer, and of the list of all that its account or operator has, oldest first.
+-- The keys of a stored answer, and of the list of all answers of its account or operator, oldest first.
 local function answer_keys(ask)
   local mine = 'idempotency:' .. (ask.idempotency.owner or ask.account)
   return mine .. ':' .. ask.idempotency.key, mine .. ':answers'
 end
 
--- Delete the oldest answers if there are too many. An answer that has expired is still in the list.
+-- Delete the oldest answers if there are too many. The list still contains expired answers.
 local function keep_answers(answers)
   local over = redis.call('LLEN', answers) - bound('answers_per_account')
   for _ = 1, math.min(over, ANSWERS_DROPPED_AT_ONCE) do
     local key = redis.call('LPOP', answers)
-    if not key or not string.find(key, '^idempotency:') then return end -- the list holds something else
-    redis.call('DEL', key, (string.gsub(key, '^idempotency', 'token:answer'))) -- the latter: the secret in the answer
+    if not key or not string.find(key, '^idempotency:') then return end -- the list contains something else
+    -- the second key has the secret of the answer
+    redis.call('DEL', key, (string.gsub(key, '^idempotency', 'token:answer')))
   end
 end
 
@@ -24,7 +25,7 @@ end
 local function replay(ask)
   if not ask.idempotency then return nil end
   local key = answer_keys(ask)
-  demand(key, 'string') -- to do it a second time would be worse than to refuse it
+  demand(key, 'string') -- executing a request twice would be worse than refusing it
   local kept = redis.call('GET', key)
   if not kept then return nil end
   local seen = json(kept)
@@ -34,8 +35,8 @@ local function replay(ask)
   return seen.answer
 end
 
--- Store the answer under the request's key. Not a refusal: it has changed nothing, and a repeated request is decided
--- again.
+-- Store the answer under the request's key. Refusals are not stored, because they changed nothing and a repeated
+-- request is evaluated again.
 local function remember(ask, answer)
   if ask.idempotency and answer[1] == 'admitted' then
     local seen = cjson.encode({fingerprint = ask.idempotency.fingerprint, answer = answer})

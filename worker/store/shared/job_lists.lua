@@ -1,30 +1,31 @@
 -- include: clock, states
 -- The lists that a job is in.
 
-local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that has ended
-local TRIMMED_MS = 3600 * 1000 -- between two trims of a list: each costs two writes, and a job is in ten lists
+local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of an ended job
+-- interval between trims of a list, because each costs two writes and a job is in ten lists
+local TRIMMED_MS = 3600 * 1000
 local TRIMMED_AT_ONCE = 500
 
 local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do redis.call('ZADD', key, job.queued_ms, job_id) end
 end
 
--- Remove what is too old, and let a list expire to which no job is added any more. When jobs change their state, not
--- when they are admitted: a customer waits for that.
+-- Remove old entries, and let unused lists expire. Done when jobs change their state instead of at admission, for
+-- which a customer waits.
 local function trim(lists)
   for _, key in ipairs(lists) do
     local left = redis.call('PTTL', key)
-    if left ~= -2 and left < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
+    if left ~= -2 and left < JOBS_LISTED_MS then -- the list is new, or was not trimmed for an hour
       local old = redis.call('ZCOUNT', key, '-inf', now_ms() - JOBS_LISTED_MS)
       if old > 0 then redis.call('ZREMRANGEBYRANK', key, 0, math.min(old, TRIMMED_AT_ONCE) - 1) end
-      -- where more are left, the next job trims again
+      -- if more are left, the next job trims again
       redis.call('PEXPIRE', key, JOBS_LISTED_MS + (old > TRIMMED_AT_ONCE and -1 or TRIMMED_MS))
     end
   end
 end
 
 -- The lists of the account and of the operators that a job is in: those that are independent of its state, and those
--- of its state. An operator may give the first digits of its ID only.
+-- for its state. One list is by the first digits of its ID, for searches.
 local function job_lists(job_id, job)
   local mine = 'account:' .. job.account .. ':jobs'
   local of_server = mine .. ':server:' .. job.server

@@ -1,11 +1,11 @@
 -- include: states, job_lists, off
--- What a node reports of a job for operators only.
+-- A node's reports of a job, for operators only.
 
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
--- Whether a number lies between the two; false for what is none.
+-- Whether the value is a number between the two.
 local function is_between(given, least, most)
   return type(given) == 'number' and given >= least and given <= most
 end
@@ -15,14 +15,14 @@ local function is_step(kind, step)
     and is_between(step.attempt, 0, 1000000)
 end
 
--- The latest of a list, so that one report costs no more than what is kept.
+-- The latest items of a list, so that a report does not cost more than what is kept.
 local function latest(list)
   return {unpack(list, math.max(1, #list - MOST + 1))}
 end
 
 -- Store the starts of steps and the log lines, which are reported with a step or with the job's end. job.step becomes
--- the last one that was begun.
--- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has resumed it}.
+-- the last one that has begun.
+-- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: how often a process has resumed it}.
 local function keep_report(job_id, job, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   for _, step in ipairs(latest(report.steps)) do

@@ -2,10 +2,10 @@
 -- How many ended jobs and failed snapshots are kept, and for how long.
 
 local DRY_RUN_KEPT_MS = 3600 * 1000
-local DRY_RUN_RECORD_MS = 24 * 3600 * 1000 -- a record must be there when it is taken out of its lists
-local LOG_OF_COMPLETED_MS = 24 * 3600 * 1000 -- the longest text of a job, and seldom read if nothing went wrong
-local DROPPED_AT_ONCE, LOOKED_AT = 20, 100 -- per list and job that ends
-local FAILURES_LOOKED_AT = 100 -- of a server, and of an account, for each snapshot that fails
+local DRY_RUN_RECORD_MS = 24 * 3600 * 1000 -- a record must still exist when it is removed from its lists
+local LOG_OF_COMPLETED_MS = 24 * 3600 * 1000 -- the largest field of a job, and rarely read if nothing went wrong
+local DROPPED_AT_ONCE, LOOKED_AT = 20, 100 -- per list, each time a job ends
+local FAILURES_LOOKED_AT = 100 -- per server and per account, each time a snapshot fails
 local FAILURES_LISTED_MS = 8 * 86400 * 1000 -- a day longer than their records
 
 local function open_dry_runs(account)
@@ -22,13 +22,13 @@ local function forget_job(id, job)
   redis.call('DEL', key, key .. ':steps', key .. ':log', key .. ':noted')
 end
 
--- Whether a server's record still refers to the job: an operator must resolve it, or its customer may undo it.
+-- Whether a server's record still refers to the job, which must be resolved or can be undone.
 local function is_needed(id, job)
   local held, stranded, undoable = unpack(redis.call('HMGET', 'server:' .. job.server, 'job', 'stranded', 'undoable'))
   return held == id or stranded == id or undoable == id and now_ms() <= (number(job.undoable_until_ms) or 0)
 end
 
--- Delete the oldest ended jobs of a list of the account until `most` are left; not that which has just ended.
+-- Delete the oldest ended jobs of a list of the account until `most` are left; but not the job that has just ended.
 local function keep_latest(list, most, just_ended)
   local lists = {list .. ':completed', list .. ':failed'}
   local over = redis.call('ZCARD', lists[1]) + redis.call('ZCARD', lists[2]) - most
@@ -53,7 +53,7 @@ local function keep_latest(list, most, just_ended)
   end
 end
 
--- Delete the oldest of the ended dry runs in a list, by the time of their end: those up to before_ms, at most `limit`.
+-- Delete the oldest ended dry runs in a list that is sorted by their end: those up to before_ms, at most `limit`.
 -- Returns their number.
 local function forget_dry_runs(list, before_ms, limit)
   local ids = redis.call('ZRANGEBYSCORE', list, '-inf', before_ms, 'LIMIT', 0, limit)
@@ -69,8 +69,8 @@ local function forget_dry_runs(list, before_ms, limit)
   return #ids
 end
 
--- Keep the record of a job that has just ended for kept_ms at most, and delete the oldest of its account and server
--- that are too many.
+-- Keep the record of a job that has just ended for kept_ms at most, and delete the oldest jobs of its account and
+-- server beyond the bounds.
 local function keep_job(id, job, kept_ms)
   local mine = 'account:' .. job.account
   if job.state == 'completed' then redis.call('PEXPIRE', 'job:' .. id .. ':log', LOG_OF_COMPLETED_MS) end
@@ -85,13 +85,15 @@ local function keep_job(id, job, kept_ms)
     return
   end
   redis.call('PEXPIRE', 'job:' .. id, kept_ms)
-  -- dry runs are in these lists, too, and must not push out other jobs
+  local is_short = share_in_use() >= FULL_FROM.new
+  local function most(name) return is_short and math.min(bound(name), KEPT_WHEN_SHORT[name]) or bound(name) end
+  -- these lists include dry runs, which must not push out other jobs
   local looks = redis.call('ZCARD', mine .. ':dry_runs')
-  keep_latest(mine .. ':jobs:server:' .. job.server, bound('jobs_per_server') + looks, id)
-  keep_latest(mine .. ':jobs', bound('jobs_per_account') + looks, id)
+  keep_latest(mine .. ':jobs:server:' .. job.server, most('jobs_per_server') + looks, id)
+  keep_latest(mine .. ':jobs', most('jobs_per_account') + looks, id)
 end
 
--- Delete the record of a failed snapshot. One that a disk may still have is kept, and so is any other one.
+-- Delete the record of a failed snapshot, unless a disk may still have the snapshot. Other snapshots are not deleted.
 local function forget_failure(id, account)
   local snapshot = look_up('snapshot:' .. id)
   if not snapshot or snapshot.account ~= account or snapshot.status ~= 'failed' or snapshot.lost then return false end
@@ -99,7 +101,7 @@ local function forget_failure(id, account)
   return true
 end
 
--- Delete the oldest failed snapshots of a server until as many are left as it may have.
+-- Delete the oldest failed snapshots of a server beyond the bound.
 local function keep_failures_of_server(server_id, account)
   local list, over = 'server:' .. server_id .. ':snapshots', -bound('failed_snapshots_per_server')
   over = over + redis.call('ZCARD', list) - redis.call('SCARD', 'server:' .. server_id .. ':counted')
@@ -110,7 +112,7 @@ local function keep_failures_of_server(server_id, account)
   end
 end
 
--- Count a snapshot that has failed, and delete the oldest ones of its server and account that are too many.
+-- Count a failed snapshot, and delete the oldest ones of its server and account beyond the bounds.
 local function keep_failure(id, snapshot)
   local mine = 'account:' .. snapshot.account .. ':snapshots:failed'
   redis.call('ZADD', mine, now_ms(), id)
@@ -120,6 +122,6 @@ local function keep_failure(id, snapshot)
   if over <= 0 then return end
   for _, old in ipairs(redis.call('ZRANGE', mine, 0, over - 1)) do
     forget_failure(old, snapshot.account)
-    redis.call('ZREM', mine, old) -- also of one that has another account, or was found again
+    redis.call('ZREM', mine, old) -- removes it even if it has another account or was found again
   end
 end

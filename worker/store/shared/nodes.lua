@@ -1,5 +1,5 @@
 -- include: clock, records, pause
--- The worker of a node, by the node's record.
+-- The worker of a node, from the node's record.
 
 local function node_is_silent(node, silent_ms)
   local heartbeat = number(redis.call('HGET', 'node:' .. node, 'heartbeat_ms'))
@@ -7,18 +7,30 @@ local function node_is_silent(node, silent_ms)
   return now_ms() - math.max(heartbeat, leapt_ms()) > tonumber(silent_ms)
 end
 
--- Nothing is as the node reported it last: its next report is looked at whole.
+-- When a silent node was heard last: {moment, or '' if it never was}; {} for a node that responds.
+local function silence_of(node, silent_ms)
+  return node_is_silent(node, silent_ms) and {redis.call('HGET', 'node:' .. node, 'heartbeat_ms') or ''} or {}
+end
+
+-- Add the silence of its node to a job that is in progress. shown: as `show_job` shows it
+local function with_silence(shown, silent_ms)
+  local job = named(shown[2])
+  if job.state == 'in_progress' then shown[6] = silence_of(job.node, silent_ms) end
+  return shown
+end
+
+-- Make the node's next report be processed completely.
 local function forget_report(node)
   redis.call('DEL', 'node:' .. node .. ':reported')
 end
 
--- What the node runs on, as it says from time to time.
+-- Store the node's facts, which it reports from time to time.
 local function note_about(ask)
   if ask.about == '' then return end
   local paused_boot = redis.call('HGET', 'node:' .. ask.node, 'paused_boot') or ''
   redis.call('HSET', 'node:' .. ask.node, 'about', ask.about)
-  if ask.boot ~= '' then redis.call('HSET', 'node:' .. ask.node, 'boot', ask.boot) end
-  if paused_boot ~= '' and ask.boot ~= '' and ask.boot ~= paused_boot then resume_node(ask.node) end -- its host is back
+  if ask.boot ~= '' then redis.call('HSET', 'node:' .. ask.node, 'boot', ask.boot, 'boot_told_by', ask.owner) end
+  if paused_boot ~= '' and ask.boot ~= '' and ask.boot ~= paused_boot then end_pause(ask.node, 'its host is back') end
   redis.call('ZADD', 'nodes:by:free', ask.free_bytes, ask.node)
 end
 

@@ -1,9 +1,24 @@
 -- include: clock, records
 -- The pause of a node: it starts no new job.
 
+local AUDIT_MOST = 100000 -- entries that wait for a keeper: see worker/store/access/audit.py
+
 local function resume_node(node)
   redis.call('HDEL', 'node:' .. node, 'paused_ms', 'paused_reason', 'paused_by', 'paused_until_ms', 'paused_boot')
   redis.call('SREM', 'nodes:paused', node)
+end
+
+-- A pause ends by itself: no call tells the audit log of it. why: what has ended it.
+local function end_pause(node, why)
+  local by, reason = unpack(redis.call('HMGET', 'node:' .. node, 'paused_by', 'paused_reason'))
+  resume_node(node)
+  local entry = cjson.encode({
+    at_ms = string.format('%.0f', now_ms()), method = 'SERVICE', path = '/ops/nodes/' .. node .. '/resume/',
+    reason = why .. ' (paused by ' .. (by or '') .. ': ' .. (reason or '') .. ')',
+  })
+  -- pcall: a node that may work again does, even if a full Redis or a log without a keeper takes no entry
+  local waiting = redis.pcall('LLEN', 'audit:new')
+  if type(waiting) == 'number' and waiting < AUDIT_MOST then redis.pcall('RPUSH', 'audit:new', entry) end
 end
 
 -- Whether the node is paused now: a pause may have an end.
@@ -12,16 +27,16 @@ local function is_paused(node)
   return since and (number(until_ms) or math.huge) > now_ms()
 end
 
--- A node's record, {field, value, ...}, for who only reads: without a pause that is over.
+-- A node's record, {field, value, ...}, for read-only scripts: without a pause that is over.
 local function node_as_paused(node)
   local record = named(redis.call('HGETALL', 'node:' .. node))
   if not is_paused(node) then record.paused_ms = nil end
   return flattened(record)
 end
 
--- Whether the node is paused now; a pause that is over is ended.
+-- Whether the node is paused now; removes a pause that is over.
 local function still_paused(node)
   if is_paused(node) then return true end
-  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then resume_node(node) end
+  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then end_pause(node, 'its end had come') end
   return false
 end

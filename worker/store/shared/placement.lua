@@ -1,5 +1,5 @@
 -- include: clock, records, nodes, findings, snapshots, conclude
--- On which node a server is, and whose it is.
+-- The node and the account of a server.
 
 local LISTED = '3' -- version of a record that is in the operators' lists
 
@@ -12,8 +12,8 @@ local function unlist_server(server_id, known)
   if known.name then redis.call('ZREM', 'servers:by:name', by_name(server_id, known.name)) end
 end
 
--- Put it into the operators' lists: sorted by id, and by its name. known: the record, which has changed since where
--- `node`, `account` and `name` are others.
+-- Add it to the operators' lists, sorted by ID and by name. known: the record; `node`, `account` and `name` have
+-- the new values.
 local function list_server(server_id, known, node, account, name)
   local is_same = known.node == node and known.account == account and known.name == name
   if known.v == LISTED and is_same and not known.missing then return end
@@ -22,7 +22,24 @@ local function list_server(server_id, known, node, account, name)
   redis.call('ZADD', 'servers:by:name', 0, by_name(server_id, name))
 end
 
--- The server goes to another node: the one before is silent or has let it go, and will end none of its jobs.
+local DELETING_LOOKED_AT = 2000 -- of a node; those that are due first
+local deleting_of = {}
+
+-- The deleted snapshots of a server whose space the node has not freed. Read once for all servers of a script.
+local function deleting_on(node, server_id)
+  if not deleting_of[node] then
+    local found = {}
+    for _, id in ipairs(redis.call('ZRANGE', 'node:' .. node .. ':deleting', 0, DELETING_LOOKED_AT - 1)) do
+      local server = redis.call('HGET', 'snapshot:' .. id, 'server') or ''
+      found[server] = found[server] or {}
+      table.insert(found[server], id)
+    end
+    deleting_of[node] = found
+  end
+  return deleting_of[node][server_id] or {}
+end
+
+-- The server moves to another node. Its former node is silent or no longer reports it, and will not end its jobs.
 -- left: result (see `conclude`) of the job that holds it
 local function move_to_node(server_id, server, node, left)
   forget_report(server.node)
@@ -30,14 +47,11 @@ local function move_to_node(server_id, server, node, left)
   forget_findings(server.node, server_id)
   local job = server.job and look_up('job:' .. server.job)
   if job and job.server == server_id then attempt('job:' .. server.job, conclude, server.job, job, left) end
-  redis.call('HDEL', 'server:' .. server_id, 'job') -- also one that can't be read: it is the former node's
-  local deleting = 'node:' .. server.node .. ':deleting'
-  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
-    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
-      redis.call('ZREM', deleting, id)
-      redis.call('HSET', 'snapshot:' .. id, 'node', node)
-      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
-    end
+  redis.call('HDEL', 'server:' .. server_id, 'job') -- also an unreadable job, which belongs to the former node
+  for _, id in ipairs(deleting_on(server.node, server_id)) do
+    redis.call('ZREM', 'node:' .. server.node .. ':deleting', id)
+    redis.call('HSET', 'snapshot:' .. id, 'node', node)
+    redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
   end
   redis.call('HSET', 'server:' .. server_id, 'moved_from', server.node, 'moved_ms', now_ms())
 end

@@ -8,7 +8,7 @@ end
 
 -- Wake the process that waits on the list `key`, which has at most one entry.
 local function wake(key)
-  if redis.call('LLEN', key) == 0 and redis.call('LPUSH', key, '1') == 0 then -- it holds another type of data
+  if redis.call('LLEN', key) == 0 and redis.call('LPUSH', key, '1') == 0 then -- it has another type of data
     redis.call('DEL', key)
     redis.call('LPUSH', key, '1')
   end

@@ -1,13 +1,13 @@
 -- include: states
--- Records: hashes of text, and what stands in their fields.
+-- Records: hashes of text, and the formats of their fields.
 
--- The fields without which a script can't go on, and what they hold.
+-- The required fields of records, and their formats.
 local NEEDED = {
   delivery = {attempts = 'number', created_ms = 'number', event = 'text'},
   job = {
     account = 'id', kind = 'kind', node = 'text', queued_ms = 'number', server = 'id', snapshot = 'id', state = 'state',
   },
-  schedule = {account = 'id', server = 'id'},
+  schedule = {account = 'id'},
   server = {account = 'id', name = 'text', node = 'text'},
   snapshot = {
     account = 'id', created_ms = 'number', name = 'text', node = 'text', server = 'id', status = 'text',
@@ -18,19 +18,19 @@ local NEEDED = {
   webhook = {account = 'id', url = 'text'},
 }
 
--- A number that a record holds, exact as a Lua number; nil for any other text, and for none.
+-- The number in a record, if a Lua number represents it exactly; nil for any other text and for a missing field.
 local function number(text)
   local read = text and string.find(text, '^%-?%d+%.?%d*$') and tonumber(text)
   return read and math.abs(read) < 2 ^ 53 and read or nil
 end
 
--- What a JSON text says; nil where it is none.
+-- The parsed JSON text; nil if it is invalid.
 local function json(text)
   local is_json, said = pcall(cjson.decode, text)
   return is_json and said or nil
 end
 
--- End the script, or what `attempt` guards, because a record can't be read.
+-- End the script, or the work within `attempt`, because a record is unreadable.
 local function unreadable(key, why)
   set_aside(key, why)
   return error({err = 'UNREADABLE ' .. key .. ' ' .. why})
@@ -44,7 +44,7 @@ local function is_a(what, text)
   return text
 end
 
--- A key of that type, or none, is what a script is about to change. Else it ends: a write would be lost.
+-- End the script unless the key has that type or does not exist, because a write would be lost.
 local function demand(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then return unreadable(key, 'it holds another type of data') end
@@ -57,56 +57,61 @@ local function named(flat)
   return record
 end
 
--- The record that was read from that key. Ends the script if it can't be read.
+-- Whether a newer release wrote the record, and an older one must not guess what it means. The version of a server only
+-- says in which lists it is.
+local function is_newer(kind, record)
+  return kind ~= 'server' and (tonumber(record.v) or 1) > 1
+end
+
+-- Check the record that was read from that key. Ends the script if it is unreadable.
 local function readable(key, record)
   local kind = string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
+  if is_newer(kind, record) then return unreadable(key, 'a newer release wrote it: version ' .. record.v) end
   for field, what in pairs(NEEDED[kind] or {}) do
     if not is_a(what, record[field]) then return unreadable(key, field .. ' cannot be read') end
   end
   return record
 end
 
--- A hash as a table, and as {field, value, ...}; nil if it does not exist. Ends the script if the record can't be read.
+-- A hash as a table, and as {field, value, ...}; nil if it does not exist. Ends the script if the record is unreadable.
 local function read(key)
   local flat = redis.call('HGETALL', key)
   if #flat > 0 then return readable(key, named(flat)), flat end
   demand(key, 'hash')
 end
 
--- The same, if the record is that account's. One whose account can't be read is nobody's.
+-- The same, if the record belongs to that account. A record with an unreadable account belongs to nobody.
 local function read_of(account, key)
   local flat = redis.call('HGETALL', key)
   local record = named(flat)
   if record.account == account then return readable(key, record), flat end
 end
 
--- After a read of that key: it holds the type of data that was read, or nothing. Else the script ends, because it is
--- about to write there, and a write would be lost.
+-- After a read of that key: end the script unless the key has the type of data that was read or does not exist,
+-- because a write to it would be lost.
 local function demand_as_read(key)
   if met[key] then return unreadable(key, 'it holds another type of data') end
 end
 
--- What work(...) answers about the record of that key. Where it fails, the record is set aside and the answer is nil:
--- one of many must not keep the others from being listed or worked on.
+-- The result of work(...) for the record of that key. If it fails, the record is noted as unreadable and the result
+-- is nil, so that one record does not block the others.
 local function attempt(key, work, ...)
   local done, answer, more = pcall(work, ...)
   if done then return answer, more end
-  local why = type(answer) == 'table' and answer.err or string.gsub(tostring(answer), '^user_script:%d+: ', '')
-  if type(answer) == 'table' and not string.find(why, '^UNREADABLE') and not string.find(why, '^ERR') then
-    return error(answer) -- Redis refuses: it is full, or read-only
-  end
-  if not string.find(why, '^UNREADABLE') then set_aside(key, why) end -- else whoever noticed it has done so
+  if why_refused(answer) then return error({err = text_of(answer)}) end
+  local why = string.gsub(text_of(answer), '^user_script:%d+: ', '')
+  if not string.find(why, '^UNREADABLE') then set_aside(key, why) end -- otherwise it is already noted
   return nil
 end
 
--- Where records may be missing or unreadable: nil for both.
+-- Like `record_of`, but nil for a missing or unreadable record.
 local function look_up(key)
   return attempt(key, read, key)
 end
 
--- One that an index lists, as show(id, record, flat) shows it. nil, and the operators are told, if there is none, or if
--- it is of another account or server than the list is asked for: no list shows anybody's data to another. Whether its
--- fields can be read is seen by who reads what is shown.
+-- An item of an index, in the form that show(id, record, flat) returns. Returns nil and reports it to operators if it
+-- does not exist or belongs to another account or server than requested, so that no list shows another account's data.
+-- The caller that parses the result checks its fields.
 local function show_listed(index, kind, id, ask, show)
   local key = kind .. id
   local flat = redis.call('HGETALL', key)
@@ -119,7 +124,7 @@ local function show_listed(index, kind, id, ask, show)
   return nil
 end
 
--- The job that holds a server; nil also if the job's record is gone, for nobody is left to let go of the server.
+-- The job that holds a server; nil also if the job's record is gone, because nobody would release the server.
 local function holder_of(server)
   return server.job and redis.call('EXISTS', 'job:' .. server.job) == 1 and server.job or nil
 end

@@ -1,27 +1,31 @@
 -- include: records
--- What a backup knows about a snapshot, and its node does not: `snapshot:<id>:restored`, until the node publishes it.
+-- The fields of a snapshot that only a backup has: `snapshot:<id>:restored`, until the node publishes the snapshot.
 
 local RESTORED_MS = 30 * 86400000
 local RESTORED_FIELDS = {'description', 'labels', 'protected', 'expires_ms', 'schedule'}
 
-local function keep_restored(id, kept)
+-- made_ms: when that backup was made. What a later one knows stays.
+local function keep_restored(id, kept, made_ms)
   local key = 'snapshot:' .. id .. ':restored'
-  kept.status = nil
+  if (number(redis.call('HGET', key, 'made_ms')) or 0) > made_ms then return end
+  kept.status, kept.made_ms = nil, string.format('%.0f', made_ms)
+  redis.call('DEL', key)
   write(key, kept)
   redis.call('PEXPIRE', key, RESTORED_MS)
 end
 
--- Add to a snapshot that is about to be published what a backup knows about it.
+-- Add the backup's fields to a snapshot that is about to be published.
 local function take_restored(id, snapshot)
   local key = 'snapshot:' .. id .. ':restored'
   local kept = redis.call('TYPE', key).ok == 'hash' and named(redis.call('HGETALL', key)) or {}
   redis.call('DEL', key)
   if kept.server ~= snapshot.server or kept.account ~= snapshot.account then return end
-  if not number(kept.expires_ms) then kept.expires_ms = nil end -- '': its owner has taken the expiry away
+  if not number(kept.expires_ms) then kept.expires_ms = nil end -- '': its owner has removed the expiry
   for _, field in ipairs(RESTORED_FIELDS) do snapshot[field] = kept[field] or snapshot[field] end
 end
 
--- The same for one that was published before. What its record has stays. Answers 1 if something was added.
+-- The same for a snapshot that was already published. Existing fields are not changed. Answers 1 if something was
+-- added.
 local function add_restored(id, kept)
   local key = 'snapshot:' .. id
   local snapshot = read(key)

@@ -14,14 +14,24 @@ local function scheduled_snapshots(server_id, schedule_id)
   return made
 end
 
--- Retire the oldest of those snapshots until `left` are left. Protected ones stay.
-local function retire_oldest(made, left, node)
-  local over = #made - left
+local function retire_scheduled(one, node)
+  retire_snapshot(one.id, one.snapshot, node, now_ms())
+  chronicle(one.id, 'rotated', nil, {schedule = one.snapshot.schedule})
+end
+
+-- Retire the oldest of those snapshots until so many are gone. Protected ones stay.
+local function make_room(made, many, node)
   for _, one in ipairs(made) do
-    if over > 0 and one.snapshot.protected ~= '1' then
-      retire_snapshot(one.id, one.snapshot, node, now_ms())
-      chronicle(one.id, 'rotated', nil, {schedule = one.snapshot.schedule})
-      over = over - 1
+    if many > 0 and one.snapshot.protected ~= '1' then
+      retire_scheduled(one, node)
+      many = many - 1
     end
+  end
+end
+
+-- Retire those snapshots but the newest `keep`. Protected ones stay, and no newer one goes instead.
+local function rotate(made, keep, node)
+  for i = 1, #made - keep do
+    if made[i].snapshot.protected ~= '1' then retire_scheduled(made[i], node) end
   end
 end

@@ -1,5 +1,5 @@
 -- include: clock, records, states
--- Which failed jobs may be retried.
+-- Decides which failed jobs can be retried.
 
 -- A later job of the same server, or nil. Dry runs do not count: they change nothing.
 local function later_job(job)
@@ -12,7 +12,7 @@ local function later_job(job)
   return later[LOOKS] -- only dry runs among the latest jobs: stop searching
 end
 
--- What has happened since the job failed, that a retry would run over: {reason, about it, ...}.
+-- Events since the job failed that a retry would override: {reason, argument, ...}.
 local function newer_than(job, server, later, within_ms)
   local newer, ended_ms = later and {'later', later} or {}, number(job.finished_ms) or number(job.queued_ms)
   if now_ms() - ended_ms > within_ms then
@@ -25,16 +25,16 @@ local function newer_than(job, server, later, within_ms)
 end
 
 -- Why a job is not retried: {'refused', code, ...}, or nil.
--- rule: {in_bulk: nobody has checked the single job, so one that its owner has cancelled is left out, and all but the
--- last of a server, also with force, force: also if something newer is run over, within_ms: how long after its failure
--- a job is retried without force}
+-- rule: {in_bulk: nobody has checked the individual job, so cancelled jobs are left out, and all but the last job of
+-- each server, even with force, force: also if something newer is overridden, within_ms: how long after its failure a
+-- job can be retried without force}
 local function refuse_retry(job, rule)
   local function never(...) return {'refused', 'job_not_retryable', ...} end
   if job.state ~= 'failed' then return never(job.state) end
   if ONLY_LOOKS[job.kind] then return never('dry_run') end
   if job.retried_by then return never('retried', job.retried_by) end
   local server = look_up('server:' .. job.server) or {}
-  -- A retry would find the server off, and leave it off.
+  -- A retry would find the server off and leave it off.
   if server.stranded and redis.call('EXISTS', 'job:' .. server.stranded) == 1 then
     return never('stranded', server.stranded)
   end

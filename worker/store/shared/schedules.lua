@@ -8,8 +8,9 @@ local function show_schedule(id)
 end
 
 local function forget_schedule(id, schedule)
-  redis.call('ZREM', 'account:' .. schedule.account .. ':schedules', id)
-  redis.call('ZREM', 'account:' .. schedule.account .. ':schedules:server:' .. (schedule.server or ''), id)
-  redis.call('ZREM', 'schedules:due', id)
-  redis.call('DEL', 'schedule:' .. id)
+  local mine = 'account:' .. schedule.account .. ':schedules'
+  for _, list in ipairs({mine, mine .. ':labels', mine .. ':server:' .. (schedule.server or ''), 'schedules:due'}) do
+    redis.call('ZREM', list, id)
+  end
+  redis.call('UNLINK', 'schedule:' .. id, 'schedule:' .. id .. ':runs')
 end

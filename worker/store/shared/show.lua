@@ -28,7 +28,7 @@ local function show_webhook(id)
   return {id, redis.call('HGETALL', 'webhook:' .. id)}
 end
 
--- The name of a server that is the account's, else ''.
+-- The name of the server if it belongs to the account, else ''.
 local names_of_servers = {}
 local function name_of(server_id, account)
   local key = server_id .. ' ' .. account
@@ -45,7 +45,7 @@ local function show_snapshot(id, snapshot, flat)
   return {id, flat, name_of(snapshot.server, snapshot.account)}
 end
 
--- The fields of a snapshot of the account, and of the server if one is given, that its list shows: {id, server, name,
+-- The fields of a snapshot that a list of the account, or of the given server, shows: {id, server, name,
 -- status, size_mb, created_ms, description, name of its server}. nil for another's.
 local function brief_snapshot(id, account, server)
   local found = redis.call('HMGET', 'snapshot:' .. id, 'account', 'server', 'name', 'status', 'size_mb', 'created_ms',
@@ -55,8 +55,8 @@ local function brief_snapshot(id, account, server)
   return found
 end
 
--- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to
--- another.
+-- Whether a snapshot belongs into an account's list or that of its server. Checked so that a wrong list never shows
+-- another account's data.
 local function is_listed(id, account, server)
   local its_account, its_server = unpack(redis.call('HMGET', 'snapshot:' .. id, 'account', 'server'))
   return its_account == account and its_server == (server or its_server)

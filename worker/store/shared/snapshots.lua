@@ -3,17 +3,18 @@
 
 local NAMES = 'snapshots:by:name'
 
--- The entry of a snapshot, or of a server, in the list in which operators find it by its name.
+-- The entry of a snapshot or server in the operators' list by name.
 local function by_name(id, name)
   return string.lower(name) .. '\0' .. id
 end
 
--- Give a snapshot one of its server's slots, and its name unless another snapshot has it. is_free: nobody has it.
+-- Count a snapshot toward its server's limit, and reserve its name unless another snapshot has it. is_free: no snapshot
+-- has the name.
 local function take_slot(id, snapshot, is_free)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   local names = 'server:' .. snapshot.server .. ':names'
   local holder = not is_free and redis.call('HGET', names, snapshot.name)
-  -- a name that a snapshot of another server holds here is free
+  -- a name that is reserved here for a snapshot of another server is free
   if not holder or redis.call('HGET', 'snapshot:' .. holder, 'server') ~= snapshot.server then
     redis.call('HSET', names, snapshot.name, id)
   end

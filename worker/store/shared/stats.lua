@@ -5,14 +5,14 @@ local STATS_MS, STATS_KEPT_MS = 300000, 25 * 3600 * 1000
 local STATS_HOUR_MS, STATS_HOURS_KEPT_MS = 3600000, 169 * 3600 * 1000
 
 -- Count the end of a job in the hashes of the current five minutes and of the current hour. Durations are counted in
--- bins, each 10 % above the one before.
+-- bins, each 10 % wider than the previous one.
 local function count_end(job, result, now)
   local fields = {}
   local function count(what, ms)
     local bin = ms and ':' .. math.floor(math.log(math.max(ms, 1)) / math.log(1.1)) or ''
     fields[#fields + 1] = job.kind .. ':' .. what .. bin
   end
-  -- a cancelled job did not fail: someone wanted it
+  -- a cancelled job is not counted as failed
   count(result.failure_code == 'cancelled' and 'cancelled' or result.state)
   local started_ms = number(job.started_ms)
   if result.state == 'completed' and started_ms then count('ms', now - started_ms) end

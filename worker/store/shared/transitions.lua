@@ -1,5 +1,5 @@
 -- include: states, job_lists
--- The only way to change a job's state.
+-- State transitions of jobs. Nothing else changes a job's state.
 
 -- Change a job's state. If the table forbids it, raise an error and write nothing.
 local function become(job_id, job, state)

@@ -1,10 +1,16 @@
 -- include: records
--- Pages of the operators' lists, which may have any length.
+-- Pages of the operators' lists, which can be long.
 
-local LOOKS = 2000 -- entries per call, to bound how long it blocks Redis
+local LOOKS = 2000 -- entries per call, to limit how long it blocks Redis
+local looked = 0
 
--- The rank at which a page starts: after the last entry of the previous page, or at its former place if it was moved or
--- removed.
+-- Count what is looked at for the sake of an entry.
+local function look_further(many)
+  looked = looked + many
+end
+
+-- The rank at which a page starts: after the last entry of the previous page, or at its former place if that was moved
+-- or removed.
 local function first_rank(ask, list)
   local after, descending = ask.after, ask.descending
   if not after and descending then return ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0 end
@@ -22,13 +28,13 @@ local function is_beyond(ask, score)
   return ask.until_ms and score >= tonumber(ask.until_ms)
 end
 
--- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind: of
--- the members' keys, 'job:'.
--- ask: {descending, after: {score, member} or nil, limit, since_ms and until_ms: of a list by time its bounds, the
--- latter not included, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
+-- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind:
+-- prefix of the members' keys, 'job:'.
+-- ask: {descending, after: {score, member} or nil, limit, since_ms (inclusive) and until_ms (exclusive): bounds of
+-- a list by time, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
 -- that was read, or {} at the end of the list.
 local function walk(ask, list, kind, show)
-  local rank, looked, page = first_rank(ask, list), 0, {{}}
+  local rank, page = first_rank(ask, list), {{}}
   while looked < LOOKS do
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
@@ -40,7 +46,7 @@ local function walk(ask, list, kind, show)
       page[#page + 1] = attempt(kind .. found[i], show, found[i])
       looked, rank = looked + 1, rank + 1
       page[1] = {found[i + 1], found[i]}
-      if #page > ask.limit then return page end
+      if #page > ask.limit or looked >= LOOKS then return page end
     end
     if #found < 2 * many then
       page[1] = {}
@@ -50,7 +56,7 @@ local function walk(ask, list, kind, show)
   return page
 end
 
--- How many entries of a list by time lie between the bounds.
+-- The number of entries of a list by time between the bounds.
 local function count_within(ask, list)
   return redis.call('ZCOUNT', list, ask.since_ms or '-inf', ask.until_ms and '(' .. ask.until_ms or '+inf')
 end

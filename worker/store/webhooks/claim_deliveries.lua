@@ -1,9 +1,10 @@
 -- include: clock, records, deliveries
 -- Claim a webhook with the deliveries that are due. Accounts take turns; of an account's webhooks, the one that has
--- waited longest is next. Nobody else gets it until the claim is settled or lease_ms have passed.
+-- waited longest is next. No other sender gets it until the claim is settled or lease_ms have passed.
+-- Also when full.
 -- ask: {token: of the claim, lease_ms, limit}
 -- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
--- was shown (not of a test)}, ...}}.
+-- was shown (not for a test)}, ...}}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
@@ -20,7 +21,7 @@ local function due(id, hook)
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local row = is_delivery_of(id, delivery_id) and attempt('delivery:' .. delivery_id, show, delivery_id) or nil
     found[#found + 1] = row
-    if not row then -- it has expired, can't be read, or is another webhook's
+    if not row then -- it has expired, is unreadable, or belongs to another webhook
       redis.call('ZREM', queue, delivery_id)
       redis.call('ZREM', waiting_of(hook.account), delivery_id)
     end
@@ -48,9 +49,9 @@ local function make_ready(id)
   redis.call('ZREM', 'webhooks:due', id)
 end
 
--- Those whose moment has come wait with their account from now on.
+-- Move due webhooks to the queues of their accounts.
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) -- behind the others, if its account's can't be read
+  redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) -- behind the others, if its account is unreadable
   attempt('webhook:' .. id, make_ready, id)
 end
 
@@ -61,7 +62,7 @@ local function next_ready()
   local id = redis.call('ZPOPMIN', ready_of(account))[1]
   redis.call('ZREM', 'webhooks:turns', account)
   if redis.call('EXISTS', ready_of(account)) == 1 then
-    redis.call('ZADD', 'webhooks:turns', now + 0.5, account) -- behind those that came in this millisecond
+    redis.call('ZADD', 'webhooks:turns', now + 0.5, account) -- behind accounts that were added in this millisecond
   end
   if id then redis.call('SREM', 'webhooks:ready', id) end
   return id
@@ -74,7 +75,7 @@ for _ = 1, 10 do
   local hook = look_up(key)
   local deliveries = hook and hook.enabled == '1' and due(id, hook) or {}
   local signing = #deliveries > 0 and attempt(key, secrets, id)
-  -- where nothing can sign the deliveries, they wait for another turn
+  -- without a secret to sign them, the deliveries wait for another turn
   if #deliveries > 0 then redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) else line_up(id) end
   if signing then
     redis.call('HSET', key, 'claim', ask.token, 'claimed_until_ms', now + ask.lease_ms)

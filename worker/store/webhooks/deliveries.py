@@ -19,7 +19,8 @@ WAKE_KEY = "webhooks:wake"
 
 @dataclass(frozen=True, kw_only=True)
 class DueDelivery:
-    """A delivery that is due. `attempts`: earlier ones. `job`: as it was at the event; None for a test."""
+    """A delivery that is due. `attempts`: number of earlier attempts. `job`: the job at the time of the event; None for
+    a test."""
 
     id: DeliveryId
     event: str
@@ -37,12 +38,12 @@ class Claim:
     url: str
     secrets: tuple[str, ...]
     deliveries: tuple[DueDelivery, ...]
-    given_up: tuple[DeliveryId, ...] = ()  # what they were to say can't be read
+    given_up: tuple[DeliveryId, ...] = ()  # given up because their records are unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of an attempt. `retry_in` None: it was the last one. `error`: one of our codes."""
+    """The result of an attempt. `retry_in` None: it was the last attempt. `error`: an error code."""
 
     status: int | None
     error: str | None

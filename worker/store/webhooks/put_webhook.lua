@@ -1,5 +1,5 @@
 -- include: clock, records, deliveries, idempotency, show, room
--- Create a webhook, change one, or give it a new secret.
+-- Create or change a webhook, or give it a new secret.
 -- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the previous secret
 -- stays valid, idempotency (see `replay`)}
 -- Answers {'admitted', webhook (see `show_webhook`), secret or ''} or {'refused', code}.
@@ -14,8 +14,12 @@ local function put()
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)
     ask.fields.v, ask.fields.account, ask.fields.created_ms = '1', ask.account, tostring(now)
-  elseif not read_of(ask.account, key) then
-    return {'refused', 'webhook_not_found'}
+  else
+    local hook = read_of(ask.account, key)
+    if not hook then return {'refused', 'webhook_not_found'} end
+    -- the answer with a new secret is kept for a day
+    local refused = ask.secret and refuse_if_full('changes') or refuse_growth(hook, ask.fields)
+    if refused then return refused end
   end
   if next(ask.fields) then write(key, ask.fields) end
   if ask.fields.enabled == '1' then redis.call('HDEL', key, 'failing_since_ms', 'disabled_reason') end

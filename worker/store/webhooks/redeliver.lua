@@ -1,9 +1,9 @@
--- include: clock, records, deliveries, idempotency
+-- include: clock, records, deliveries, idempotency, room
 -- Send failed deliveries of a webhook again: one, or all.
--- ask: {account, id, delivery_id (missing: all), no_message: the event that needs no stored message, pause_ms: the
--- least time after a request for all that sent something, idempotency (see `replay`)}
--- Answers {'admitted', {delivery id, {field, value, ...}}}, for all {'admitted', how many, how many others whose
--- message is gone}, or {'refused', code, ...}.
+-- ask: {account, id, delivery_id (missing: all), no_message: the event that needs no stored message, pause_ms:
+-- minimum time after a request for all that sent something, idempotency (see `replay`)}
+-- Answers {'admitted', {delivery id, {field, value, ...}}}, for all {'admitted', how many, how many others have
+-- lost their message}, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 local now, key = now_ms(), 'webhook:' .. ask.id
 local log, queue = key .. ':log', key .. ':due'
@@ -13,7 +13,7 @@ local FIELDS = {'webhook', 'event', 'attempts', 'created_ms', 'next_ms', 'status
 local function find(delivery_id)
   local one, values = {id = delivery_id}, redis.call('HMGET', 'delivery:' .. delivery_id, unpack(FIELDS))
   for i, field in ipairs(FIELDS) do one[field] = values[i] or '' end
-  -- one of an earlier version does not say whose it is
+  -- a delivery of an earlier version does not name its webhook
   if one.created_ms == '' or one.webhook ~= '' and one.webhook ~= ask.id then return nil end
   for _, field in ipairs({'attempts', 'created_ms'}) do
     if not number(one[field]) then return unreadable('delivery:' .. delivery_id, field .. ' cannot be read') end
@@ -58,7 +58,7 @@ local function redeliver_all(hook)
   local sent, gone = 0, 0
   for _, delivery_id in ipairs(redis.call('ZRANGE', log, 0, -1)) do
     local one = attempt('delivery:' .. delivery_id, find, delivery_id)
-    -- one that waits for its first attempt has not failed
+    -- a delivery that waits for its first attempt has not failed
     local has_failed = one and one.delivered_ms == '' and (one.next_ms == '' or tonumber(one.attempts) > 0)
     if has_failed and why_not(one) then
       gone = gone + 1
@@ -75,7 +75,8 @@ local function redeliver()
   local hook = read_of(ask.account, key)
   if not hook then return {'refused', 'webhook_not_found'} end
   if hook.enabled ~= '1' then return {'refused', 'webhook_disabled'} end
-  local answer
+  local answer = refuse_if_full('changes')
+  if answer then return answer end
   if ask.delivery_id then answer = redeliver_one() else answer = redeliver_all(hook) end
   redis.call('PEXPIRE', queue, DELIVERIES_KEPT_MS)
   line_up(ask.id)

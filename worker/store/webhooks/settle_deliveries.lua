@@ -1,5 +1,6 @@
 -- include: clock, records, deliveries
 -- Record the results of a claim's attempts and end the claim. No effect if the webhook was claimed again.
+-- Also when full.
 -- ask: {id, token, patience_ms, results: [{id, status, error, delivered, retry_ms ('': give up)}]}
 -- Answers the reason if this disabled the webhook: 'gone', 'failing', or ''.
 local ask = cjson.decode(ARGV[1])
@@ -13,7 +14,7 @@ local function settle(result)
   if redis.call('EXISTS', delivery) == 0 then return end
   redis.call('HINCRBY', delivery, 'attempts', 1)
   redis.call('HSET', delivery, 'status', result.status, 'error', result.error)
-  -- one that was given up in the meantime is not retried: its message is gone
+  -- a delivery that was given up meanwhile is not retried, because its message is gone
   if not result.delivered and result.retry_ms ~= '' and redis.call('ZSCORE', queue, result.id) then
     redis.call('ZADD', queue, now + result.retry_ms, result.id)
     redis.call('HSET', delivery, 'next_ms', now + result.retry_ms)
@@ -22,7 +23,7 @@ local function settle(result)
   redis.call('ZREM', queue, result.id)
   redis.call('HSET', delivery, 'next_ms', '', 'delivered_ms', result.delivered and now or '')
   local is_listed = redis.call('ZSCORE', log, result.id)
-  if result.delivered or not is_listed then -- else its customer can have it sent again
+  if result.delivered or not is_listed then -- otherwise its customer can send it again
     redis.call('HDEL', delivery, 'job')
     redis.call('ZREM', waiting_of(hook.account), result.id)
   end

@@ -21,10 +21,12 @@ WEBHOOKS_PER_ACCOUNT = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the specification's mark on a secret, no secret
 SECRET_BYTES = 32  # the specification: 24 to 64
 OLD_SECRET_KEPT = timedelta(hours=24)
-TEST: Final = "webhook.test"  # the event of a test; it is sent without a subscription
-DISABLED = frozenset({"gone", "failing"})  # by us: it responded with 410, or every delivery has failed for days
-PENDING_MAX = 100  # with more pending deliveries a test is refused
-REDELIVERY_PAUSE = timedelta(minutes=1)  # one request sends up to 1000 deliveries, so the limit of calls is no limit
+TEST: Final = "webhook.test"  # the test event; sent without a subscription
+# disabled by the service: it responded with 410, or every delivery has failed for days
+DISABLED = frozenset({"gone", "failing"})
+PENDING_MAX = 100  # with more pending deliveries, a test is refused
+# one request sends up to 1,000 deliveries, so the rate limit alone is not enough
+REDELIVERY_PAUSE = timedelta(minutes=1)
 
 
 class JobEvent(StrEnum):
@@ -57,7 +59,7 @@ class Webhook:
     description: str
     events: tuple[JobEvent, ...]
     enabled: bool
-    disabled_reason: str | None  # if the service disabled it: `gone` or `failing`
+    disabled_reason: str | None  # why the service disabled it: `gone` or `failing`
     failing_since: datetime | None  # every delivery since then has failed
     created_at: datetime
 
@@ -86,7 +88,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Redelivery:
-    """How many deliveries are sent again, and how many others cannot be, because their message is gone."""
+    """How many deliveries are sent again, and how many cannot be because their message is gone."""
 
     redelivered: int
     not_kept: int
@@ -104,14 +106,14 @@ class Webhooks(Scripts):
 
     async def change(self, *, account_id: AccountId, webhook_id: WebhookId, change: WebhookChange) -> Webhook:
         """Raises WebhookNotFound or RecordUnreadable."""
-        await self.one(account_id=account_id, webhook_id=webhook_id)  # one that is unreadable must not be changed
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # an unreadable webhook must not be changed
         return (await self._write(account_id, webhook_id, None, fields=change.for_script())).webhook
 
     async def rotate(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Secret:
-        """Make a new secret; the previous one also signs for a day. Raises WebhookNotFound or RecordUnreadable."""
-        await self.one(account_id=account_id, webhook_id=webhook_id)  # as above
+        """Create a new secret; the previous one also signs for a day. Raises WebhookNotFound or RecordUnreadable."""
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # an unreadable webhook must not be changed
         return await self._write(account_id, webhook_id, idempotency, secret=_new_secret(), fields={})
 
     async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
@@ -153,7 +155,7 @@ class Webhooks(Scripts):
         delivery_id: DeliveryId,
         idempotency: Idempotency | None = None,
     ) -> Delivery:
-        """Send a delivery that has failed again. Raises WebhookNotFound, WebhookDisabled, DeliveryNotFound or
+        """Send a failed delivery again. Raises WebhookNotFound, WebhookDisabled, DeliveryNotFound or
         DeliveryNotRedeliverable."""
         (shown,) = await self._redeliver(account_id, webhook_id, idempotency, delivery_id=delivery_id)
         return _delivery(shown)
@@ -161,7 +163,7 @@ class Webhooks(Scripts):
     async def redeliver_all(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Redelivery:
-        """Send all deliveries that have failed again. Raises WebhookNotFound, WebhookDisabled or
+        """Send all failed deliveries again. Raises WebhookNotFound, WebhookDisabled or
         RedeliveredRecently."""
         sent, gone = await self._redeliver(account_id, webhook_id, idempotency)
         return Redelivery(redelivered=sent, not_kept=gone)
@@ -183,7 +185,7 @@ class Webhooks(Scripts):
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
     ) -> Page[Delivery]:
-        """Newest first: the last thousand of the last 7 days. Raises WebhookNotFound."""
+        """The latest 1,000 deliveries of the last 7 days, newest first. Raises WebhookNotFound."""
         ask = {"account": str(account_id), "id": webhook_id, "offset": offset, "limit": limit}
         found = await self._call("webhooks/list_deliveries", ask)
         if found is None:
@@ -212,13 +214,13 @@ def _new_secret() -> str:
 
 def _webhook(shown: list[Any]) -> Webhook:
     webhook_id, flat = shown
-    record = records.pairs(flat)
+    record = records.known(records.pairs(flat))
     since = record.get("failing_since_ms")
     return Webhook(
         id=WebhookId(webhook_id.decode()),
         url=record["url"],
         description=record["description"],
-        # a newer version may know more events, and more reasons
+        # a newer version may have more events and more reasons
         events=tuple(JobEvent(event) for event in record["events"].split() if event in {*JobEvent}),
         enabled=record["enabled"] == "1",
         disabled_reason=reason if (reason := record.get("disabled_reason")) in DISABLED else None,
@@ -229,7 +231,7 @@ def _webhook(shown: list[Any]) -> Webhook:
 
 def _delivery(shown: list[Any]) -> Delivery:
     delivery_id, flat = shown
-    record = records.pairs(flat)
+    record = records.known(records.pairs(flat))
     next_ms, delivered_ms = record["next_ms"], record.get("delivered_ms")
     return Delivery(
         id=DeliveryId(delivery_id.decode()),

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 from .following import Following, ensure_completed, events
 from .models import (
+    CoveredServer,
     Delivery,
     EditBody,
     Job,
@@ -32,7 +33,7 @@ Body = TypeVar("Body")
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted(Generic[Body]):
-    """A request that was accepted. `job_id`: of the job that does the work; None for a delete whose server is gone."""
+    """A request that was accepted. `job_id`: the job that does the work; None for a delete whose server is gone."""
 
     body: Body
     job_id: str | None
@@ -46,10 +47,10 @@ class Accepted(Generic[Body]):
 
 
 class Client:
-    """Every call raises ApiError, or a class below it, and Unreachable.
+    """Every call may raise ApiError, or a subclass, and Unreachable.
 
-    `account_id`: the account that a service token acts for. `retry_seconds`: for how long a call is repeated after a
-    lost connection, a 429 or a 503. Not for several threads at a time.
+    `account_id`: the account that a service token acts for. `retry_seconds`: how long a call is retried after a lost
+    connection, a 429 or a 503. Not thread-safe.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Client:
         self._wire.close()
 
     def wait_for_job(self, job_id: str | None, *, timeout_seconds: float | None = None, check: bool = True) -> Job:
-        """The job, once it has ended. Raises JobFailed if it failed, unless `check` is false, and StillRunning after
-        `timeout_seconds`."""
+        """Waits until the job has ended, and returns it. Raises JobFailed if it failed, unless `check` is false, and
+        StillRunning after `timeout_seconds`."""
         if job_id is None:
             raise ValueError("The request has no job.")
         job = Following(self._wire, job_id, timeout_seconds=timeout_seconds, clock=self._clock).end()
@@ -114,7 +115,7 @@ class Snapshots(_Resource):
         return self._pages("snapshots/", {"server_id": server_id, "status": status, "name": name, "sort": sort})
 
     def find(self, *, server_id: int, name: str) -> Snapshot | None:
-        """The snapshot of the server that has this name and has not failed; None if there is none."""
+        """The server's snapshot of this name, without failed ones; None if there is none."""
         found = self.list(server_id=server_id, name=name)
         return next((snapshot for snapshot in found if snapshot["status"] != "failed"), None)
 
@@ -129,7 +130,7 @@ class Snapshots(_Resource):
         return _accepted(self._wire.call("POST", "snapshots/", body=body))
 
     def check_create(self, *, server_id: int, name: str, consistency: Consistency | None = None) -> Job:
-        """The dry run of a create: its job, which has ended unless the node is busy."""
+        """A dry run of a create. Returns its job, which has ended unless the node is busy."""
         body = {"server_id": server_id, "name": name}
         body |= {} if consistency is None else {"consistency": consistency}
         return cast("Job", self._wire.call("POST", "snapshots/", body=body, query={"dry_run": True}).body)
@@ -142,7 +143,7 @@ class Snapshots(_Resource):
         return _accepted(self._wire.call("POST", f"snapshots/{snapshot_id}/restore/", query={"disks": disks}))
 
     def check_restore(self, snapshot_id: int, *, disks: Disks = "all") -> Job:
-        """The dry run of a restore: its job, which has ended unless the node is busy."""
+        """A dry run of a restore. Returns its job, which has ended unless the node is busy."""
         query = {"disks": disks, "dry_run": True}
         return cast("Job", self._wire.call("POST", f"snapshots/{snapshot_id}/restore/", query=query).body)
 
@@ -162,7 +163,7 @@ class Jobs(_Resource):
         return cast("Job", self._wire.call("POST", f"jobs/{job_id}/cancel/").body)
 
     def undo_restore(self, job_id: str, *, disks: Disks = "all") -> Accepted[Job]:
-        """`job_id`: of the restore."""
+        """`job_id`: the restore's job."""
         return _accepted(self._wire.call("POST", f"restores/{job_id}/undo/", query={"disks": disks}))
 
 
@@ -171,35 +172,67 @@ class Servers(_Resource):
         return cast("Server", self._wire.call("GET", f"servers/{server_id}/").body)
 
     def set_consistency(self, server_id: int, consistency: Consistency | None) -> Server:
-        """How its snapshots are taken if a request does not say it; None: as the provider's default is."""
+        """Sets the server's default for requests without `consistency`; None: the provider's default."""
         body = {"consistency": consistency}
         return cast("Server", self._wire.call("PATCH", f"servers/{server_id}/", body=body).body)
+
+    def set_labels(self, server_id: int, labels: dict[str, str]) -> Server:
+        """Replaces all labels of the server, by which schedules may find it."""
+        return cast("Server", self._wire.call("PATCH", f"servers/{server_id}/", body={"labels": labels}).body)
 
 
 class Schedules(_Resource):
     def list(self, *, server_id: int | None = None) -> Iterator[Schedule]:
         return self._pages("schedules/", {"server_id": server_id})
 
+    def list_by_label(self) -> Iterator[Schedule]:
+        return self._pages("schedules/", {"target": "labels"})
+
     def find(self, *, server_id: int, name: str) -> Schedule | None:
         return next((schedule for schedule in self.list(server_id=server_id) if schedule["name"] == name), None)
+
+    def find_by_label(self, *, name: str) -> Schedule | None:
+        return next((schedule for schedule in self.list_by_label() if schedule["name"] == name), None)
+
+    def servers(self, schedule_id: str) -> Iterator[CoveredServer]:
+        """The servers that it covers now, each with its run in the current or latest window."""
+        path = f"schedules/{schedule_id}/servers/"
+        query: dict[str, Any] = {"limit": PAGE_SIZE, "after": None}
+        while True:
+            page = self._wire.call("GET", path, query=query).body
+            yield from page["results"]
+            if page["after"] is None:
+                return
+            query["after"] = page["after"]
 
     def get(self, schedule_id: str) -> Schedule:
         return cast("Schedule", self._wire.call("GET", f"schedules/{schedule_id}/").body)
 
-    def create(
+    def create(  # noqa: PLR0913 - a field is a parameter
         self,
         *,
-        server_id: int,
         name: str,
         when: str,
+        server_id: int | None = None,
+        server_labels: dict[str, str] | None = None,
+        time_zone: str | None = None,
+        window_minutes: int | None = None,
         keep: int = 3,
         expire_after_hours: int | None = None,
         consistency: Consistency | None = None,
         enabled: bool = True,
     ) -> Schedule:
-        body: dict[str, Any] = {"server_id": server_id, "name": name, "when": when, "keep": keep, "enabled": enabled}
-        body |= {} if expire_after_hours is None else {"expire_after_hours": expire_after_hours}
-        body |= {} if consistency is None else {"consistency": consistency}
+        """`server_id` or `server_labels`: of one server, or of all that have these labels."""
+        body: dict[str, Any] = {"name": name, "when": when, "keep": keep, "enabled": enabled}
+        given = {
+            "server_id": server_id,
+            "server_labels": server_labels,
+            "time_zone": time_zone,
+            "window_minutes": window_minutes,
+            "expire_after_hours": expire_after_hours,
+            "consistency": consistency,
+        }
+        body |= {field: value for field, value in given.items() if value is not None}
         return cast("Schedule", self._wire.call("POST", "schedules/", body=body).body)
 
     def edit(self, schedule_id: str, changes: ScheduleEditBody) -> Schedule:

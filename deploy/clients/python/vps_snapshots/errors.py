@@ -1,4 +1,4 @@
-"""What calls raise."""
+"""The errors that calls raise."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class SnapshotsError(Exception):
 
 
 class Unreachable(SnapshotsError):
-    """The service did not answer. A POST can have taken effect; the same call with the same key tells."""
+    """The service did not respond. A POST may have taken effect; to find out, repeat the call with the same key."""
 
 
 class ApiError(SnapshotsError):
@@ -27,7 +27,7 @@ class ApiError(SnapshotsError):
 
 
 class InvalidRequest(ApiError):
-    """A field is not valid: `errors` names each."""
+    """The request has invalid fields: `errors` names each."""
 
 
 class AccessDenied(ApiError):
@@ -35,11 +35,11 @@ class AccessDenied(ApiError):
 
 
 class NotFound(ApiError):
-    """There is no such thing, or it belongs to another account."""
+    """The object does not exist, or it belongs to another account."""
 
 
 class ServerBusy(ApiError):
-    """Another job holds the server: `conflicts_with` names it."""
+    """Another job is using the server: `conflicts_with` names it."""
 
 
 class NameTaken(ApiError):
@@ -47,15 +47,15 @@ class NameTaken(ApiError):
 
 
 class LimitReached(ApiError):
-    """The server or the account has as many as it may have."""
+    """The server or the account has reached a limit."""
 
 
 class RateLimited(ApiError):
-    """Too many calls, also after the retries."""
+    """Too many calls, even after retries."""
 
 
 class Unavailable(ApiError):
-    """The service, or the server's node, cannot do it now, also after the retries."""
+    """The service or the server's node is unavailable, even after retries."""
 
 
 class JobFailed(SnapshotsError):
@@ -71,7 +71,7 @@ class JobFailed(SnapshotsError):
 
 
 class StillRunning(SnapshotsError):
-    """The job has not ended within the time that was given. It runs on."""
+    """The job has not ended within the given time. It continues."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

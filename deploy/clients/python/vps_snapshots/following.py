@@ -1,4 +1,4 @@
-"""Waits for a job: by the event stream, or else by polling."""
+"""Waits for a job: with the event stream, or else by polling."""
 
 import json
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ from .models import Job
 from .wire import LONGEST_WAIT_SECONDS, Clock, Wire, calls_left
 
 FIRST_POLL_SECONDS = 1.0
-FEW_CALLS = 60  # left of a token's 600 a minute: from there on polls are as rare as they get
+FEW_CALLS = 60  # of a token's 600 a minute; with fewer calls left, the longest poll interval is used
+SURE_SECONDS = 30.0  # between two reads of the job while the stream is open: an event may be lost
 ENDED = frozenset({"completed", "failed"})
 
 
 class Following:
-    """One wait. `timeout_seconds` None: without a limit."""
+    """One wait for a job. `timeout_seconds` None: no limit."""
 
     def __init__(self, wire: Wire, job_id: str, *, timeout_seconds: float | None, clock: Clock) -> None:
         self._wire = wire
@@ -25,11 +26,11 @@ class Following:
         self._left: int | None = None
 
     def end(self) -> Job:
-        """The job once it has ended, whether it is completed or failed. Raises StillRunning, ApiError and
+        """Waits until the job is completed or failed, and returns it. Raises StillRunning, ApiError and
         Unreachable."""
         job = self._job()
         if job["state"] not in ENDED:
-            # it may be impossible: too many streams, a proxy that keeps them back, a connection that ends
+            # streams may be unavailable: too many streams, a proxy that buffers them, a connection that ends
             with suppress(ApiError, Unreachable):
                 self._until_event()
             job = self._polled(self._job())
@@ -42,8 +43,9 @@ class Following:
 
     def _until_event(self) -> None:
         """Returns when the job has ended, or when the stream or the time ends."""
+        looked = self._clock.monotonic()
         with self._wire.stream("events/", {}, seconds=self._left_seconds()) as lines:
-            if self._job()["state"] in ENDED:  # before the stream was open
+            if self._job()["state"] in ENDED:  # the job may have ended before the stream opened
                 return
             for event in events(lines):
                 data = event.get("data", {})
@@ -51,6 +53,10 @@ class Following:
                     return
                 if data.get("job_id") == self._job_id and data.get("state") in ENDED:
                     return
+                if self._clock.monotonic() - looked >= SURE_SECONDS:
+                    if self._job()["state"] in ENDED:
+                        return
+                    looked = self._clock.monotonic()
 
     def _polled(self, job: Job) -> Job:
         wait = FIRST_POLL_SECONDS
@@ -81,7 +87,8 @@ def ensure_completed(job: Job) -> Job:
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The events of a stream: `event`, `id` and `data`. A comment, which keeps the stream open, is an event `alive`."""
+    """The events of a stream: `event`, `id` and `data`. A comment, which keeps the stream open, is returned as an event
+    `alive`."""
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")

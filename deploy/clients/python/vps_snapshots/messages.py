@@ -15,12 +15,12 @@ TOLERANCE_SECONDS = 300
 
 
 class InvalidSignature(SnapshotsError):
-    """The service did not send this message, or long ago."""
+    """The service did not send this message, or it is too old."""
 
 
 def verify_message(secret: str, headers: Mapping[str, str], body: bytes) -> JobMessage | TestMessage:
-    """The message, if the service sent it. `headers`: in any case; `body`: its bytes, as they arrived. Raises
-    InvalidSignature."""
+    """Verifies a message and returns it. `headers`: the case of names does not matter; `body`: the bytes as
+    they arrived. Raises InvalidSignature."""
     given = {name.lower(): value for name, value in headers.items()}
     try:
         sent_at, message_id = int(given["webhook-timestamp"]), given["webhook-id"]

@@ -7,7 +7,7 @@ from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 class BusyJob(TypedDict):
     """
-    The job that a server is busy with.
+    The job that is using a server.
     """
 
     id: str
@@ -19,17 +19,17 @@ class BusyJob(TypedDict):
 
 class Conflict(TypedDict):
     """
-    What an earlier request of the account has made, for which this one was refused. If that request was yours, and
-    you repeated it without a key because its response was lost, it has taken effect.
+    The object of an earlier request that this request conflicts with. If you repeated a request without a key
+    because its response was lost, this shows whether the first one took effect.
     """
 
     job_id: str | None
     """
-    of `server_busy`
+    only for `server_busy`
     """
     job_kind: str | None
     """
-    of `server_busy`: as the job's `kind`; more may be added
+    only for `server_busy`: the job's `kind`; more may be added
     """
     snapshot_id: int | None
     """
@@ -54,7 +54,7 @@ class CreateBody(TypedDict):
     description: NotRequired[str | None]
     consistency: NotRequired[Literal["stop", "live"]]
     """
-    `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+    `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
     """
 
 
@@ -70,15 +70,15 @@ class Delivery(TypedDict):
     event: str
     attempts: int
     """
-    counted anew when a delivery that was given up is sent again
+    starts at 0 again when a delivery that was given up is sent again
     """
     status_code: int | None
     """
-    of the last attempt; null: no response
+    HTTP status of the last attempt; null: no response
     """
     error: str | None
     """
-    of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`, `address_refused`, or `too_many_waiting`: given up, as one of too many; more may be added
+    error of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`, `address_refused`, or `too_many_waiting` (given up because too many deliveries were waiting); more may be added
     """
     created_at: str
     """
@@ -105,7 +105,7 @@ class DeliveryList(TypedDict):
 
 class EditBody(TypedDict):
     """
-    The fields to change; fields that are left out stay.
+    The fields to change; omitted fields keep their values.
     """
 
     description: NotRequired[str]
@@ -122,7 +122,7 @@ class EditBody(TypedDict):
     """
     protected: NotRequired[bool]
     """
-    whether it cannot be deleted
+    whether deletes are refused
     """
 
 
@@ -137,7 +137,7 @@ class FieldError(TypedDict):
 
 class HeldDisk(TypedDict):
     """
-    A disk of the server when the snapshot was taken.
+    A disk of the server at the time of the snapshot.
     """
 
     target: str
@@ -201,7 +201,7 @@ class Note(TypedDict):
     detail: str
     disks: list[str]
     """
-    the disks concerned
+    the disks that the note is about
     """
 
 
@@ -221,7 +221,7 @@ class ProblemDocument(TypedDict):
     """
     detail: str
     """
-    the reason, for a person to read
+    the reason, for people
     """
     code: str
     """
@@ -233,11 +233,11 @@ class ProblemDocument(TypedDict):
     """
     errors: NotRequired[list[FieldError]]
     """
-    only of `invalid_request`: each field that is wrong
+    only for `invalid_request`: each invalid field
     """
     conflicts_with: NotRequired[Conflict | None]
     """
-    only of `server_busy` and `name_taken`
+    only for `server_busy` and `name_taken`
     """
 
 
@@ -249,7 +249,7 @@ class Redelivery(TypedDict):
     redelivered: int
     not_kept: int
     """
-    other failed deliveries, which cannot be sent again: their message is no longer kept
+    failed deliveries that cannot be sent again, because their message is no longer kept
     """
 
 
@@ -281,46 +281,55 @@ class RestoredSnapshot(TypedDict):
 
 class ScheduleBody(TypedDict):
     """
-    When to snapshot a server.
+    When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
     """
 
-    server_id: int
+    server_id: NotRequired[int]
+    server_labels: NotRequired[dict[str, str]]
+    """
+    covers all servers of the account that have all of these labels, also those labelled later
+    """
     name: str
     """
-    the start of its snapshots' names, which end with the time of the run
+    prefix of its snapshots' names, which end with the time of the run
     """
     when: str
     """
-    `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+    `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots to keep: the newest
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: NotRequired[int | None]
     enabled: NotRequired[bool]
     consistency: NotRequired[Literal["stop", "live"]]
     """
-    `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+    `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
     """
+    time_zone: NotRequired[str]
+    """
+    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    """
+    window_minutes: NotRequired[int | None]
 
 
 class ScheduleEditBody(TypedDict):
     """
-    The fields to change; fields that are left out stay.
+    The fields to change; omitted fields keep their values.
     """
 
     name: NotRequired[str]
     """
-    the start of its snapshots' names, which end with the time of the run
+    prefix of its snapshots' names, which end with the time of the run
     """
     when: NotRequired[str]
     """
-    `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+    `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots to keep: the newest
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: NotRequired[int | None]
     """
@@ -329,7 +338,19 @@ class ScheduleEditBody(TypedDict):
     enabled: NotRequired[bool]
     consistency: NotRequired[Literal["stop", "live"]]
     """
-    `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+    `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
+    """
+    server_labels: NotRequired[dict[str, str]]
+    """
+    covers all servers of the account that have all of these labels, also those labelled later
+    """
+    time_zone: NotRequired[str]
+    """
+    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    """
+    window_minutes: NotRequired[int | None]
+    """
+    null: none, only of a schedule of one server
     """
 
 
@@ -344,11 +365,43 @@ class ScheduleRun(TypedDict):
     """
     job_id: str | None
     """
-    null: it was refused
+    null: the run was refused
     """
     error: str | None
     """
-    the code of the refusal
+    the error code of the refusal
+    """
+
+
+class ScheduleWindow(TypedDict):
+    """
+    The current or latest window of a schedule, and its runs: one for each server that it covered then.
+    """
+
+    starts_at: str
+    """
+    UTC, RFC 3339, whole seconds
+    """
+    ends_at: str
+    """
+    UTC, RFC 3339, whole seconds
+    """
+    servers: int
+    """
+    how many it covered when the window began
+    """
+    waiting: int
+    """
+    how many have not started yet
+    """
+    started: int
+    refused: int
+    """
+    for a reason that does not pass: see the runs of its servers
+    """
+    missed: int
+    """
+    the window ended before they could start
     """
 
 
@@ -369,30 +422,38 @@ class Server(TypedDict):
     """
     snapshots_max: int
     """
-    how many it may have: 5, or what the provider has set
+    how many it may have: 5, unless the provider sets another limit
     """
     job: BusyJob | None
     """
-    the job that it is busy with
+    its running job
     """
     reachable: bool
     """
-    its node responds, so new jobs are accepted
+    whether its node responds, so that new jobs are accepted
     """
     consistency: str | None
     """
-    whether creates stop it, if they do not say so: `stop` or `live`; more may be added. null: the provider's default
+    the default of its creates: `stop` or `live`; more may be added. null: the provider's default
+    """
+    labels: dict[str, str]
+    """
+    those that `PATCH` has set
     """
 
 
 class ServerEdit(TypedDict):
     """
-    Whether creates stop a server, if they do not say so themselves.
+    The fields to change; fields that are left out stay.
     """
 
-    consistency: Literal["stop", "live"] | None
+    consistency: NotRequired[Literal["stop", "live"] | None]
     """
-    `stop`, `live` where the provider allows it, or null: the provider's default
+    whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default
+    """
+    labels: NotRequired[dict[str, str]]
+    """
+    at most 20; they replace all labels of the server. Schedules may go by them
     """
 
 
@@ -443,7 +504,7 @@ class TestData(TypedDict):
 
 class TestMessage(TypedDict):
     """
-    The message that a receiver gets of a test.
+    The message of a test.
     """
 
     type: NotRequired[Literal["webhook.test"]]
@@ -485,7 +546,7 @@ class WebhookBody(TypedDict):
 
     url: str
     """
-    https, a public address, port 443 or from 1024 on; no user, no fragment
+    https, a public address, port 443 or at least 1024; no user, no fragment
     """
     description: NotRequired[str | None]
     events: NotRequired[list[JobEvent]]
@@ -497,12 +558,12 @@ class WebhookBody(TypedDict):
 
 class WebhookEditBody(TypedDict):
     """
-    The fields to change; fields that are left out stay.
+    The fields to change; omitted fields keep their values.
     """
 
     url: NotRequired[str]
     """
-    https, a public address, port 443 or from 1024 on; no user, no fragment
+    https, a public address, port 443 or at least 1024; no user, no fragment
     """
     description: NotRequired[str]
     """
@@ -548,13 +609,13 @@ class WebhookWithSecret(TypedDict):
     """
     secret: str
     """
-    `whsec_` and base64; it signs the messages
+    `whsec_` followed by base64; it signs the messages
     """
 
 
 class Contents(TypedDict):
     """
-    What a snapshot contains, and what it does not.
+    What a snapshot contains and what it leaves out.
     """
 
     disks: list[HeldDisk]
@@ -573,9 +634,41 @@ class Contents(TypedDict):
     """
 
 
+class CoveredServer(TypedDict):
+    """
+    A server that a schedule covers now.
+    """
+
+    server: ServerName
+    starts_at: str | None
+    """
+    of its run that waits in the current window
+    """
+    last_run: ScheduleRun | None
+    """
+    in the current or latest window
+    """
+
+
+class CoveredServerList(TypedDict):
+    """
+    One page of the list, by ID.
+    """
+
+    count: int | None
+    """
+    the number of results on all pages; null if unknown
+    """
+    after: str | None
+    """
+    the cursor of the next page, for `after`; null: this is the last page
+    """
+    results: list[CoveredServer]
+
+
 class Event(TypedDict):
     """
-    A job has changed: the data of one event of the stream.
+    The data of one event: a job has changed.
     """
 
     job_id: str
@@ -598,7 +691,7 @@ class Event(TypedDict):
 
 class EventsMissed(TypedDict):
     """
-    Events between the `Last-Event-ID` and this one are gone: reload the lists.
+    Events after the `Last-Event-ID` were lost: reload the lists.
     """
 
     event: Literal["missed"]
@@ -608,7 +701,7 @@ class EventsMissed(TypedDict):
 
 class Job(TypedDict):
     """
-    The work on one server; follow it until its state is `completed` or `failed`.
+    Work on one server. Follow it until its state is `completed` or `failed`.
     """
 
     id: str
@@ -623,7 +716,7 @@ class Job(TypedDict):
     """
     percent: int
     """
-    the share of its steps that are done; for a failed job, when it failed
+    the share of its steps that are done; for a failed job, at the time of the failure
     """
     server: ServerNow
     snapshot: SnapshotName | None
@@ -632,7 +725,7 @@ class Job(TypedDict):
     """
     attempts: int
     """
-    how many times a node started it; more than 1 after a crash
+    how many times a node has started it; more than 1 after a crash
     """
     queued_at: str
     """
@@ -642,7 +735,7 @@ class Job(TypedDict):
     finished_at: str | None
     estimated_seconds: int | None
     """
-    median of the node's latest jobs of this kind; null before the first
+    median duration of the node's latest jobs of this kind; null before the first one
     """
     downtime_seconds: float | None
     """
@@ -654,26 +747,26 @@ class Job(TypedDict):
     """
     disks: str
     """
-    of a restore or an undo: `all`, or `present`, which restores the disks that exist, even if others are gone; more may be added
+    for a restore or an undo: `all`, or `present`, which restores only the disks that exist; more may be added
     """
     notes: list[Note]
     contents: Contents | None
     """
-    of a completed create: what the snapshot contains; of its dry run: what it would contain
+    for a completed create, what the snapshot contains; for its dry run, what it would contain
     """
     consistency: str | None
     """
-    how the guest's data got into the snapshot; null: unknown, or none was taken
+    the state of the guest's data in the snapshot; null: unknown, or no snapshot was taken
     """
     retried_by: str | None
     """
-    the job that retries this one
+    ID of the job that retries this one
     """
 
 
 class JobChanged(TypedDict):
     """
-    A job has changed; `id` is for `Last-Event-ID`.
+    A job has changed; send `id` as `Last-Event-ID` to resume.
     """
 
     event: Literal["job"]
@@ -695,7 +788,7 @@ class JobList(TypedDict):
 
 class JobMessage(TypedDict):
     """
-    The message that a receiver gets about a job.
+    The message about a job.
     """
 
     type: str
@@ -728,28 +821,43 @@ class RestoreStarted(TypedDict):
 
 class Schedule(TypedDict):
     """
-    When a server is snapshotted automatically.
+    When a server, or all servers with some labels, are snapshotted automatically.
     """
 
     id: str
-    server: ServerName
+    server: ServerName | None
+    """
+    null: it is by label
+    """
+    server_labels: dict[str, str] | None
+    """
+    null: it is of one server
+    """
     name: str
     """
     the start of its snapshots' names, which end with the time of the run
     """
     when: str
     """
-    `hourly`, `daily`, `weekly`, or a cron expression in UTC
+    `hourly`, `daily`, `weekly`, or a cron expression in `time_zone`
+    """
+    time_zone: str
+    """
+    IANA name
+    """
+    window_minutes: int | None
+    """
+    null: runs start at once and are retried until the next
     """
     keep: int
     """
-    how many of its completed snapshots to keep: the newest
+    how many of its completed snapshots of each server to keep: the newest
     """
     expire_after_hours: int | None
     enabled: bool
     consistency: str
     """
-    of its snapshots, `stop` or `live`; more may be added
+    consistency of its snapshots: `stop` or `live`; more may be added
     """
     created_at: str
     """
@@ -757,9 +865,13 @@ class Schedule(TypedDict):
     """
     next_run_at: str | None
     """
-    null: it is not enabled
+    or the begin of its next window; null: it is not enabled
     """
     last_run: ScheduleRun | None
+    window: ScheduleWindow | None
+    """
+    null: it has none, or none has begun yet
+    """
 
 
 class ScheduleList(TypedDict):
@@ -836,7 +948,7 @@ class SnapshotDetails(TypedDict):
     labels: dict[str, str]
     protected: bool
     """
-    a delete is refused
+    deletes are refused
     """
     expires_at: str | None
     """
@@ -848,11 +960,11 @@ class SnapshotDetails(TypedDict):
     """
     contents: Contents | None
     """
-    null until completed, and for a snapshot of an earlier version
+    null until completed, and for snapshots that an earlier version created
     """
     consistency: str | None
     """
-    how the guest's data got into the snapshot; null: unknown, or none was taken
+    the state of the guest's data in the snapshot; null: unknown, or no snapshot was taken
     """
 
 

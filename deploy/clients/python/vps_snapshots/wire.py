@@ -1,4 +1,4 @@
-"""Sends calls, and repeats those that can be repeated."""
+"""Sends calls, and retries those that can be repeated."""
 
 import json
 import re
@@ -15,8 +15,8 @@ import requests
 from .errors import Unreachable, of_problem
 
 CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 60.0  # the service ends a call after 30
-SILENCE_SECONDS = 45.0  # a stream has a comment every 15
+ANSWER_SECONDS = 60.0  # the service ends a call after 30 s
+SILENCE_SECONDS = 45.0  # a stream has a comment every 15 s
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 15.0
 _REPEATED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Wire:
-    """`retry_seconds`: for how long a call is repeated. `clock`: of tests."""
+    """`retry_seconds`: how long a call is retried. `clock`: for tests."""
 
     def __init__(self, url: str, token: str, *, account_id: int | None, retry_seconds: float, clock: Clock) -> None:
         if urlsplit(url).scheme not in {"http", "https"}:
@@ -67,7 +67,8 @@ class Wire:
 
         response, is_repeated = self._repeated(send)
         if method == "DELETE" and is_repeated and response.status_code == HTTPStatus.NOT_FOUND:
-            return Answer(body=None, headers=response.headers)  # the call whose answer was lost has deleted it
+            # the earlier call, whose response was lost, has deleted it
+            return Answer(body=None, headers=response.headers)
         if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             raise of_problem(response.status_code, _problem(response))
         return Answer(body=response.json() if response.content else None, headers=response.headers)
@@ -106,13 +107,13 @@ class Wire:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds; 0 if the header is missing, or a date of some proxy."""
+    """Seconds; 0 if the header is missing or is a date from a proxy."""
     given = headers.get("Retry-After", "")
     return float(given) if given.isdecimal() else 0.0
 
 
 def calls_left(headers: Mapping[str, str]) -> int | None:
-    """How many calls the token has left, None if the response does not say it."""
+    """How many calls the token has left, None if the response does not show it."""
     found = re.search(r"\br=(\d+)", headers.get("RateLimit", ""))
     return int(found[1]) if found else None
 
@@ -126,5 +127,5 @@ def _problem(response: requests.Response) -> dict[str, Any]:
     try:
         problem = response.json()
     except (ValueError, json.JSONDecodeError):
-        problem = None  # of some proxy
+        problem = None  # from a proxy
     return problem if isinstance(problem, dict) else {"detail": response.reason or ""}

@@ -8,6 +8,8 @@ import type {
   Job,
   Redelivery,
   RestoreStarted,
+  CoveredServer,
+  CoveredServerList,
   Schedule,
   ScheduleBody,
   ScheduleEditBody,
@@ -27,22 +29,22 @@ const PAGE_SIZE = 500
 export interface ClientOptions {
   /** The account that a service token acts for. */
   accountId?: number
-  /** For how long a call is repeated after a lost connection, a 429 or a 503. */
+  /** How long a call is retried after a lost connection, a 429 or a 503. */
   retrySeconds?: number
 }
 
-/** A request that was accepted. `jobId`: of the job that does the work; undefined for a delete whose server is gone. */
+/** A request that was accepted. `jobId`: the job that does the work; undefined for a delete whose server is gone. */
 export interface Accepted<Body> {
   body: Body
   jobId: string | undefined
 }
 
 export interface RestoreOptions {
-  /** `present` restores the disks that exist, even if others are gone. */
+  /** `present` restores only the disks that exist. */
   disks?: 'all' | 'present'
 }
 
-/** Every call throws ApiError, or a class below it, and Unreachable. */
+/** Every call may throw ApiError, or a subclass, and Unreachable. */
 export class Client {
   readonly snapshots: Snapshots
   readonly jobs: Jobs
@@ -61,8 +63,8 @@ export class Client {
   }
 
   /**
-   * The job, once it has ended. Throws JobFailed if it failed, unless `check` is false, and StillRunning after
-   * `timeoutSeconds`.
+   * Waits until the job has ended, and returns it. Throws JobFailed if it failed, unless `check` is false, and
+   * StillRunning after `timeoutSeconds`.
    */
   async waitForJob(jobId: string | undefined, { timeoutSeconds = Infinity, check = true } = {}): Promise<Job> {
     if (jobId === undefined) throw new TypeError('The request has no job.')
@@ -108,7 +110,7 @@ export class Snapshots extends Resource {
     return this.pages('snapshots/', query)
   }
 
-  /** The snapshot of the server that has this name and has not failed. */
+  /** The server's snapshot of this name, without failed ones. */
   async find(server_id: number, name: string): Promise<Snapshot | undefined> {
     for await (const snapshot of this.list({ server_id, name })) if (snapshot.status !== 'failed') return snapshot
     return undefined
@@ -122,7 +124,7 @@ export class Snapshots extends Resource {
     return accepted(await this.wire.call('POST', 'snapshots/', { body }))
   }
 
-  /** The dry run of a create: its job, which has ended unless the node is busy. */
+  /** A dry run of a create. Returns its job, which has ended unless the node is busy. */
   checkCreate(body: CreateBody): Promise<Job> {
     return this.body('POST', 'snapshots/', { body, query: { dry_run: true } })
   }
@@ -136,7 +138,7 @@ export class Snapshots extends Resource {
     return accepted(await this.wire.call('POST', `snapshots/${id}/restore/`, { query: { disks } }))
   }
 
-  /** The dry run of a restore: its job, which has ended unless the node is busy. */
+  /** A dry run of a restore. Returns its job, which has ended unless the node is busy. */
   checkRestore(id: number, { disks }: RestoreOptions = {}): Promise<Job> {
     return this.body('POST', `snapshots/${id}/restore/`, { query: { disks, dry_run: true } })
   }
@@ -160,7 +162,7 @@ export class Jobs extends Resource {
     return this.body('POST', `jobs/${id}/cancel/`)
   }
 
-  /** `id`: of the restore. */
+  /** `id`: the restore's job. */
   async undoRestore(id: string, { disks }: RestoreOptions = {}): Promise<Accepted<Job>> {
     return accepted(await this.wire.call('POST', `restores/${id}/undo/`, { query: { disks } }))
   }
@@ -171,15 +173,33 @@ export class Servers extends Resource {
     return this.body('GET', `servers/${id}/`)
   }
 
-  /** How its snapshots are taken if a request does not say it; null: as the provider's default is. */
+  /** Sets the server's default for requests without `consistency`; null: the provider's default. */
   setConsistency(id: number, consistency: 'stop' | 'live' | null): Promise<Server> {
     return this.body('PATCH', `servers/${id}/`, { body: { consistency } })
+  }
+
+  /** Replaces all labels of the server, by which schedules may find it. */
+  setLabels(id: number, labels: Record<string, string>): Promise<Server> {
+    return this.body('PATCH', `servers/${id}/`, { body: { labels } })
   }
 }
 
 export class Schedules extends Resource {
-  list(query: { server_id?: number } = {}): AsyncGenerator<Schedule> {
+  /** Those of one server each; with `target: 'labels'`, those by label. */
+  list(query: { server_id?: number; target?: 'server' | 'labels' } = {}): AsyncGenerator<Schedule> {
     return this.pages('schedules/', query)
+  }
+
+  /** The servers that it covers now, each with its run in the current or latest window. */
+  async *servers(id: string): AsyncGenerator<CoveredServer> {
+    let after: string | null | undefined
+    do {
+      const page: CoveredServerList = await this.body('GET', `schedules/${id}/servers/`, {
+        query: { limit: 500, after: after ?? undefined },
+      })
+      yield* page.results
+      after = page.after
+    } while (after)
   }
 
   get(id: string): Promise<Schedule> {

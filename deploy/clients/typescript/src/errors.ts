@@ -1,4 +1,4 @@
-// What calls throw.
+// The errors that calls throw.
 import type { Conflict, FieldError, Job, ProblemDocument } from './models.ts'
 
 /** Any error of this package. */
@@ -9,7 +9,7 @@ export class SnapshotsError extends Error {
   }
 }
 
-/** The service did not answer. */
+/** The service did not respond. */
 export class Unreachable extends SnapshotsError {}
 
 /** The service refused the request. `code` is stable; `detail` is for people. */
@@ -33,28 +33,28 @@ export class ApiError extends SnapshotsError {
   }
 }
 
-/** A field is not valid: `errors` names each. */
+/** The request has invalid fields: `errors` names each. */
 export class InvalidRequest extends ApiError {}
 
 /** The token is missing, invalid, or lacks a permission. */
 export class AccessDenied extends ApiError {}
 
-/** There is no such thing, or it belongs to another account. */
+/** The object does not exist, or it belongs to another account. */
 export class NotFound extends ApiError {}
 
-/** Another job holds the server: `conflictsWith` names it. */
+/** Another job is using the server: `conflictsWith` names it. */
 export class ServerBusy extends ApiError {}
 
 /** Another snapshot of the server has the name: `conflictsWith` names it. */
 export class NameTaken extends ApiError {}
 
-/** The server or the account has as many as it may have. */
+/** The server or the account has reached a limit. */
 export class LimitReached extends ApiError {}
 
-/** Too many calls, also after the retries. */
+/** Too many calls, even after retries. */
 export class RateLimited extends ApiError {}
 
-/** The service, or the server's node, cannot do it now, also after the retries. */
+/** The service or the server's node is unavailable, even after retries. */
 export class Unavailable extends ApiError {}
 
 /** The job has failed. If it `isStranded`, an operator must repair the server. */
@@ -74,7 +74,7 @@ export class JobFailed extends SnapshotsError {
   }
 }
 
-/** The job has not ended within the time that was given. It runs on. */
+/** The job has not ended within the given time. It continues. */
 export class StillRunning extends SnapshotsError {
   readonly job: Job
 

@@ -4,12 +4,12 @@ import type { JobMessage, TestMessage } from './models.ts'
 
 const TOLERANCE_SECONDS = 300
 
-/** The service did not send this message, or long ago. */
+/** The service did not send this message, or it is too old. */
 export class InvalidSignature extends SnapshotsError {}
 
 /**
- * The message, if the service sent it. `headers`: those of the request, with names in lower case, as Node has them;
- * `body`: its bytes, as they arrived. Throws InvalidSignature.
+ * Verifies a message and returns it. `headers`: those of the request, with names in lower case, as in Node; `body`:
+ * the bytes as they arrived. Throws InvalidSignature.
  */
 export async function verifyMessage(
   secret: string,

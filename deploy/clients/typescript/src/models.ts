@@ -9,7 +9,7 @@ export interface components {
     schemas: {
         /**
          * BusyJob
-         * @description The job that a server is busy with.
+         * @description The job that is using a server.
          */
         BusyJob: {
             id: string;
@@ -18,13 +18,13 @@ export interface components {
         };
         /**
          * Conflict
-         * @description What an earlier request of the account has made, for which this one was refused. If that request was yours, and
-         *     you repeated it without a key because its response was lost, it has taken effect.
+         * @description The object of an earlier request that this request conflicts with. If you repeated a request without a key
+         *     because its response was lost, this shows whether the first one took effect.
          */
         Conflict: {
-            /** @description of `server_busy` */
+            /** @description only for `server_busy` */
             job_id: string | null;
-            /** @description of `server_busy`: as the job's `kind`; more may be added */
+            /** @description only for `server_busy`: the job's `kind`; more may be added */
             job_kind: string | null;
             /** @description the snapshot that has the name, or that the job is about */
             snapshot_id: number | null;
@@ -36,7 +36,7 @@ export interface components {
         };
         /**
          * Contents
-         * @description What a snapshot contains, and what it does not.
+         * @description What a snapshot contains and what it leaves out.
          */
         Contents: {
             disks: components["schemas"]["HeldDisk"][];
@@ -49,6 +49,28 @@ export interface components {
             tpm: boolean;
         };
         /**
+         * CoveredServer
+         * @description A server that a schedule covers now.
+         */
+        CoveredServer: {
+            server: components["schemas"]["ServerName"];
+            /** @description of its run that waits in the current window */
+            starts_at: string | null;
+            /** @description in the current or latest window */
+            last_run: components["schemas"]["ScheduleRun"] | null;
+        };
+        /**
+         * CoveredServerList
+         * @description One page of the list, by ID.
+         */
+        CoveredServerList: {
+            /** @description the number of results on all pages; null if unknown */
+            count: number | null;
+            /** @description the cursor of the next page, for `after`; null: this is the last page */
+            after: string | null;
+            results: components["schemas"]["CoveredServer"][];
+        };
+        /**
          * CreateBody
          * @description The snapshot to create.
          */
@@ -59,7 +81,7 @@ export interface components {
             /** @default  */
             description?: string | null;
             /**
-             * @description `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+             * @description `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
              * @enum {string}
              */
             consistency?: "stop" | "live";
@@ -72,11 +94,11 @@ export interface components {
             /** @description the header `webhook-id` of each attempt */
             id: string;
             event: string;
-            /** @description counted anew when a delivery that was given up is sent again */
+            /** @description starts at 0 again when a delivery that was given up is sent again */
             attempts: number;
-            /** @description of the last attempt; null: no response */
+            /** @description HTTP status of the last attempt; null: no response */
             status_code: number | null;
-            /** @description of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`, `address_refused`, or `too_many_waiting`: given up, as one of too many; more may be added */
+            /** @description error of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`, `address_refused`, or `too_many_waiting` (given up because too many deliveries were waiting); more may be added */
             error: string | null;
             /**
              * Format: date-time
@@ -98,7 +120,7 @@ export interface components {
         };
         /**
          * EditBody
-         * @description The fields to change; fields that are left out stay.
+         * @description The fields to change; omitted fields keep their values.
          */
         EditBody: {
             /** @description no control characters */
@@ -109,12 +131,12 @@ export interface components {
             };
             /** @description when it is deleted, unless it is protected; null: never */
             expires_at?: string | null;
-            /** @description whether it cannot be deleted */
+            /** @description whether deletes are refused */
             protected?: boolean;
         };
         /**
          * Event
-         * @description A job has changed: the data of one event of the stream.
+         * @description The data of one event: a job has changed.
          */
         Event: {
             job_id: string;
@@ -130,7 +152,7 @@ export interface components {
         };
         /**
          * EventsMissed
-         * @description Events between the `Last-Event-ID` and this one are gone: reload the lists.
+         * @description Events after the `Last-Event-ID` were lost: reload the lists.
          */
         EventsMissed: {
             /** @constant */
@@ -148,7 +170,7 @@ export interface components {
         };
         /**
          * HeldDisk
-         * @description A disk of the server when the snapshot was taken.
+         * @description A disk of the server at the time of the snapshot.
          */
         HeldDisk: {
             /** @description the name of the device in the server, for example `vda` */
@@ -158,7 +180,7 @@ export interface components {
         };
         /**
          * Job
-         * @description The work on one server; follow it until its state is `completed` or `failed`.
+         * @description Work on one server. Follow it until its state is `completed` or `failed`.
          */
         Job: {
             id: string;
@@ -167,12 +189,12 @@ export interface components {
             state: components["schemas"]["JobState"];
             /** @description the current step; null before the job starts */
             step: string | null;
-            /** @description the share of its steps that are done; for a failed job, when it failed */
+            /** @description the share of its steps that are done; for a failed job, at the time of the failure */
             percent: number;
             server: components["schemas"]["ServerNow"];
             /** @description null for the dry run of a create */
             snapshot: components["schemas"]["SnapshotName"] | null;
-            /** @description how many times a node started it; more than 1 after a crash */
+            /** @description how many times a node has started it; more than 1 after a crash */
             attempts: number;
             /**
              * Format: date-time
@@ -181,25 +203,25 @@ export interface components {
             queued_at: string;
             started_at: string | null;
             finished_at: string | null;
-            /** @description median of the node's latest jobs of this kind; null before the first */
+            /** @description median duration of the node's latest jobs of this kind; null before the first one */
             estimated_seconds: number | null;
             /** @description how long the guest was off */
             downtime_seconds: number | null;
             /** @description set if the state is `failed` */
             error: components["schemas"]["JobError"] | null;
-            /** @description of a restore or an undo: `all`, or `present`, which restores the disks that exist, even if others are gone; more may be added */
+            /** @description for a restore or an undo: `all`, or `present`, which restores only the disks that exist; more may be added */
             disks: string;
             notes: components["schemas"]["Note"][];
-            /** @description of a completed create: what the snapshot contains; of its dry run: what it would contain */
+            /** @description for a completed create, what the snapshot contains; for its dry run, what it would contain */
             contents: components["schemas"]["Contents"] | null;
-            /** @description how the guest's data got into the snapshot; null: unknown, or none was taken */
+            /** @description the state of the guest's data in the snapshot; null: unknown, or no snapshot was taken */
             consistency: string | null;
-            /** @description the job that retries this one */
+            /** @description ID of the job that retries this one */
             retried_by: string | null;
         };
         /**
          * JobChanged
-         * @description A job has changed; `id` is for `Last-Event-ID`.
+         * @description A job has changed; send `id` as `Last-Event-ID` to resume.
          */
         JobChanged: {
             /** @constant */
@@ -234,7 +256,7 @@ export interface components {
         };
         /**
          * JobMessage
-         * @description The message that a receiver gets about a job.
+         * @description The message about a job.
          */
         JobMessage: {
             /** @description `job.queued`, `job.in_progress`, `job.completed`, `job.failed`; more may be added */
@@ -273,7 +295,7 @@ export interface components {
             /** @description stable, snake_case; more may be added */
             code: string;
             detail: string;
-            /** @description the disks concerned */
+            /** @description the disks that the note is about */
             disks: string[];
         };
         /**
@@ -289,19 +311,19 @@ export interface components {
             title: string;
             /** @description the HTTP status */
             status: number;
-            /** @description the reason, for a person to read */
+            /** @description the reason, for people */
             detail: string;
             /** @description stable, snake_case; more may be added */
             code: string;
             /** @description the X-Request-Id of the response */
             request_id: string;
             /**
-             * @description only of `invalid_request`: each field that is wrong
+             * @description only for `invalid_request`: each invalid field
              * @default []
              */
             errors?: components["schemas"]["FieldError"][];
             /**
-             * @description only of `server_busy` and `name_taken`
+             * @description only for `server_busy` and `name_taken`
              * @default null
              */
             conflicts_with?: components["schemas"]["Conflict"] | null;
@@ -312,7 +334,7 @@ export interface components {
          */
         Redelivery: {
             redelivered: number;
-            /** @description other failed deliveries, which cannot be sent again: their message is no longer kept */
+            /** @description failed deliveries that cannot be sent again, because their message is no longer kept */
             not_kept: number;
         };
         /**
@@ -354,46 +376,61 @@ export interface components {
         };
         /**
          * Schedule
-         * @description When a server is snapshotted automatically.
+         * @description When a server, or all servers with some labels, are snapshotted automatically.
          */
         Schedule: {
             id: string;
-            server: components["schemas"]["ServerName"];
+            /** @description null: it is by label */
+            server: components["schemas"]["ServerName"] | null;
+            /** @description null: it is of one server */
+            server_labels: {
+                [key: string]: string;
+            } | null;
             /** @description the start of its snapshots' names, which end with the time of the run */
             name: string;
-            /** @description `hourly`, `daily`, `weekly`, or a cron expression in UTC */
+            /** @description `hourly`, `daily`, `weekly`, or a cron expression in `time_zone` */
             when: string;
-            /** @description how many of its completed snapshots to keep: the newest */
+            /** @description IANA name */
+            time_zone: string;
+            /** @description null: runs start at once and are retried until the next */
+            window_minutes: number | null;
+            /** @description how many of its completed snapshots of each server to keep: the newest */
             keep: number;
             expire_after_hours: number | null;
             enabled: boolean;
-            /** @description of its snapshots, `stop` or `live`; more may be added */
+            /** @description consistency of its snapshots: `stop` or `live`; more may be added */
             consistency: string;
             /**
              * Format: date-time
              * @description UTC, RFC 3339, whole seconds
              */
             created_at: string;
-            /** @description null: it is not enabled */
+            /** @description or the begin of its next window; null: it is not enabled */
             next_run_at: string | null;
             last_run: components["schemas"]["ScheduleRun"] | null;
+            /** @description null: it has none, or none has begun yet */
+            window: components["schemas"]["ScheduleWindow"] | null;
         };
         /**
          * ScheduleBody
-         * @description When to snapshot a server.
+         * @description When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
          */
         ScheduleBody: {
-            server_id: number;
-            /** @description the start of its snapshots' names, which end with the time of the run */
+            server_id?: number;
+            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            server_labels?: {
+                [key: string]: string;
+            };
+            /** @description prefix of its snapshots' names, which end with the time of the run */
             name: string;
             /**
-             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
              * @example daily
              * @example 0 3 * * MON-FRI
              */
             when: string;
             /**
-             * @description how many of its completed snapshots to keep: the newest
+             * @description how many of its completed snapshots of each server to keep: the newest
              * @default 3
              */
             keep?: number;
@@ -402,34 +439,52 @@ export interface components {
             /** @default true */
             enabled?: boolean;
             /**
-             * @description `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+             * @description `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
              * @enum {string}
              */
             consistency?: "stop" | "live";
+            /**
+             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @default UTC
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            window_minutes?: number | null;
         };
         /**
          * ScheduleEditBody
-         * @description The fields to change; fields that are left out stay.
+         * @description The fields to change; omitted fields keep their values.
          */
         ScheduleEditBody: {
-            /** @description the start of its snapshots' names, which end with the time of the run */
+            /** @description prefix of its snapshots' names, which end with the time of the run */
             name?: string;
             /**
-             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields, in UTC, with runs at least an hour apart
+             * @description `hourly`, `daily` or `weekly`, at a time that depends on the server or, of a schedule by label, on the account; or a cron expression of five fields, in `time_zone`, with runs at least an hour apart
              * @example daily
              * @example 0 3 * * MON-FRI
              */
             when?: string;
-            /** @description how many of its completed snapshots to keep: the newest */
+            /** @description how many of its completed snapshots of each server to keep: the newest */
             keep?: number;
             /** @description null: never */
             expire_after_hours?: number | null;
             enabled?: boolean;
             /**
-             * @description `stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the provider's default, usually `stop`
+             * @description `stop`: the server is shut down for the snapshot. `live`: it keeps running, if the provider allows that, and its agent, if it has one, freezes the file systems meanwhile. If left out: the server's default, or else the provider's default, usually `stop`
              * @enum {string}
              */
             consistency?: "stop" | "live";
+            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            server_labels?: {
+                [key: string]: string;
+            };
+            /**
+             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @example Europe/Berlin
+             */
+            time_zone?: string;
+            /** @description null: none, only of a schedule of one server */
+            window_minutes?: number | null;
         };
         /**
          * ScheduleList
@@ -450,10 +505,35 @@ export interface components {
              * @description UTC, RFC 3339, whole seconds
              */
             at: string;
-            /** @description null: it was refused */
+            /** @description null: the run was refused */
             job_id: string | null;
-            /** @description the code of the refusal */
+            /** @description the error code of the refusal */
             error: string | null;
+        };
+        /**
+         * ScheduleWindow
+         * @description The current or latest window of a schedule, and its runs: one for each server that it covered then.
+         */
+        ScheduleWindow: {
+            /**
+             * Format: date-time
+             * @description UTC, RFC 3339, whole seconds
+             */
+            starts_at: string;
+            /**
+             * Format: date-time
+             * @description UTC, RFC 3339, whole seconds
+             */
+            ends_at: string;
+            /** @description how many it covered when the window began */
+            servers: number;
+            /** @description how many have not started yet */
+            waiting: number;
+            started: number;
+            /** @description for a reason that does not pass: see the runs of its servers */
+            refused: number;
+            /** @description the window ended before they could start */
+            missed: number;
         };
         /**
          * Server
@@ -466,22 +546,30 @@ export interface components {
             status: string;
             /** @description how many snapshots it has; failed ones do not count */
             snapshots: number;
-            /** @description how many it may have: 5, or what the provider has set */
+            /** @description how many it may have: 5, unless the provider sets another limit */
             snapshots_max: number;
-            /** @description the job that it is busy with */
+            /** @description its running job */
             job: components["schemas"]["BusyJob"] | null;
-            /** @description its node responds, so new jobs are accepted */
+            /** @description whether its node responds, so that new jobs are accepted */
             reachable: boolean;
-            /** @description whether creates stop it, if they do not say so: `stop` or `live`; more may be added. null: the provider's default */
+            /** @description the default of its creates: `stop` or `live`; more may be added. null: the provider's default */
             consistency: string | null;
+            /** @description those that `PATCH` has set */
+            labels: {
+                [key: string]: string;
+            };
         };
         /**
          * ServerEdit
-         * @description Whether creates stop a server, if they do not say so themselves.
+         * @description The fields to change; fields that are left out stay.
          */
         ServerEdit: {
-            /** @description `stop`, `live` where the provider allows it, or null: the provider's default */
-            consistency: ("stop" | "live") | null;
+            /** @description whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default */
+            consistency?: ("stop" | "live") | null;
+            /** @description at most 20; they replace all labels of the server. Schedules may go by them */
+            labels?: {
+                [key: string]: string;
+            };
         };
         /**
          * ServerName
@@ -558,15 +646,15 @@ export interface components {
             labels: {
                 [key: string]: string;
             };
-            /** @description a delete is refused */
+            /** @description deletes are refused */
             protected: boolean;
             /** @description when it is deleted, unless it is protected */
             expires_at: string | null;
             /** @description the schedule that created it */
             schedule_id: string | null;
-            /** @description null until completed, and for a snapshot of an earlier version */
+            /** @description null until completed, and for snapshots that an earlier version created */
             contents: components["schemas"]["Contents"] | null;
-            /** @description how the guest's data got into the snapshot; null: unknown, or none was taken */
+            /** @description the state of the guest's data in the snapshot; null: unknown, or no snapshot was taken */
             consistency: string | null;
         };
         /**
@@ -601,7 +689,7 @@ export interface components {
         };
         /**
          * TestMessage
-         * @description The message that a receiver gets of a test.
+         * @description The message of a test.
          */
         TestMessage: {
             /**
@@ -641,7 +729,7 @@ export interface components {
          * @description Where to send the events of the account's jobs.
          */
         WebhookBody: {
-            /** @description https, a public address, port 443 or from 1024 on; no user, no fragment */
+            /** @description https, a public address, port 443 or at least 1024; no user, no fragment */
             url: string;
             /** @default  */
             description?: string | null;
@@ -658,10 +746,10 @@ export interface components {
         };
         /**
          * WebhookEditBody
-         * @description The fields to change; fields that are left out stay.
+         * @description The fields to change; omitted fields keep their values.
          */
         WebhookEditBody: {
-            /** @description https, a public address, port 443 or from 1024 on; no user, no fragment */
+            /** @description https, a public address, port 443 or at least 1024; no user, no fragment */
             url?: string;
             /** @description no control characters */
             description?: string;
@@ -696,7 +784,7 @@ export interface components {
              * @description UTC, RFC 3339, whole seconds
              */
             created_at: string;
-            /** @description `whsec_` and base64; it signs the messages */
+            /** @description `whsec_` followed by base64; it signs the messages */
             secret: string;
         };
     };
@@ -709,6 +797,8 @@ export interface components {
 export type BusyJob = components['schemas']['BusyJob'];
 export type Conflict = components['schemas']['Conflict'];
 export type Contents = components['schemas']['Contents'];
+export type CoveredServer = components['schemas']['CoveredServer'];
+export type CoveredServerList = components['schemas']['CoveredServerList'];
 export type CreateBody = components['schemas']['CreateBody'];
 export type Delivery = components['schemas']['Delivery'];
 export type DeliveryList = components['schemas']['DeliveryList'];
@@ -737,6 +827,7 @@ export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleEditBody = components['schemas']['ScheduleEditBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRun = components['schemas']['ScheduleRun'];
+export type ScheduleWindow = components['schemas']['ScheduleWindow'];
 export type Server = components['schemas']['Server'];
 export type ServerEdit = components['schemas']['ServerEdit'];
 export type ServerName = components['schemas']['ServerName'];

@@ -1,4 +1,4 @@
-// Sends calls, and repeats those that can be repeated.
+// Sends calls, and retries those that can be repeated.
 import { ofProblem, Unreachable } from './errors.ts'
 import type { ProblemDocument } from './models.ts'
 
@@ -109,13 +109,13 @@ export function pause(seconds: number): Promise<void> {
   return new Promise((done) => setTimeout(done, seconds * 1000))
 }
 
-/** How many calls the token has left, undefined if the response does not say it. */
+/** How many calls the token has left, undefined if the response does not show it. */
 export function callsLeft(headers: Headers): number | undefined {
   const found = /\br=(\d+)/.exec(headers.get('RateLimit') ?? '')
   return found ? Number(found[1]) : undefined
 }
 
-/** Seconds; 0 if the header is missing, or a date of some proxy. */
+/** Seconds; 0 if the header is missing or is a date from a proxy. */
 function retryAfter(headers: Headers): number {
   const given = headers.get('Retry-After') ?? ''
   return /^\d+$/.test(given) ? Number(given) : 0

@@ -1,4 +1,4 @@
-"""The options that all modules have."""
+"""The options of all modules."""
 
 
 class ModuleDocFragment:
@@ -25,7 +25,7 @@ options:
     required: true
   wait_timeout:
     description:
-      - For how many seconds to wait for the end of a job.
+      - How many seconds to wait for the end of a job.
     type: int
     default: 3600
 requirements:

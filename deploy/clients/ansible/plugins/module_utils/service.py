@@ -1,4 +1,4 @@
-"""What the modules share: their options, the client, and errors as Ansible tells them."""
+"""Shared by the modules: options, the client, and errors in Ansible's form."""
 
 import traceback
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def module_of(options: Mapping[str, Any], **rules: Any) -> AnsibleModule:
-    """`options`: those of the module besides what all have. `rules`: as AnsibleModule takes them."""
+    """`options`: the module's own options. `rules`: further arguments of AnsibleModule."""
     module = AnsibleModule(argument_spec={**_OPTIONS, **options}, supports_check_mode=True, **rules)
     if MISSING is not None:
         module.fail_json(msg=missing_required_lib("vps-snapshots-client"), exception=MISSING)
@@ -37,7 +37,7 @@ def module_of(options: Mapping[str, Any], **rules: Any) -> AnsibleModule:
 
 @contextmanager
 def connected(module: AnsibleModule) -> Iterator["Client"]:
-    """The client. An error ends the module."""
+    """The client. Its errors end the module."""
     params = module.params
     try:
         with Client(params["api_url"], params["api_token"], account_id=params["account_id"]) as client:
@@ -48,15 +48,15 @@ def connected(module: AnsibleModule) -> Iterator["Client"]:
 
 
 def changed_of(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the wanted values that were given and differ."""
+    """The wanted values that were given and differ."""
     return {name: value for name, value in wanted.items() if value is not None and found.get(name) != value}
 
 
 def ensure_passed(module: AnsibleModule, client: "Client", job: Mapping[str, Any]) -> None:
-    """Fails if the checks of a dry run did."""
+    """Fails the module if the checks of a dry run failed."""
     client.wait_for_job(job["id"], timeout_seconds=module.params["wait_timeout"])
 
 
 def end(module: AnsibleModule, before: Mapping[str, Any], after: Mapping[str, Any], **results: Any) -> None:
-    """Ends the module: it has changed something if `after` differs from `before`, which a diff shows."""
+    """Ends the module. It has changed something if `after` differs from `before`; a diff shows both."""
     module.exit_json(changed=before != after, diff={"before": dict(before), "after": dict(after)}, **results)

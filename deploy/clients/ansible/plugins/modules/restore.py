@@ -4,7 +4,7 @@ short_description: Ensures that a server was restored from a snapshot
 description:
   - Restores the server, which overwrites all its current data, unless its last restore was from this snapshot and was
     not undone.
-  - What was written to the server since that restore is not compared. O(force=true) restores in any case.
+  - Data that was written to the server since that restore is not compared. O(force=true) always restores.
   - The service keeps the overwritten data for 24 hours, for an undo.
   - In check mode, the server's node runs the checks of a restore and changes nothing.
 options:
@@ -18,13 +18,13 @@ options:
     type: int
   disks:
     description:
-      - V(present) restores the disks that exist, even if others are gone.
+      - V(present) restores only the disks that exist.
     type: str
     choices: [all, present]
     default: all
   force:
     description:
-      - Restore also if the last restore was from this snapshot.
+      - Restore even if the last restore was from this snapshot.
     type: bool
     default: false
 extends_documentation_fragment: vps.snapshots.api

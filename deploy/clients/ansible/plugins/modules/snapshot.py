@@ -13,13 +13,13 @@ options:
     required: true
   state:
     description:
-      - Whether the snapshot is to exist. A failed snapshot does not count.
+      - Whether the snapshot must exist. A failed snapshot does not count.
     type: str
     choices: [present, absent]
     default: present
   description:
     description:
-      - What the snapshot is for.
+      - Description of the snapshot.
     type: str
   labels:
     description:
@@ -27,16 +27,16 @@ options:
     type: dict
   protected:
     description:
-      - Whether a delete is refused.
+      - Whether deletes are refused.
     type: bool
   consistency:
     description:
-      - How to create it, V(stop) or V(live). Without it, the default of the server or the provider.
+      - Whether to stop the server, V(stop) or V(live). Default: the server's or else the provider's.
     type: str
     choices: [stop, live]
   wait:
     description:
-      - Whether to wait until the snapshot is completed, or its space is free.
+      - Whether to wait until the snapshot is completed, or until its space is freed.
     type: bool
     default: true
 extends_documentation_fragment: vps.snapshots.api
@@ -51,7 +51,7 @@ author: vps-snapshots
 """
 
 EXAMPLES = """
-- name: Have a snapshot before the update
+- name: Ensure that there is a snapshot before the update
   vps.snapshots.snapshot:
     server_id: 12345
     name: before-update
@@ -59,7 +59,7 @@ EXAMPLES = """
     labels:
       env: production
 
-- name: Not have it
+- name: Ensure that the snapshot is deleted
   vps.snapshots.snapshot:
     server_id: 12345
     name: before-update
@@ -69,11 +69,11 @@ EXAMPLES = """
 RETURN = """
 snapshot:
   description: The snapshot, as the API shows it.
-  returned: when it exists
+  returned: if it exists
   type: dict
 job_id:
-  description: The job that was started.
-  returned: when one was
+  description: ID of the job that was started.
+  returned: if a job was started
   type: str
 """
 
@@ -147,7 +147,7 @@ def create(module: AnsibleModule, client: Any, wanted: dict[str, Any]) -> Change
 
 
 def job_of(client: Any, snapshot: dict[str, Any]) -> str:
-    """The job that creates the snapshot."""
+    """The ID of the job that creates the snapshot."""
     jobs = client.jobs.list(server_id=snapshot["server"]["id"])
     return next(
         str(job["id"])

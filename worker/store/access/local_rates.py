@@ -1,19 +1,19 @@
-"""Rate limits while Redis accepts no writes: each process counts by itself."""
+"""Rate limits while Redis refuses writes: each process counts on its own."""
 
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from math import ceil
 
-KEYS_MOST = 10_000  # beyond them, the one that called least recently is forgotten
+KEYS_MOST = 10_000  # beyond this, the least recent caller is dropped
 
 
-class Meanwhile:
-    """Counts as the script `shared/rate.lua` does, by the generic cell rate algorithm. `clock`: seconds."""
+class LocalRates:
+    """Counts like the script `shared/rate.lua`, with the generic cell rate algorithm. `clock`: returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._full_at: dict[str, float] = {}  # in milliseconds: when all calls are allowed again
+        self._full_at: dict[str, float] = {}  # when the full burst is available again, in milliseconds
 
     def take(self, key: str, most: int, window: timedelta) -> tuple[int, int, int]:
         """Whether one more of `most` calls within `window` is allowed (1 or 0), how many are left, and the milliseconds
@@ -24,7 +24,7 @@ class Meanwhile:
         allowed = full_at + each - window_ms <= now
         if allowed:
             full_at += each
-        self._full_at[key] = full_at  # behind all others
+        self._full_at[key] = full_at  # moves it to the end
         if len(self._full_at) > KEYS_MOST:
             del self._full_at[next(iter(self._full_at))]
         left = int((window_ms - (full_at - now)) // each)

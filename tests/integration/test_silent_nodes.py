@@ -1,0 +1,91 @@
+"""What operators are told of a silent node: its servers, its jobs and its guests are as it reported them last."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.integration.browsing import Dashboard, dashboard_of
+from tests.integration.conftest import SERVER, Cell
+from tests.integration.test_dashboard import visible
+from tests.integration.test_guests_off import ops, stop
+from worker.store.model import JobId
+
+MARK = "node silent"
+
+
+@pytest.fixture
+async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
+    async with dashboard_of(cell) as dashboard:
+        yield dashboard
+
+
+async def falls_silent(dashboard: Dashboard) -> None:
+    """Two minutes ago."""
+    await dashboard.cell.raw("HSET", "node:n1", "heartbeat_ms", round((time.time() - 120) * 1000))
+
+
+async def stopped(dashboard: Dashboard) -> JobId:
+    """A job in progress whose guest is off."""
+    job = (await dashboard.cell.create()).job.id
+    await stop(dashboard, job, ago=130)
+    return job
+
+
+async def page(dashboard: Dashboard, path: str) -> str:
+    return visible(await dashboard.browser.seen(f"/ops/{path}"))
+
+
+async def server(dashboard: Dashboard) -> Any:
+    return await ops(dashboard, f"servers/{SERVER}/")
+
+
+async def test_its_servers_accept_no_jobs_and_their_pages_say_why(dashboard: Dashboard) -> None:
+    assert (await server(dashboard))["reachable"] is True
+    assert MARK not in await page(dashboard, "servers/")
+    assert "not responding" not in await page(dashboard, f"servers/{SERVER}/")
+    await falls_silent(dashboard)
+    assert (await server(dashboard))["reachable"] is False
+    assert MARK in await page(dashboard, "servers/")
+    assert "n1 is not responding since" in await page(dashboard, f"servers/{SERVER}/")
+
+
+async def test_a_server_whose_snapshots_are_not_known_yet_accepts_no_jobs(dashboard: Dashboard) -> None:
+    await dashboard.cell.raw("HSET", f"server:{SERVER}", "unpublished", "1")
+    assert (await server(dashboard))["reachable"] is False
+    text = await page(dashboard, f"servers/{SERVER}/")
+    assert "has not reported the server's snapshots yet" in text
+    assert "not responding" not in text
+
+
+@pytest.mark.parametrize("path", ["", "jobs/", "nodes/n1/", f"servers/{SERVER}/", "jobs/JOB/"])
+async def test_nothing_says_that_its_job_runs_or_that_its_guest_is_off_by_now(dashboard: Dashboard, path: str) -> None:
+    path = path.replace("JOB", await stopped(dashboard))
+    before = await page(dashboard, path)
+    assert "off for 2 min" in before
+    assert MARK not in before
+    await falls_silent(dashboard)
+    now = await page(dashboard, path)
+    assert "off when last heard" in now
+    assert "off for 2" not in now
+    assert MARK in now
+
+
+async def test_the_page_of_its_job_says_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:
+    job = await stopped(dashboard)
+    assert "not responding" not in await page(dashboard, f"jobs/{job}/")
+    await falls_silent(dashboard)
+    text = await page(dashboard, f"jobs/{job}/")
+    assert "n1 is not responding since" in text
+    assert "finishes the job and starts the guest without the service" in text
+    assert "running when last heard 10 s" in text  # not for the two minutes since
+
+
+async def test_a_drain_waits_for_what_ran_when_it_was_last_heard(dashboard: Dashboard) -> None:
+    await stopped(dashboard)
+    await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
+    assert "last heard" not in await page(dashboard, "nodes/")
+    await falls_silent(dashboard)
+    assert "draining: 1 job running when last heard" in await page(dashboard, "nodes/")
+    assert "waiting for 1 job that ran when it was last heard" in await page(dashboard, "nodes/n1/")

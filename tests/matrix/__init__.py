@@ -1,0 +1,1 @@
+"""The suite on the versions that a provider may have: `make matrix`."""

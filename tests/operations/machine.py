@@ -1,0 +1,214 @@
+"""A machine to follow instructions on: a network namespace, with folders of its own in the place of those that the
+instructions change. Its systemd and apt are played (`init.py`, `commands.py`); all other programs are real. Needs root.
+"""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.namespaces import Network, network
+from tests.operations.commands import COMMANDS
+
+PROJECT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+LIMIT_SECONDS = 120.0
+Edits = Mapping[
+    str, Sequence[Sequence[tuple[str, str]]]
+]  # of a file: what an operator replaces each time that it is opened
+_ASKS = re.compile(r"\[y/N\]: $|input password: $|operator: $")
+
+
+class NotDoneError(Exception):
+    """A block ended with an error; the text has what it printed."""
+
+
+class Machine:
+    def __init__(self, shared: Path, name: str, inside: Sequence[str], addresses: Mapping[str, str]) -> None:
+        """`addresses`: the real ones, by those that instructions use."""
+        self.name = name
+        self.folder = shared / name
+        self._shared = shared
+        self._inside = inside
+        self._addresses = addresses
+
+    def start(self, environment: Mapping[str, str], edits: Edits) -> None:
+        """Returns when its init takes commands."""
+        self.folder.mkdir()
+        (self.folder / "edits.json").write_text(self.here(json.dumps(edits)))
+        (self.folder / "environment.json").write_text(json.dumps(environment))
+        self._environment = environment
+        init = [sys.executable, str(HERE / "init.py"), str(self.folder)]
+        with (self.folder / "init.log").open("wb") as log:
+            self._init = subprocess.Popen(
+                [
+                    *self._inside,
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "private",
+                    *init,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self._init.stdout is not None
+        if self._init.stdout.readline() != b"ready\n":
+            raise NotDoneError((self.folder / "init.log").read_text())
+        (self.folder / "pid").write_text(str(self._init.pid))
+
+    def stop(self) -> None:
+        self._init.kill()
+        self._init.wait()
+        assert self._init.stdout is not None
+        self._init.stdout.close()
+
+    def file(self, path: str) -> Path:
+        """Where a file of the machine's /etc, /run, /var/lib, /var/log or of its working folder is for us."""
+        return self.folder / path.lstrip("/")
+
+    def here(self, text: str) -> str:
+        """With the real addresses in the place of the examples."""
+        for example, address in self._addresses.items():
+            text = text.replace(example, address)
+        return text
+
+    def follow(self, text: str) -> str:
+        """Run a block as an operator at a terminal would; returns what the terminal shows. Raises NotDoneError."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *self._entering(), "bash", "-euo", "pipefail", "-c", self.here(text)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        watch = threading.Timer(LIMIT_SECONDS, process.kill)
+        watch.start()
+        try:
+            shown = self._attend(ours, text)
+            code = process.wait()
+        finally:
+            watch.cancel()
+            os.close(ours)
+        if code:
+            raise NotDoneError(f"on {self.name}, exit status {code}:\n{text}\n--- shown:\n{shown}\n{self.logs()}")
+        return shown
+
+    def _attend(self, terminal: int, text: str) -> str:
+        """Read until the end; answer each question: yes, or the password of the account that the block names."""
+        accounts = iter(re.findall(r"--user (\w+) --askpass", text))
+        shown, answered = "", 0
+        while True:
+            try:
+                more = os.read(terminal, 65536)
+            except OSError:  # nobody has it open any more
+                return shown.replace("\r\n", "\n")
+            if not more:
+                return shown.replace("\r\n", "\n")
+            shown += more.decode(errors="replace")
+            if (asked := _ASKS.search(shown, answered)) is not None:
+                answered = len(shown)
+                account = next(accounts, "operator") if "password" in asked[0] else "operator"
+                answer = "y" if asked[0].startswith("[") else password(self.folder, account)
+                os.write(terminal, f"{answer}\n".encode())
+
+    def edits_left(self) -> dict[str, object]:
+        """Those for which no page has opened the file."""
+        planned = json.loads((self.folder / "edits.json").read_text())
+        return {file: changes for file, changes in planned.items() if changes}
+
+    def _entering(self) -> list[str]:
+        return entering(self._shared, self.name, self._environment)
+
+    def logs(self) -> str:
+        found = sorted((self.folder / "var/log/units").glob("*.log"))
+        return "\n".join(f"--- {file.name}:\n{file.read_text()[-2000:]}" for file in found)
+
+
+def entering(shared: Path, name: str, environment: Mapping[str, str]) -> list[str]:
+    """The command that runs another one on the machine, in its working folder, as root after a login."""
+    folder = shared / name
+    variables = {
+        "PATH": f"{shared}/commands:/run/programs:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(folder / "home"),
+        "LC_ALL": "C.UTF-8",
+        "TERM": "dumb",
+        "COLUMNS": "200",
+        "PAGER": "",
+        "MACHINE": str(folder),
+    }
+    pid = (folder / "pid").read_text()
+    return [
+        *("nsenter", f"--target={pid}", "--mount", "--net", "--"),
+        *(
+            "env",
+            "-i",
+            f"--chdir={folder / 'home'}",
+        ),  # there: nsenter's own --wd is a folder of our mounts, not of theirs
+        *(f"{key}={value}" for key, value in (variables | dict(environment)).items()),
+    ]
+
+
+def password(folder: Path, account: str) -> str:
+    """Of Redis, as the operator has noted it: that of the machine in `folder`, or of the first one that has a Redis."""
+    files = [folder / "etc/redis/users.acl", *sorted(folder.parent.glob("redis*/etc/redis/users.acl"))]
+    text = next(file.read_text() for file in files if file.exists())
+    (found,) = re.findall(rf"^user {account} on >(\S+)", text, re.MULTILINE)
+    return str(found)
+
+
+@contextmanager
+def machines(
+    folder: Path,
+    names: Mapping[str, str],
+    *,
+    edits: Mapping[str, Edits],
+    environment: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, Machine]]:
+    """By their names, which each of them resolves. `names`: with the address or name that the pages use."""
+    commands = folder / "commands"
+    commands.mkdir()
+    for command in COMMANDS:
+        (commands / command).write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "commands.py"} {command} "$@"\n')
+        (commands / command).chmod(0o755)
+    with network(len(names)) as net:
+        real = dict(zip(names, net.hosts, strict=True))
+        (folder / "hosts").write_text("".join(f"{host} {name} {names[name]}\n" for name, host in real.items()))
+        addresses = {example: real[name] for name, example in names.items() if example[0].isdigit()}
+        made = {name: Machine(folder, name, net.inside(place), addresses) for place, name in enumerate(names)}
+        try:
+            for name, machine in made.items():
+                machine.start(environment.get(name, {}), edits.get(name, {}))
+            yield made
+        finally:
+            for machine in made.values():
+                if hasattr(machine, "_init"):
+                    machine.stop()
+            _end_all(net, len(names))
+
+
+def _end_all(net: Network, count: int) -> None:
+    """What still runs on the machines: nothing else is in their namespaces."""
+    for place in range(count):
+        name = net.inside(place)[-1]
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while time.monotonic() < deadline:
+            pids = subprocess.run(
+                ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
+            ).stdout.split()
+            if not pids:
+                break
+            subprocess.run(["kill", "-KILL", *pids], check=False, stderr=subprocess.DEVNULL)
+            time.sleep(0.05)

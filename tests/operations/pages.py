@@ -1,0 +1,42 @@
+"""The pages for operators, and the blocks in them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+FOLDER = PROJECT / "docs" / "operations"
+PAGES = ("README", "architecture", "install", "configure", "operate", "scale", "recover", "secure", "settings")
+_FENCE = re.compile(r"^```([a-z]+)(?: ([a-z0-9 -]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """`kind`: what is behind the language, which for `sh` is where the block is run."""
+
+    page: str
+    line: int
+    language: str
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}.md:{self.line}"
+
+
+def text_of(page: str) -> str:
+    return (FOLDER / f"{page}.md").read_text()
+
+
+def blocks(page: str) -> list[Block]:
+    text = text_of(page)
+    return [
+        Block(
+            page=page,
+            line=text.count("\n", 0, found.start()) + 1,
+            language=found[1],
+            kind=found[2] or "",
+            text=found[3],
+        )
+        for found in _FENCE.finditer(text)
+    ]

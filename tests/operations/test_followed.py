@@ -1,0 +1,202 @@
+"""The pages for operators are followed to the letter: every block of commands is run, in the order of the pages, on
+machines that resemble a small cell. What cannot be run so is run by another test, which `ELSEWHERE` names.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs, needs_root
+from tests.operations.machine import Edits, machines
+from tests.operations.pages import PAGES, PROJECT, Block, blocks
+
+CELL = {  # each machine, with the address or name that the pages use for it
+    "redis": "10.20.0.5",
+    "front-end": "10.20.0.7",
+    "gateway": "gateway-1.example.net",
+    "node-1": "node-1.example.net",
+    "prometheus": "10.20.0.9",
+    "vault": "vault.example.net",
+}
+THREE = {"redis-1": "10.20.0.5", "redis-2": "10.20.0.6", "redis-3": "10.20.0.7"}
+OF_THREE = {"each-redis": [*THREE], "first-redis": ["redis-1"], "other-redis": ["redis-2", "redis-3"]}
+ELSEWHERE = {
+    "make": "tests/integration/test_readme.py names each target; tests/packages/run.sh builds the packages",
+    "packages": "tests/packages/inside.sh",
+}
+PROGRAMS = ("redis-server", "ip", "nsenter", "unshare", "setpriv", "openssl", "curl", "age", "promtool", "virsh")
+DOMAINS = """\
+<node><domain type='test'><name>web-server-01</name><memory>8192</memory><os><type>hvm</type></os>
+<metadata><s:server xmlns:s='https://vps-snapshots.dev/libvirt/1' id='12345' account='77'/></metadata></domain></node>
+"""
+
+TLS_OF_REDIS = [
+    ("^port 6379$", "port 0"),
+    ("^#   tls-port 6379$", "tls-port 6379"),
+    *((f"^#   {line}$", line) for line in ("tls-cert-file /etc/redis/redis.crt", "tls-key-file /etc/redis/redis.key")),
+    *((f"^#   {line}$", line) for line in ("tls-ca-cert-file /etc/redis/ca.crt", "tls-auth-clients no")),
+]
+TLS_TO_REDIS = [
+    ("^url = .*$", 'url = "rediss://10.20.0.5:6379/0"'),
+    ("^# tls_ca_file = .*$", 'tls_ca_file = "/etc/vps-snapshots/redis-ca.crt"'),
+]
+BIND = [("^bind 127.0.0.1 -::1$", "bind 127.0.0.1 10.20.0.5")]
+
+
+def redis_of(account: str) -> list[tuple[str, str]]:
+    return [
+        ('^url = "redis://[0-9.]+:6379/0"', 'url = "redis://10.20.0.5:6379/0"'),
+        (f"{account.upper()}-PASSWORD", f"{{password of {account}}}"),
+    ]
+
+
+def shown_in(page: str, beginning: str) -> str:
+    """The text of the only block of that page that an operator is to copy into a file, and that begins so."""
+    (found,) = [block.text for block in blocks(page) if block.language == "ini" and block.text.startswith(beginning)]
+    return found
+
+
+def as_the_pages_say() -> dict[str, Edits]:
+    """What an operator changes each time that a page opens a file in an editor."""
+    programs = str(Path(sys.executable).parent)
+    drop_in = shown_in("secure", "[Service]").replace("/usr/lib/vps-snapshots/api/bin", programs)
+    return {
+        "redis": {
+            "/etc/redis/redis.conf": [BIND, [("^maxmemory 1gb$", "maxmemory 2gb")], TLS_OF_REDIS],
+            "/etc/redis/users.acl": [
+                [("^user api on ", "user api on >another-password ")],
+                [("^user api on >another-password >[0-9a-f]{64} ", "user api on >another-password ")],
+            ],
+        },
+        "front-end": {
+            "/etc/vps-snapshots/api.toml": [
+                redis_of("api"),
+                [('^# live = "allowed"$', 'live = "allowed"')],
+                [("^metrics_networks = .*$", 'metrics_networks = ["10.20.0.9/32"]')],
+                [("^password = .*$", 'password = "{password of api}"')],
+                TLS_TO_REDIS,
+            ],
+            "/etc/vps-snapshots/audit.toml": [redis_of("audit"), TLS_TO_REDIS],
+            "/etc/systemd/system/vps-snapshots-api.socket.d/override.conf": [
+                [(r"\A", shown_in("configure", "[Socket]"))]
+            ],
+            "/etc/systemd/system/vps-snapshots-backup.service.d/override.conf": [[(r"\A", drop_in)]],
+        },
+        "gateway": {"/etc/vps-snapshots/gateway.toml": [redis_of("gateway"), TLS_TO_REDIS]},
+        "node-1": {
+            "/etc/vps-snapshots/worker.toml": [
+                [
+                    ("^urls = .*$", 'urls = ["wss://gateway-1.example.net:7443"]'),
+                    ("^# tls_ca_file = .*$", 'tls_ca_file = "/etc/vps-snapshots/gateway-ca.crt"'),
+                ],
+                [
+                    ("^metrics_host = .*$", 'metrics_host = "0.0.0.0"'),
+                    ("^# metrics_port = 9752$", "metrics_port = 9752"),
+                ],
+            ]
+        },
+        "prometheus": {
+            "/etc/prometheus/prometheus.yml": [
+                [("front-end-1:8080", "10.20.0.7:8080"), ("10.20.0.21:9752", "node-1:9752")]
+            ]
+        },
+    }
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    needs_root()
+    for program in PROGRAMS:
+        needs(program)
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:  # a short path, for sockets
+        yield Path(folder)
+
+
+def commands() -> Iterable[Block]:
+    return (block for page in PAGES for block in blocks(page) if block.language == "sh")
+
+
+def test_each_block_of_commands_is_run_by_a_test() -> None:
+    nobody = [f"{block}: {block.kind}" for block in commands() if block.kind not in {*CELL, *OF_THREE, *ELSEWHERE}]
+    assert nobody == []
+
+
+def test_a_block_that_another_test_runs_is_in_it() -> None:
+    inside = (PROJECT / "tests/packages/inside.sh").read_text()
+    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    for block in commands():
+        for line in block.text.splitlines():
+            if block.kind == "make":
+                assert line.removeprefix("make ") in targets, str(block)
+            elif block.kind == "packages":
+                assert line in inside, str(block)
+
+
+def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path) -> None:
+    environment = {
+        "node-1": {"VPS_SNAPSHOTS_DRIVER": "fake", "LIBVIRT_DEFAULT_URI": f"test://{folder}/domains.xml"},
+    }
+    (folder / "domains.xml").write_text(DOMAINS)
+    with machines(folder, CELL, edits=as_the_pages_say(), environment=environment) as cell:
+        shown = {block: cell[block.kind].follow(block.text) for block in commands() if block.kind in CELL}
+        snapshots = cell["front-end"].follow("vps-snapshots --token-file public-tier.token --account 77 snapshots")
+        (*_, encrypted) = sorted(cell["front-end"].file("/var/lib/vps-snapshots-backup").glob("*.backup"))
+        newest_backup = encrypted.read_bytes()
+        running = {name: machine.follow("systemctl list-units").split() for name, machine in cell.items()}
+        left = {name: machine.edits_left() for name, machine in cell.items()}
+    assert "first" in snapshots  # created at the beginning; Redis has lost its data since
+    assert "bob" in last_of(shown, "vps-snapshots tokens")  # restored from the backup
+    assert "\n".join(shown.values()).count("PONG") == 2
+    assert newest_backup.startswith(b"age-encryption.org/")
+    assert running == {
+        "redis": ["redis-server.service"],
+        "front-end": [f"vps-snapshots-{unit}" for unit in UNITS_OF_A_FRONT_END],
+        "gateway": ["vps-snapshots-gateway.service"],
+        "node-1": ["vps-snapshots-worker.service"],
+        "prometheus": [],
+        "vault": [],
+    }
+    assert left == {name: {} for name in CELL}
+
+
+def last_of(shown: Mapping[Block, str], beginning: str) -> str:
+    """What the terminal showed for the last block that begins so."""
+    return [text for block, text in shown.items() if block.text.startswith(beginning)][-1]
+
+
+UNITS_OF_A_FRONT_END = ("api.service", "api.socket", "audit.service", "backup.timer")
+
+
+def test_three_machines_with_redis_are_set_up_as_the_page_says(folder: Path) -> None:
+    (install,) = [block for block in blocks("install") if block.kind == "redis"]
+    replication = [
+        *TLS_OF_REDIS,
+        *((f"^#   {line}$", line) for line in ("tls-replication yes", "masteruser replica")),
+        ("^#   masterauth .*$", "masterauth {password of replica}"),
+        *((f"^#   {line}$", line) for line in ("min-replicas-to-write 1", "min-replicas-max-lag 10")),
+    ]
+    edits: dict[str, Edits] = {}
+    for name, address in THREE.items():
+        follows = [] if name == "redis-1" else [("^#   replicaof .*$", "replicaof 10.20.0.5 6379")]
+        sentinel = [("^bind 127.0.0.1$", f"bind 127.0.0.1 {address}")]
+        sentinel += [(r"^sentinel monitor vps-snapshots \S+", "sentinel monitor vps-snapshots 10.20.0.5")]
+        sentinel += [("SENTINEL-PASSWORD$", "{password of sentinel}")]
+        sentinel += [("^user operator on >OPERATOR-PASSWORD", "user operator on >{password of operator}")]
+        edits[name] = {
+            "/etc/redis/redis.conf": [[(BIND[0][0], f"bind 127.0.0.1 {address}")], [*replication, *follows]],
+            "/etc/redis/sentinel.conf": [sentinel],
+        }
+    with machines(folder, THREE, edits=edits, environment={}) as cell:
+        for name in THREE:
+            cell[name].follow(install.text)
+        for block in commands():
+            for name in OF_THREE.get(block.kind, []):
+                shown = cell[name].follow(block.text)
+        first = cell["redis-1"].here("10.20.0.5")
+        left = {name: machine.edits_left() for name, machine in cell.items()}
+    assert re.findall(r'"(\S+)"', shown)[-2:] == [first, "6379"]
+    assert left == {name: {} for name in THREE}

@@ -1,0 +1,103 @@
+"""Customers do all that they may, until nothing more is accepted: Redis is not full, and deletes make room."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+
+import pytest
+
+from tests.integration.conftest import ACCOUNT, Cell
+from tests.integration.front_end import BROKE, DONE
+from worker.store import errors
+from worker.store.calls import Idempotency
+from worker.store.customers.customer_store import Edit
+from worker.store.model import JobId, ServerId, SnapshotId
+from worker.store.webhooks.webhooks import WebhookChange, Webhooks
+
+SERVERS = [ServerId(n + 1) for n in range(300)]
+ROOM_BYTES = 2 << 20  # of `maxmemory`, above what is there at the start
+DESCRIPTION = "x" * 1000  # the longest one
+LABELS = {f"label-{n}": "y" * 60 for n in range(10)}
+# without events: what the messages to one account's webhooks take has a bound of its own, which is far above this room
+HOOK = WebhookChange(url="https://gone.example/", description="", events=[], enabled=True)
+
+keys = count()
+
+
+@pytest.fixture
+async def filling(cell: Cell) -> AsyncIterator[Cell]:
+    await cell.redis.config_set("appendfsync", "no")
+    await cell.have(SERVERS)
+    yield cell
+    await cell.redis.config_set("maxmemory", "0")
+    await cell.redis.config_set("appendfsync", "always")
+
+
+async def _used(cell: Cell) -> int:
+    return int((await cell.redis.info("memory"))["used_memory"])
+
+
+async def _share(cell: Cell) -> float:
+    return await _used(cell) / int((await cell.redis.config_get("maxmemory"))["maxmemory"])
+
+
+async def _until_refused(ask: Callable[[], Awaitable[object]]) -> None:
+    for _ in range(5000):
+        try:
+            await ask()
+        except errors.StoreNearlyFull:
+            return
+    pytest.fail("it goes on and on")
+
+
+async def test_customers_do_not_fill_redis_and_can_make_room(filling: Cell) -> None:
+    cell, store, hooks = filling, filling.store, Webhooks(filling.redis)
+    made: list[SnapshotId] = []
+    hook = await hooks.create(account_id=ACCOUNT, change=HOOK)
+
+    async def run(job_id: JobId) -> None:
+        await cell.node.begin(job_id)
+        await cell.node.finish(job_id, BROKE if next(keys) % 2 else DONE)
+
+    async def create() -> None:
+        new = await cell.create(f"n-{len(made)}", server=SERVERS[len(made) % len(SERVERS)])
+        made.append(new.snapshot.id)
+        await cell.node.begin(new.job.id)
+        await cell.node.finish(new.job.id, DONE)
+
+    async def restore() -> None:
+        key = Idempotency(key=f"{next(keys):064x}", fingerprint="f" * 64)
+        job = await store.restore(
+            account_id=ACCOUNT, snapshot_id=made[next(keys) % len(made)], request_id="r", idempotency=key
+        )
+        await run(job.job.id)
+
+    async def rotate() -> None:
+        key = Idempotency(key=f"{next(keys):064x}", fingerprint="f" * 64)
+        await hooks.rotate(account_id=ACCOUNT, webhook_id=hook.webhook.id, idempotency=key)
+
+    async def describe() -> None:
+        edit = Edit(description=DESCRIPTION + str(next(keys)), labels=LABELS)
+        await store.edit(account_id=ACCOUNT, snapshot_id=made[next(keys) % len(made)], edit=edit)
+
+    async def delete(snapshot: SnapshotId) -> None:
+        job = await store.delete(account_id=ACCOUNT, snapshot_id=snapshot, request_id="r")
+        assert job is not None
+        await cell.node.begin(job.id)
+        assert await cell.node.finish(job.id, DONE) == "published"
+
+    for ask in (create, create, restore, rotate, describe):  # Redis keeps the scripts
+        await ask()
+    await delete(made.pop())
+    await cell.redis.config_set("maxmemory", await _used(cell) + ROOM_BYTES)
+
+    await _until_refused(create)
+    assert 0.9 <= await _share(cell) < 0.95
+    for ask in (restore, rotate, describe):
+        await _until_refused(ask)
+    assert 0.95 <= await _share(cell) < 1
+
+    # all that exists is deleted: history goes for the jobs that do it, so that there is room for restores again
+    for snapshot in made:
+        await delete(snapshot)
+        assert await _share(cell) < 1
+    assert await _share(cell) < 0.95

@@ -1,0 +1,20 @@
+"""A cell is upgraded and goes back while it works. `make upgrades` does so from former releases, too."""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.conftest import needs
+from tests.upgrades.campaign import up_and_back
+from tests.upgrades.cell import NODES
+from tests.upgrades.releases import following, today
+
+
+def test_nothing_admitted_is_lost_or_done_twice_when_the_cell_goes_to_the_following_release_and_back() -> None:
+    needs("redis-server")
+    folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # short, for the sockets' sake
+    upgrade = asyncio.run(up_and_back(folder, today(), following(folder / "following"), say=lambda _: None))
+    assert upgrade.violations == [], f"{upgrade.text()}\nleft for a look: {folder}"
+    assert len(upgrade.held) == 2 * len(NODES)
+    shutil.rmtree(folder)
