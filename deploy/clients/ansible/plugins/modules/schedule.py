@@ -1,6 +1,6 @@
 DOCUMENTATION = """
 module: schedule
-short_description: Ensures that a server, or all servers with given labels, have a schedule of snapshots, or do not have it
+short_description: Ensures that a server or servers with given labels have, or do not have, a schedule of snapshots
 description:
   - Creates, edits or deletes the schedule of this name. Omitted options keep their values.
 options:
