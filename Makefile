@@ -192,7 +192,7 @@ bench-disk: setup ## measure the disk's share of each job by disk size, compared
 bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
 	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
 
-bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
+bench-downtime: setup ## measure the guest's downtime for a create and a restore, compared with a minimal script (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
 bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000")

@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 
 CHILDREN = 64  # at the same time
-# Below the worker, and below guests without a control group of their own; the unit's weights are for the others. The
-# kernel derives the priority of I/O from it, best-effort 7, the lowest, which the scheduler bfq heeds. Not the idle
-# class: a guest that is stopped for the child would wait for as long as other guests keep the disk busy.
+# Lower priority than the worker and than guests without their own control group, for the CPU and, with the scheduler
+# bfq, for the disk: the kernel derives the I/O priority (best-effort 7, the lowest). The unit's weights cover the other
+# guests. Not the idle class: a guest that is stopped for the child would wait while other guests keep the disk busy.
 NICE = 19
 MAX_OUTPUT_BYTES = 32 << 20  # on stdout: 4096 snapshots with long names, as JSON
 KEPT_ERROR_BYTES = 64 << 10  # limit for stderr, because a repair writes one line for each cluster: 80 MB for 100 GB

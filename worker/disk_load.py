@@ -12,17 +12,17 @@ import structlog
 
 from worker.program.loop import every
 
-LOOK_SECONDS = 10.0  # the span of `avg10`: the next look sees what the last step has changed
-LEAST = 1  # jobs never stop: each wait has an end
+LOOK_SECONDS = 10.0  # the span of `avg10`, so that each look sees the effect of the last step
+LEAST = 1  # jobs never stop, so that every job starts in the end
 _SOME = re.compile(r"^some avg10=([0-9.]+) ", re.MULTILINE)
 
 log = structlog.stdlib.get_logger()
 
 
 class DiskLoad:
-    """How many jobs may run at a time: `most`, or fewer while the pressure is above `busy_percent`, one fewer with each
-    look. One more with each look once it is below the half of that; in between the number stays, so that it does not
-    swing with the pressure that the jobs themselves make.
+    """How many jobs may run at a time, at most `most`. Each look allows one job fewer while the pressure is above
+    `busy_percent`, and one more while it is below half of that. In between the number stays, so that it does not
+    oscillate with the pressure that the jobs themselves cause.
 
     `changed` is called after each change."""
 
@@ -49,7 +49,7 @@ class DiskLoad:
             await every(LOOK_SECONDS, self.look, name="disks")
 
     async def look(self) -> None:
-        """Read the pressure and go one step. Without it, all jobs are allowed."""
+        """Read the pressure and adjust the number by one. If the pressure is unknown, all jobs are allowed."""
         percent, allowed = self._read(), self._allowed
         if percent is None:
             allowed = self._most
@@ -63,7 +63,7 @@ class DiskLoad:
             self._changed()
 
     def _read(self) -> float | None:
-        """In percent; None: unknown, and the log tells it once."""
+        """The pressure in percent; None: unknown, which is logged once."""
         reason = "it has no line `some`"
         try:
             if found := _SOME.search(self._pressure.read_text()):

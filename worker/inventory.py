@@ -44,10 +44,10 @@ class Inventory:
         conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` sends a server's snapshots to the store when the store does not know the server. `reconcile` is
-        called when an operator has requested reconciliation. `slots`: jobs that the node runs at a time now, and
-        `slots_max` at most; 0: not told. `boot`: the ID of the kernel's start; "": not told. `report_seconds`: interval
-        between reports while nothing changes. `conflict_seconds`: how long two nodes may both report a server before it
-        is logged as an error."""
+        called when an operator has requested reconciliation. `slots`: how many jobs the node runs at a time now;
+        `slots_max`: how many at most; 0: not reported. `boot`: the kernel's boot ID; "": not reported.
+        `report_seconds`: interval between reports while nothing changes. `conflict_seconds`: how long two nodes may
+        both report a server before it is logged as an error."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
@@ -70,7 +70,7 @@ class Inventory:
         self._has_fresh = asyncio.Event()
 
     def tell_facts(self) -> None:
-        """With the next report, which comes soon."""
+        """Send the node's facts with the next report, and send that report soon."""
         self._facts_at = -FACTS_SECONDS
         self._changed.set()
 

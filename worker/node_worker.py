@@ -84,8 +84,8 @@ class NodeWorker(Worker):
     """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None
     unless the cell has just begun it.
 
-    `redis`: of this process's own. `turned` is called at each turn of its loop. `allowed` returns how many jobs may run
-    now, if fewer than `max_jobs`; those that run go on.
+    `redis`: this process's private Redis. `turned` is called at each turn of its loop. `allowed` returns how many jobs
+    may run now, if fewer than `max_jobs`; jobs that already run continue.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class NodeWorker(Worker):
                 log.info("queue.answers")
 
     async def _given(self) -> Sequence[JobId | Job]:
-        """The jobs to start now, once there are any; none from time to time, and after a pause."""
+        """Wait for jobs to start. Returns none from time to time, and after a pause."""
         free = min(self.max_jobs - len(self._busy), self._allowed() - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
             await _wait(self._wake, TAKE_SECONDS)

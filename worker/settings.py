@@ -46,12 +46,12 @@ class WorkerSettings(FileSettings):
         default=0.0,
         ge=0,
         le=100,
-        description="share of the time in which something waits for a disk, `some avg10` of io_pressure_file, above"
-        " which fewer jobs run at a time, down to one; all again below the half of it; 0: never fewer",
+        description="percentage of time in which something waits for a disk (`some avg10` of io_pressure_file); above"
+        " it, fewer jobs run at a time, down to one; below half of it, all again; 0: never fewer",
     )
     io_pressure_file: Path = Field(
         default=Path("/proc/pressure/io"),
-        description="of the whole node, or `io.pressure` of a control group, such as that of machine.slice",
+        description="the I/O pressure of the whole node, or `io.pressure` of a control group, such as machine.slice",
     )
     grace_seconds: float = Field(
         default=Policy.grace_seconds, ge=0, le=3600, description="time for a guest to shut down before its power is cut"

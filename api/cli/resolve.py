@@ -72,8 +72,8 @@ async def snapshot(client: Client, text: str) -> int:
 async def listed(
     client: Client, kind: str, path: str, text: str, *, named: str, queries: Sequence[Query] = ({},)
 ) -> str:
-    """The ID of something in an account's list, or in those of several queries, also by the first digits of its ID, 8
-    or more, or by its field `named`. Raises CliError."""
+    """The ID of an item in an account's list, or in the lists of several queries, from its ID, at least the first 8
+    digits of it, or its field `named`. Raises CliError."""
     if _JOB_ID.fullmatch(text):
         return text
     pages = [await client.collect_pages(path, query, limit=LISTED) for query in queries]

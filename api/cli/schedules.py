@@ -42,7 +42,7 @@ COLUMNS = (
     Column(title="LAST RUN", of=_last, yields=4),
 )
 
-ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, 8 digits of it or more, or name.")]
+ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, at least its first 8 digits, or name.")]
 COVERED_COLUMNS = (
     Column(title="SERVER", of=lambda one: formats.named(one["server"])),
     Column(title="STARTS (UTC)", of=lambda one: formats.at(one["starts_at"])),
@@ -50,17 +50,17 @@ COVERED_COLUMNS = (
     Column(title="JOB", of=lambda one: (one["last_run"] or {}).get("job_id") or "", yields=2),
 )
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Start of the names of its snapshots.")]
-WHEN = "hourly, daily, weekly, or a cron expression, in UTC or the time zone."
+WHEN = "hourly, daily, weekly, or a cron expression, in UTC or in --time-zone."
 TimeZone = Annotated[str | None, typer.Option(metavar="ZONE", help="Time zone of --when, such as Europe/Berlin.")]
 Window = Annotated[
     timedelta | None,
     typer.Option(
         parser=options.period,
         metavar="2h",
-        help="How long after --when runs may start; they are spread over this time by server.",
+        help="How long after --when runs may start; the servers' runs are spread over this time.",
     ),
 ]
-LABELS = "Of the servers; repeat it to ask for several labels."
+LABELS = "Label of the servers; repeat it for several labels."
 Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
 ExpireAfter = Annotated[
     timedelta | None,

@@ -170,7 +170,7 @@ def set_server(
 def label_server(
     context: typer.Context, server: ServerArgument, labels: LabelChanges, *, as_json: Json = False
 ) -> None:
-    """Set or remove labels of a server, by which schedules may find it. The others stay (account token)."""
+    """Set or remove labels of a server, by which schedules can select it. Other labels stay (account token)."""
     changes = label_pairs(labels)
 
     async def patch(client: Client) -> Body:

@@ -65,7 +65,7 @@ class Scheduler:
         still_due = 0
         is_full = True
         while is_full:
-            # A skipped schedule stays due, for a worker that can read it, and must not hide those behind it.
+            # A skipped schedule stays due, for a gateway that can read it, and must not block the schedules behind it.
             due = await find(skip=still_due)
             for one in due:
                 is_done = False
@@ -75,7 +75,7 @@ class Scheduler:
             is_full = len(due) == BATCH
 
     async def _ran(self, due: Due) -> bool:
-        """Whether the store has decided on it and recorded when its schedule is due again."""
+        """Whether the store has decided on this run or window and recorded the time of the next one."""
         if isinstance(due, UnreadableSchedule):
             self._leave_out(due.id, due.reason)
             return False

@@ -30,7 +30,7 @@ ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # beyond any list, and the offset is still exact in Lua
 PAGE_SIZE_MAX = 500
 LABELS_MAX = 20
-_EXACT_MAX = 2**53  # up to here a float is exactly one integer
+_EXACT_MAX = 2**53  # largest range in which a float represents every integer
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -208,8 +208,8 @@ Labels = Annotated[
     dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
 ]
 
-OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
-OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]
+OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only for this server"), BeforeValidator(digits)]
+OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only for this account"), BeforeValidator(digits)]
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ class Waiting(Open):
         str,
         Field(
             description="`node_silent`, `node_paused`, `disks_busy`, `slots_full`, `server_busy`, or `node`: its node"
-            " is about to take it; more may be added"
+            " will start it within seconds; more may be added"
         ),
     ]
     detail: Annotated[str, Field(description="the reason in words")]

@@ -21,7 +21,7 @@ def why(waiting: Waiting, *, when: Callable[[datetime], str]) -> str:
             return f"The server is busy with job {waiting.busy_with[:8]}."
         case WaitReason.DISKS_BUSY:
             at_a_time = f"it runs {plural(waiting.slots, 'job')} at a time instead of {waiting.slots_max}"
-            return f"The node is busy: the disks of {waiting.node} are; {at_a_time}."
+            return f"The disks of {waiting.node} are busy; {at_a_time}."
         case WaitReason.SLOTS_FULL:
             return f"All slots of {waiting.node} are in use: it runs {plural(waiting.running, 'job')}."
     return f"{waiting.node} will start it within seconds."

@@ -236,8 +236,8 @@ class OpsNode(Open):
     paused: Annotated[Pause | None, Field(description="set while it is paused")]
     versions: Annotated[dict[str, str], Field(description="versions of `worker`, `hypervisor` and `emulator`")]
     pools: tuple[dict[str, Any], ...]
-    slots: Annotated[int | None, Field(description="jobs that it runs at a time now; null: not reported")]
-    slots_max: Annotated[int | None, Field(description="the same, while its disks are not busy; null: not reported")]
+    slots: Annotated[int | None, Field(description="how many jobs it can run at a time now; null: not reported")]
+    slots_max: Annotated[int | None, Field(description="how many while its disks are not busy; null: not reported")]
     queued: int
     running: int
     servers: int

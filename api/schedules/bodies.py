@@ -68,7 +68,7 @@ Keep = Annotated[
     Field(
         ge=1,
         le=SNAPSHOTS_PER_SERVER,
-        description="how many of its completed snapshots of each server to keep: the newest",
+        description="how many of its completed snapshots of each server to keep; the newest are kept",
     ),
     BeforeValidator(fields.whole),
 ]
@@ -85,8 +85,8 @@ TimeZone = Annotated[
     AfterValidator(_known_zone),
     Field(
         description=(
-            "the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes"
-            " right after the gap; one that comes twice, when they go back, runs once"
+            "the IANA name of the time zone of `when`. A time that the clocks skip when they go forward runs right"
+            " after the gap; a time that occurs twice when they go back runs once"
         ),
         examples=["Europe/Berlin"],
     ),
@@ -97,8 +97,9 @@ WindowMinutes = Annotated[
         ge=WINDOW_MINUTES[0],
         le=WINDOW_MINUTES[1],
         description=(
-            "how long after `when` runs may start. They are spread over this time by server; what has not started at"
-            f" its end is skipped. At most the time between two runs. By label: {WINDOW_BY_LABEL}, if left out"
+            "how long after `when` runs may start. The servers' runs are spread over this time; a run that has not"
+            " started at its end is skipped. At most the time between two runs. Default of a schedule by label:"
+            f" {WINDOW_BY_LABEL}"
         ),
     ),
     BeforeValidator(fields.whole),
@@ -117,9 +118,9 @@ class SchedulesQuery(fields.PageQuery):
     """The query of the list of schedules."""
 
     server_id: fields.OfServer | None = None
-    target: Annotated[Target, Field(description="`server`: those of one server each; `labels`: those by label")] = (
-        "server"
-    )
+    target: Annotated[
+        Target, Field(description="`server`: schedules of single servers; `labels`: schedules by label")
+    ] = "server"
 
 
 class CoveredQuery(fields.CursorQuery):
@@ -127,7 +128,7 @@ class CoveredQuery(fields.CursorQuery):
 
 
 class ScheduleBody(fields.RequestBody):
-    """When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`."""
+    """When to snapshot a server, or all servers with given labels: exactly one of `server_id` and `server_labels`."""
 
     server_id: Annotated[fields.ServerIdInBody | None, *fields.NOT_NULL] = None
     server_labels: Annotated[ServerLabels | None, *fields.NOT_NULL, Field(exclude_if=lambda labels: labels is None)] = (
@@ -184,7 +185,7 @@ class ScheduleEditBody(fields.RequestBody):
     ] = None
 
     def applied(self, spec: ScheduleSpec, *, live: bool | None) -> ScheduleSpec:
-        """The schedule with these changes. `live`: as its `consistency` asks for; None: unchanged."""
+        """The schedule with these changes. `live`: according to its `consistency`; None: unchanged."""
         expires, windows = "expire_after_hours" in self.model_fields_set, "window_minutes" in self.model_fields_set
         return ScheduleSpec(
             name=self.name or spec.name,
@@ -215,30 +216,34 @@ class ScheduleWindow(Open):
     servers: Annotated[int, Field(description="how many it covered when the window began")]
     waiting: Annotated[int, Field(description="how many have not started yet")]
     started: int
-    refused: Annotated[int, Field(description="for a reason that does not pass: see the runs of its servers")]
+    refused: Annotated[int, Field(description="for a reason that is not temporary; see the runs of its servers")]
     missed: Annotated[int, Field(description="the window ended before they could start")]
 
 
 class Schedule(Open):
-    """When a server, or all servers with some labels, are snapshotted automatically."""
+    """When a server, or all servers with given labels, are snapshotted automatically."""
 
     id: str
-    server: Annotated[ServerName | None, Field(description="null: it is by label")]
-    server_labels: Annotated[dict[str, str] | None, Field(description="null: it is of one server")]
-    name: Annotated[str, Field(description="the start of its snapshots' names, which end with the time of the run")]
+    server: Annotated[ServerName | None, Field(description="null: the schedule is by label")]
+    server_labels: Annotated[dict[str, str] | None, Field(description="null: the schedule is of one server")]
+    name: Annotated[str, Field(description="prefix of its snapshots' names, which end with the time of the run")]
     when: Annotated[str, Field(description="`hourly`, `daily`, `weekly`, or a cron expression in `time_zone`")]
     time_zone: Annotated[str, Field(description="IANA name")]
-    window_minutes: Annotated[int | None, Field(description="null: runs start at once and are retried until the next")]
-    keep: Annotated[int, Field(description="how many of its completed snapshots of each server to keep: the newest")]
+    window_minutes: Annotated[
+        int | None, Field(description="null: runs start at once and are retried until the next run")
+    ]
+    keep: Annotated[
+        int, Field(description="how many of its completed snapshots of each server to keep; the newest are kept")
+    ]
     expire_after_hours: int | None
     enabled: bool
     consistency: Annotated[str, Field(description="consistency of its snapshots: `stop` or `live`; more may be added")]
     created_at: Timestamp
     next_run_at: Annotated[
-        Timestamp | None, Field(description="or the begin of its next window; null: it is not enabled")
+        Timestamp | None, Field(description="or the start of its next window; null: the schedule is not enabled")
     ]
     last_run: ScheduleRun | None
-    window: Annotated[ScheduleWindow | None, Field(description="null: it has none, or none has begun yet")]
+    window: Annotated[ScheduleWindow | None, Field(description="null: it has no window, or none has begun yet")]
 
 
 class ScheduleList(Open):
@@ -271,7 +276,7 @@ class OpsSchedulesQuery(fields.PeriodQuery):
     server_id: fields.OfServer | None = None
     target: Annotated[
         Literal["server", "labels", "all"],
-        Field(description="`server`: those of one server each; `labels`: those by label; or `all`"),
+        Field(description="`server`: schedules of single servers; `labels`: schedules by label; or `all`"),
     ] = "server"
 
 
@@ -298,7 +303,7 @@ def _minutes(minutes: int | None) -> timedelta | None:
 
 
 def wrong_window(spec: ScheduleSpec) -> str | None:
-    """Why its window cannot be. Raises BadCron."""
+    """Why its window is not valid, or None. Raises BadCron."""
     if spec.window is None:
         return "A schedule by label must have one." if spec.server_labels else None
     closest = closest_runs(spec.when, datetime.now(UTC))

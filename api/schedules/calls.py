@@ -45,7 +45,8 @@ class ScheduleCalls:
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         """List schedules.
 
-        The account's schedules, newest first: those of one server, or of any; or, with `target=labels`, those by label.
+        Lists the account's schedules, newest first: all of single servers, those of one server, or, with
+        `target=labels`, those by label.
         """
         query = reading.query(request, SchedulesQuery)
         page = await self._schedules.page(
@@ -77,9 +78,9 @@ class ScheduleCalls:
         """Create a schedule.
 
         Each run creates a snapshot of the server, or of each server that has all of `server_labels` when the window
-        begins. If a server already has its 5 snapshots, the oldest that a schedule created is deleted first, but never
-        one that was created by hand or is protected. Of the schedule's own snapshots of a server, the newest `keep` are
-        kept.
+        begins. If a server already has 5 snapshots, the oldest one that a schedule created is deleted first, but
+        never one that was created by hand or is protected. The schedule keeps its newest `keep` snapshots of each
+        server.
         """
         body = await reading.body(request, ScheduleBody)
         if body.server_id is not None:

@@ -98,7 +98,7 @@ class Server(Open):
             description="the default of its creates: `stop` or `live`; more may be added. null: the provider's default"
         ),
     ]
-    labels: Annotated[dict[str, str], Field(description="those that `PATCH` has set")]
+    labels: Annotated[dict[str, str], Field(description="set with `PATCH`")]
 
 
 class ServerEdit(RequestBody):
@@ -108,14 +108,16 @@ class ServerEdit(RequestBody):
         Choice | None,
         LEFT_OUT,
         Field(
-            description="whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it,"
-            " or null: the provider's default"
+            description="the default of its creates: `stop`, `live` (if the provider allows it), or null for the"
+            " provider's default"
         ),
     ] = None
     labels: Annotated[
         Labels | None,
         *NOT_NULL,
-        Field(description=f"at most {LABELS_MAX}; they replace all labels of the server. Schedules may go by them"),
+        Field(
+            description=f"at most {LABELS_MAX}; replaces all labels of the server. Schedules can select servers by them"
+        ),
     ] = None
 
 

@@ -57,8 +57,8 @@ class ServerCalls:
     async def edit_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a server.
 
-        Changes its labels, by which schedules may find it, and whether creates stop it, if they do not say so
-        themselves. A schedule keeps its own choice.
+        Sets the server's labels, by which schedules can select it, and whether creates stop the server by default. A
+        schedule keeps its own value.
         """
         body = await reading.body(request, ServerEdit)
         if body.consistency is not None:

@@ -82,7 +82,7 @@ class EditBody(fields.RequestBody):
     labels: Annotated[
         fields.Labels | None,
         *fields.NOT_NULL,
-        Field(description=f"at most {fields.LABELS_MAX}; they replace all labels of the snapshot"),
+        Field(description=f"at most {fields.LABELS_MAX}; replaces all labels of the snapshot"),
     ] = None
     expires_at: Annotated[
         fields.ExpiresAt | None,

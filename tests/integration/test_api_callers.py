@@ -107,7 +107,7 @@ async def test_redis_never_sees_a_tokens_secret(cell: Cell) -> None:
 
     stored = [await cell.redis.dump(key) + key async for key in cell.redis.scan_iter("token*")]
 
-    assert len(stored) == 4  # each token, the index, and the one of the account
+    assert len(stored) == 5  # each token, the indexes by ID and by name, and the one of the account
     assert len(set(secrets)) == 2
     assert not any(secret.encode() in found or secret[4:].encode() in found for secret in secrets for found in stored)
 

@@ -193,6 +193,7 @@ class TestServer:
             "job": None,
             "reachable": True,
             "consistency": None,
+            "labels": {},
         }
         assert (busy["status"], busy["snapshots"]) == ("snapshotting", 2)
         assert busy["job"] == {"id": job.headers["X-Job-Id"], "kind": "create"}

@@ -50,7 +50,9 @@ async def holding(cell: Cell, text: str) -> list[str]:
     """The keys that have the text."""
     found = []
     async for key in cell.redis.scan_iter("*"):
-        command, *rest = READ[await cell.raw("TYPE", key)]
+        if (kind := await cell.raw("TYPE", key)) == b"none":  # it has expired
+            continue
+        command, *rest = READ[kind]
         if text in repr(await cell.raw(command, key, *rest)):
             found.append(key.decode())
     return found

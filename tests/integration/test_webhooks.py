@@ -258,7 +258,7 @@ class TestRedeliveries:
             assert len({body for _, body in receiver.got}) == 1
             assert receiver.messages(webhook["secret"])[-1]["data"]["state"] == "completed"
             arrived = await api.call("POST", self.path(webhook, failed["id"]))
-            assert "arrived" in arrived.refused(409, "delivery_not_redeliverable")["detail"]
+            assert "succeeded" in arrived.refused(409, "delivery_not_redeliverable")["detail"]
             assert await api.cell.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == 0
 
     async def test_one_that_waits_is_sent_now(self, api: FrontEnd) -> None:

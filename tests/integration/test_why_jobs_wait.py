@@ -93,7 +93,7 @@ async def test_one_of_a_node_with_busy_disks_says_so(dashboard: Dashboard) -> No
     assert (await shown(dashboard, job))["reason"] == "node"
     await dashboard.cell.node.begin(first)
     assert (await shown(dashboard, job))["reason"] == "disks_busy"
-    assert "The node is busy: the disks of n1 are; it runs 1 job at a time instead of 4." in await page(dashboard, job)
+    assert "The disks of n1 are busy; it runs 1 job at a time instead of 4." in await page(dashboard, job)
     node = (await dashboard.api.call("GET", "/api/v1/ops/nodes/n1/", token=dashboard.token)).body
     assert (node["slots"], node["slots_max"]) == (1, 4)
     assert "disks busy" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))

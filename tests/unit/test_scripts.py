@@ -129,7 +129,8 @@ def test_a_script_that_only_reads_says_so(name: str) -> None:
 WHEN_FULL = {
     *("access/append_audit", "access/close_session", "access/keep_audit"),
     *("access/revoke_credentials", "access/revoke_token"),
-    *("chores/compare_clocks", "chores/expire", "chores/fail_stale_jobs", "chores/forget_failed", "chores/keep_bounds"),
+    *("chores/compare_clocks", "chores/expire", "chores/fail_late_jobs", "chores/fail_stale_jobs"),
+    *("chores/forget_failed", "chores/keep_bounds"),
     *("customers/admit", "customers/cancel", "customers/edit"),
     *("nodes/begin", "nodes/finish", "nodes/lease", "nodes/progress", "nodes/report_again", "nodes/retry_deletes"),
     *("nodes/take", "webhooks/claim_deliveries", "webhooks/settle_deliveries"),

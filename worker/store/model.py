@@ -131,8 +131,8 @@ class Server:
     state: ServerState
     job_id: JobId | None  # the job that holds the server
     job_kind: JobKind | None
-    consistency: str | None = None  # of its snapshots, "stop" or "live", if a create does not say; None: the provider's
-    labels: Mapping[str, str] = field(default_factory=dict)  # of its customer
+    consistency: str | None = None  # default of its creates, "stop" or "live"; None: the provider's default
+    labels: Mapping[str, str] = field(default_factory=dict)  # set by its customer
 
 
 @dataclass(frozen=True, kw_only=True)

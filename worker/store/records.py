@@ -129,7 +129,7 @@ def moment(milliseconds: str | bytes | int) -> datetime:
 
 
 def labels(text: str) -> Mapping[str, str]:
-    """Of a snapshot, a server, or what a schedule asks for: a JSON object; "" is none."""
+    """Parse the labels of a snapshot, a server or a schedule: a JSON object; "" means none."""
     return _LABELS.validate_json(text) if text else {}
 
 

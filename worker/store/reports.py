@@ -27,9 +27,9 @@ class NodeFacts(BaseModel):
     hypervisor: str
     emulator: str
     pools: tuple[Pool, ...]
-    slots: int = 0  # jobs that it runs at a time now; 0: an older worker, which does not say
-    slots_max: int = 0  # the same, while its disks are not busy
-    boot: str = ""  # of its host: the ID of the kernel's start; "": unknown
+    slots: int = 0  # how many jobs it runs at a time now; 0: not reported by an older worker
+    slots_max: int = 0  # how many while its disks are not busy
+    boot: str = ""  # the boot ID of its host's kernel; "": unknown
 
     @property
     def has_fewer_slots(self) -> bool:

@@ -31,7 +31,7 @@ FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # public contract: a failed create st
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records per script call, to bound how long it blocks Redis
-PLANNED_AT_ONCE = 500  # runs per script call; it looks at 2,000 servers at most
+PLANNED_AT_ONCE = 500  # runs per script call, which reads at most 2,000 servers
 
 log = structlog.stdlib.get_logger()
 
@@ -57,8 +57,8 @@ class DueSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class DueWindow:
-    """A schedule whose window has begun. `starts_at` is the begin of the window that is open now; None: none is, and it
-    was missed."""
+    """A schedule whose window has begun. `starts_at`: the start of the window that is open now; None: no window is
+    open, and it was missed."""
 
     id: ScheduleId
     due_ms: int
@@ -174,7 +174,7 @@ class Chores(Scripts):
         return tuple(map(_due_run, rows))
 
     async def run_in_window(self, run: DueRun) -> JobId:
-        """Admit the create of one server, or put it off within the window; returns the job. Raises RunRefused."""
+        """Admit the create of one server, or postpone it within the window; returns the job. Raises RunRefused."""
         return await self._create_scheduled(run, server=str(run.server_id))
 
     async def _create_scheduled(self, run: DueSchedule | DueRun, **more: int | str) -> JobId:

@@ -1,7 +1,7 @@
 -- include: clock, windows
--- The runs of schedules with a window that are to start now, earliest first. Those of a deleted schedule are dropped.
+-- The runs in windows of schedules that must start now, earliest first. Runs of a deleted schedule are removed.
 -- ask: {skip, limit}
--- Answers {{schedule, server, due_ms, name of the schedule, begin of its window in ms}, ...}.
+-- Answers {{schedule, server, due_ms, name of the schedule, start of its window in ms}, ...}.
 local ask = cjson.decode(ARGV[1])
 local due = {}
 local found = redis.call('ZRANGEBYSCORE', RUNS, '-inf', now_ms(), 'WITHSCORES', 'LIMIT', ask.skip, ask.limit)

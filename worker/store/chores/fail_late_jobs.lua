@@ -14,7 +14,7 @@ local function fail(job_id)
 end
 
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', 'jobs:start_by', '-inf', now_ms(), 'LIMIT', 0, ask.limit)) do
-  redis.call('ZREM', 'jobs:start_by', job_id) -- before: also one that can't be read makes way for others
+  redis.call('ZREM', 'jobs:start_by', job_id) -- first, so that an unreadable job does not block others
   attempt('job:' .. job_id, fail, job_id)
 end
 return failed

@@ -1,12 +1,12 @@
 -- include: clock, records, walk, schedules, windows
 -- Plan the runs of a schedule whose window has begun: one for each server that it covers, spread over the window. A
--- call plans some of them, and the next one goes on, so that no call looks at too many servers.
--- ask: {id, due_ms, starts_ms: the begin of the window that is open, or '' if none is, next_ms: of the next window,
+-- call plans some of the runs and the next call continues, which limits how long a call blocks Redis.
+-- ask: {id, due_ms, starts_ms: the start of the open window, or '' if no window is open, next_ms: of the next window,
 -- limit}
 -- Answers {'planned', 1 if that was the last part or 0, number of runs}, {'missed', 1, 0} if the window is over, or
 -- {'not_due', 1, 0}.
 local ask = cjson.decode(ARGV[1])
-local SPREAD = 0.8 -- of the window: the rest is for those that have to wait
+local SPREAD = 0.8 -- share of the window; the rest is for runs that must wait
 local GOLDEN = 0.6180339887498949 -- its multiples of consecutive IDs are spread almost evenly (Knuth 6.4)
 local key = 'schedule:' .. ask.id
 
@@ -47,7 +47,7 @@ if number(schedule.window_start_ms) ~= ask.starts_ms then
   schedule.planned_after = nil
 end
 
--- In a window that began while all was down, those of the time that is left.
+-- If the window began during an outage, its runs are spread over the remaining time.
 local from_ms = math.max(now_ms(), ask.starts_ms)
 
 local function plan(server_id)

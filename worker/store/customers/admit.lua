@@ -7,10 +7,10 @@
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
--- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
--- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms} or,
--- within its window, {id, server, due_ms, retry_ms}, traceparent or nil,
--- idempotency (see `replay`), whole_job, by: the token that asks (see `chronicle`), or nil}
+-- create; nil: the server's default, or else live_by_default, retries: the failed job that this one repeats, rule:
+-- of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window
+-- {id, server, due_ms, retry_ms}, traceparent or nil,
+-- idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -148,7 +148,7 @@ local function undo()
   }, is_ours and attempt(key, show_snapshot, restore.snapshot) or nil, ask.id)
 end
 
--- The create that a schedule makes of a server. Also whether a refusal passes by itself.
+-- Create a snapshot of a server for a schedule. Also returns whether the refusal is temporary.
 local function create_scheduled(id, schedule, server_id)
   ask.account, ask.id, ask.live = schedule.account, server_id, schedule.live == '1'
   local expire_after_ms = number(schedule.expire_after_ms)
@@ -168,7 +168,7 @@ local function note_last_run(id, error)
     'last_error', error or '')
 end
 
--- One run within a window. It is retried while the window lasts, and its job must start within it.
+-- Execute one run of a window. A refused run is retried until the window ends, and its job must start before then.
 local function run_in_window()
   local id, server_id = ask.schedule.id, ask.schedule.server
   local run = id .. ':' .. server_id

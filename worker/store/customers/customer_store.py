@@ -289,9 +289,8 @@ class CustomerStore(Scripts):
         consistency: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> ServerView:
-        """Change what is not None: `consistency` says whether creates stop the server if they do not say so themselves,
-        "stop", "live", or "" for the provider's default; `labels` replace all. Raises ServerNotFound or
-        StoreUnavailable."""
+        """Set the fields that are not None. `consistency`: whether creates stop the server by default: "stop", "live",
+        or "" for the provider's default. `labels` replaces all labels. Raises ServerNotFound or StoreUnavailable."""
         text = None if labels is None else json.dumps(dict(labels))
         ask = {"id": str(server_id), "fields": given(consistency=consistency, labels=text)}
         if await self._call("customers/edit_server", ask, account_id) is None:

@@ -1,7 +1,7 @@
 -- include: records
--- Change the fields of a server that a customer sets.
--- ask: {account, id, fields: {consistency: 'stop', 'live' or '' (as the provider has it), labels: JSON}}; each field
--- may be missing
+-- Set whether creates stop a server by default, and the server's labels.
+-- ask: {account, id, fields: {consistency: 'stop', 'live' or '' (the provider's default), labels: JSON}}; a missing
+-- field stays
 -- Answers {1}; nil if the account has no such server.
 local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.id

@@ -45,11 +45,11 @@ class Placement(StrEnum):
     DECLARED = "declared"  # those that an operator or an orchestrator has declared
 
 
-BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
-MOST_QUEUED = 1000  # jobs of a queue that one script looks at: the same bound
-# results of jobs that end instead of being begun
+BATCH = 100  # deletes that one script queues; limits how long it blocks Redis
+MOST_QUEUED = 1000  # jobs of a queue that one script reads; limits how long it blocks Redis
+# results of jobs that end without being started
 _ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
-_SHORTEST = 0.01  # seconds of a blocking wait: 0 is for ever
+_SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
 
 
 class LeaseLost(Exception):

@@ -47,7 +47,7 @@ from worker.store.model import (
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
 
-PROTOCOLS = frozenset({1, 2, 3, 4})  # those that this release speaks
+PROTOCOLS = frozenset({1, 2, 3, 4})  # the versions that this release supports
 BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads

@@ -1,11 +1,12 @@
 -- include: records, nodes, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {silent_ms, match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z in upper
--- case: in lower case}, cancelled: whether only those that were cancelled, or all others; or nil, ended_since_ms,
--- ended_until_ms: bounds of the job's end, the latter not included, or nil, limit, after, since_ms, until_ms (see
+-- ask: {silent_ms, match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z,
+-- upper case: lower case}, cancelled: true: only cancelled jobs, false: only others, or nil, ended_since_ms
+-- (inclusive), ended_until_ms (exclusive): bounds of the job's end, or nil, limit, after, since_ms, until_ms (see
 -- `walk`)}
--- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`), ...}.
+-- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`),
+-- ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local LONGEST_MS = 86400000 -- longest time from a job's admission to its end

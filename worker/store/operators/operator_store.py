@@ -310,8 +310,8 @@ class OperatorStore(Scripts):
     async def schedules(
         self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor, target: str = "all"
     ) -> CursorPage[Schedule]:
-        """Enabled ones, by their next run; the cursor's bounds are of that. `target`: only those of one "server", only
-        those by "labels", or "all"."""
+        """The enabled schedules, sorted by their next run, to which the cursor's bounds apply. `target`: those of one
+        "server", those by "labels", or "all"."""
         ask = given(account=account_id, server=server_id, target=target) | cursor.for_script()
         count, after, *rows = await self._call("operators/schedules", ask)
         return CursorPage.of(count, after, await self._many(shown_schedule, rows, kind="schedule"))

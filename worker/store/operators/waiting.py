@@ -15,7 +15,7 @@ class WaitReason(StrEnum):
 
     SILENT = "node_silent"
     PAUSED = "node_paused"
-    DISKS_BUSY = "disks_busy"  # all slots are taken, and the node has fewer than else
+    DISKS_BUSY = "disks_busy"  # all slots are taken, and the node has fewer than usual
     SLOTS_FULL = "slots_full"
     SERVER_BUSY = "server_busy"
     NODE = "node"  # the node will start it within seconds
@@ -29,8 +29,8 @@ class Waiting:
     place: int  # position in its node's queue; 1: it is next
     queued: int  # jobs in that queue
     running: int  # jobs that its node runs
-    slots: int  # jobs that its node runs at a time now; 0: not told
-    slots_max: int  # the same, while its disks are not busy
+    slots: int  # how many jobs its node runs at a time now; 0: not reported
+    slots_max: int  # how many while its disks are not busy
     node: str
     heartbeat_at: datetime | None  # None: the node has never reported
     pause: Pause | None

@@ -5,7 +5,7 @@
 -- Answers {'admitted', schedule (see `show_schedule`)} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
--- A refusal, or nil.
+-- Add a new schedule. Answers a refusal, or nil.
 local function add()
   local all = 'account:' .. ask.account .. ':schedules'
   local lists = {all .. ':labels'}

@@ -1,4 +1,4 @@
-"""Schedules: snapshots that the service makes at fixed times, of one server or of all that have some labels."""
+"""Schedules: snapshots that the service creates at fixed times, of one server or of all servers with given labels."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,12 +24,12 @@ class ScheduleSpec:
 
     name: str  # prefix of its snapshots' names
     when: str  # see `cron_of`
-    keep: int  # completed snapshots of its own, of each server
+    keep: int  # how many of its completed snapshots of each server are kept
     expire_after: timedelta | None
     enabled: bool
     live: bool = False  # its snapshots do not stop the server
-    time_zone: str = IN_UTC  # IANA name: of `when`
-    window: timedelta | None = None  # runs start within it; None: at once, and are retried until the next one
+    time_zone: str = IN_UTC  # IANA name of the time zone of `when`
+    window: timedelta | None = None  # runs start within it; None: they start at once and are retried until the next run
     server_labels: Mapping[str, str] | None = None  # covers the servers that have all of them; None: one server
 
     def for_script(self) -> dict[str, str]:
@@ -52,20 +52,20 @@ def _milliseconds(period: timedelta | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The current or latest window of a schedule, and the runs in it, one for each server. `planned` is the sum of the
-    others and of those that have not started yet."""
+    """The current or latest window of a schedule, and the number of its runs, one for each server. `planned` includes
+    the runs that have not started yet."""
 
     starts_at: datetime
     ends_at: datetime
     planned: int
     started: int
-    refused: int  # for a reason that did not pass
-    missed: int  # the window ended first
+    refused: int  # for a reason that is not temporary
+    missed: int  # the window ended before they could start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What came of a run: a job, or a refusal by its code."""
+    """The outcome of a run: a job, or the error code of its refusal."""
 
     at: datetime
     job_id: JobId | None
@@ -94,8 +94,8 @@ class Schedule:
     next_run_at: datetime | None  # None: disabled
     last_run_at: datetime | None
     last_job_id: JobId | None  # None: the run was refused
-    last_error: str | None  # the code of its refusal
-    window: Window | None  # None: it has none, or none has begun yet
+    last_error: str | None  # the error code of its refusal
+    window: Window | None  # None: it has no window, or none has begun yet
 
 
 class Schedules(Scripts):
@@ -136,8 +136,8 @@ class Schedules(Scripts):
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int, by_label: bool = False
     ) -> Page[Schedule]:
-        """Newest first: those of one server, or of any, or those by label. An unreadable one is counted and left
-        out."""
+        """The schedules of one server, of all, or, with `by_label`, those by label; newest first. Unreadable ones are
+        counted and left out."""
         ask = {"account": str(account_id), **given(server=server_id), "by_label": by_label}
         ask |= {"offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
@@ -172,7 +172,7 @@ class Schedules(Scripts):
         return await self._one(shown_schedule, shown, kind="schedule")
 
     def _due_ms(self, spec: ScheduleSpec, spread: int) -> str:
-        """The time of its next run, or of the begin of its next window; "" if it is disabled."""
+        """The time of its next run, or of the start of its next window; "" if it is disabled."""
         if not spec.enabled:
             return ""
         return records.milliseconds(next_run(cron_of(spec.when, spread), self._now(), zone_of(spec.time_zone)))

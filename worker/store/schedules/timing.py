@@ -9,21 +9,22 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-CLOSEST = timedelta(hours=1)  # between two runs: each stops the server
-RUNS_CHECKED = 60  # to find the closest two: a list of minutes repeats every hour, one of hours every day
+CLOSEST = timedelta(hours=1)  # minimum interval between runs, because each stops the server
+RUNS_CHECKED = 60  # enough runs to find the shortest interval: minutes repeat every hour, hours every day
 IN_UTC = "UTC"
 
 _FIVE_FIELDS = re.compile(r"\S+( \S+){4}", re.ASCII)
 
 
 class BadCron(Exception):
-    """Not a cron expression, or not a time zone, that we accept; the text gives the reason."""
+    """Not a cron expression or time zone that we accept; the text gives the reason."""
 
 
 def cron_of(when: str, spread: int) -> str:
-    """A schedule's `when` as a cron expression. `spread`: the ID of its server, or of the account of one by label."""
+    """A schedule's `when` as a cron expression. `spread`: the ID of its server, or for a
+    schedule by label, of its account."""
     minute, hour, weekday = spread % 60, spread // 60 % 24, spread // 1440 % 7
-    # each at its own time, so that the servers of a cell do not all stop at midnight
+    # spread over servers, so that they do not all stop at midnight
     every = {
         "hourly": f"{minute} * * * *",
         "daily": f"{minute} {hour} * * *",
@@ -33,16 +34,16 @@ def cron_of(when: str, spread: int) -> str:
 
 
 def next_run(cron: str, after: datetime, zone: tzinfo = UTC) -> datetime:
-    """The first run after this time, in UTC. The expression is of the clocks of `zone`: a time that does not exist,
-    when they go forward, comes right after the gap; of one that exists twice, when they go back, a fixed hour comes the
-    first time, and `*` each time, as in Debian's cron. Raises BadCron."""
-    # CronSim reckons without the fold: in the second of two equal hours, it would name a time in the first one
+    """The first run after this time, in UTC. The expression is in the local time of `zone`. A time that the clocks
+    skip runs right after the gap. Of a time that occurs twice, a fixed hour runs the first time and `*` both times, as
+    in Debian's cron. Raises BadCron."""
+    # CronSim ignores the fold: in the second of two equal hours, it would return a time in the first one
     return next(run for run in _runs(cron, after, zone) if run > after)
 
 
 def open_since(cron: str, now: datetime, window: timedelta, zone: tzinfo = UTC) -> datetime | None:
-    """The begin of the window that is open now, in UTC: of two, on a day that the clocks make shorter, the later one.
-    None: none is open. Raises BadCron."""
+    """The start of the window that is open now, in UTC; None: no window is open. If two are open, on a day that the
+    clocks shorten, the later one. Raises BadCron."""
     latest = None
     begin = next_run(cron, now - window, zone)
     while begin <= now:
@@ -51,8 +52,8 @@ def open_since(cron: str, now: datetime, window: timedelta, zone: tzinfo = UTC) 
 
 
 def check(when: str, now: datetime) -> None:
-    """Raises BadCron if it is neither one of our words nor a cron expression of five fields, never runs, or runs too
-    often."""
+    """Raises BadCron if it is neither hourly, daily or weekly nor a five-field cron expression, or if it never runs
+    or runs too often."""
     if closest_runs(when, now) < CLOSEST:
         raise BadCron("Two runs must be at least an hour apart")
 
@@ -74,14 +75,14 @@ def zone_of(name: str) -> tzinfo:
 
 
 def check_zone(name: str) -> None:
-    """Raises BadCron. Stricter than `zone_of`, which also takes names of files that are no zones."""
+    """Raises BadCron if it is not a time zone. Stricter than `zone_of`, which also accepts other files' names."""
     if name not in _zones():
         raise BadCron("Must be a time zone of the IANA database, such as Europe/Berlin")
 
 
 @cache
 def _zones() -> frozenset[str]:
-    return frozenset(available_timezones()) - {"localtime"}  # that of the machine
+    return frozenset(available_timezones()) - {"localtime"}  # the machine's own zone
 
 
 def _runs(cron: str, after: datetime, zone: tzinfo) -> Iterator[datetime]:
@@ -92,7 +93,7 @@ def _runs(cron: str, after: datetime, zone: tzinfo) -> Iterator[datetime]:
             yield run.astimezone(UTC)
     except CronSimError as error:
         raise BadCron(f"Must be a cron expression: {error}") from error
-    raise BadCron("No such time ever comes")
+    raise BadCron("This time never occurs")
 
 
 def snapshot_name(name: str, due: datetime) -> str:

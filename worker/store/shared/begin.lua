@@ -1,8 +1,8 @@
 -- include: clock, records, transitions, conclude, events
 -- The beginning of a job.
 
--- Mark a job of the asking node as begun. One whose server is on another node by now is ended with `ask.left`, and one
--- that had to start before now with `ask.late`.
+-- Mark a job of the calling node as begun. A job whose server has moved to another node is ended with `ask.left`, and a
+-- job that had to start before now with `ask.late`.
 -- Answers nil, or why the job must not run.
 local function begin(ask, job_id, job)
   local key = 'job:' .. job_id

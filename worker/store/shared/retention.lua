@@ -19,7 +19,7 @@ local function retire_scheduled(one, node)
   chronicle(one.id, 'rotated', nil, {schedule = one.snapshot.schedule})
 end
 
--- Retire the oldest of those snapshots until so many are gone. Protected ones stay.
+-- Retire the oldest `many` of those snapshots that are not protected.
 local function make_room(made, many, node)
   for _, one in ipairs(made) do
     if many > 0 and one.snapshot.protected ~= '1' then
@@ -29,7 +29,7 @@ local function make_room(made, many, node)
   end
 end
 
--- Retire those snapshots but the newest `keep`. Protected ones stay, and no newer one goes instead.
+-- Retire those snapshots except the newest `keep`. Protected ones stay; no newer one is retired instead.
 local function rotate(made, keep, node)
   for i = 1, #made - keep do
     if made[i].snapshot.protected ~= '1' then retire_scheduled(made[i], node) end

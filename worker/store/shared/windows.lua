@@ -1,10 +1,10 @@
 -- include: records
 -- Runs of schedules that have a window: one for each server that a schedule covers.
 
-local RUNS = 'schedules:runs' -- `<schedule>:<server>` by the moment of its start
+local RUNS = 'schedules:runs' -- `<schedule>:<server>` by the time of its start
 
--- The labels that a schedule by label asks for; nil for a schedule of one server. Never none: that would be all
--- servers.
+-- The labels that a schedule by label requires; nil for a schedule of one server. Never empty, because that would
+-- cover all servers.
 local function labels_wanted(id, schedule)
   if not schedule.server_labels then
     if not is_a('id', schedule.server) then return unreadable('schedule:' .. id, 'server cannot be read') end
@@ -17,7 +17,8 @@ local function labels_wanted(id, schedule)
   return labels
 end
 
--- Whether it covers a server: its own, or one of its account's that has all of those labels. Also the server's name.
+-- Whether a schedule covers a server: its own server, or a server of its account that has all of `labels`. Also returns
+-- the server's name.
 local function covers(schedule, labels, server_id)
   local account, missing, text, name =
     unpack(redis.call('HMGET', 'server:' .. server_id, 'account', 'missing', 'labels', 'name'))

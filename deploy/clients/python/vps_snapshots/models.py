@@ -114,7 +114,7 @@ class EditBody(TypedDict):
     """
     labels: NotRequired[dict[str, str]]
     """
-    at most 20; they replace all labels of the snapshot
+    at most 20; replaces all labels of the snapshot
     """
     expires_at: NotRequired[str | None]
     """
@@ -281,7 +281,7 @@ class RestoredSnapshot(TypedDict):
 
 class ScheduleBody(TypedDict):
     """
-    When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
+    When to snapshot a server, or all servers with given labels: exactly one of `server_id` and `server_labels`.
     """
 
     server_id: NotRequired[int]
@@ -299,7 +299,7 @@ class ScheduleBody(TypedDict):
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots of each server to keep: the newest
+    how many of its completed snapshots of each server to keep; the newest are kept
     """
     expire_after_hours: NotRequired[int | None]
     enabled: NotRequired[bool]
@@ -309,7 +309,7 @@ class ScheduleBody(TypedDict):
     """
     time_zone: NotRequired[str]
     """
-    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    the IANA name of the time zone of `when`. A time that the clocks skip when they go forward runs right after the gap; a time that occurs twice when they go back runs once
     """
     window_minutes: NotRequired[int | None]
 
@@ -329,7 +329,7 @@ class ScheduleEditBody(TypedDict):
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots of each server to keep: the newest
+    how many of its completed snapshots of each server to keep; the newest are kept
     """
     expire_after_hours: NotRequired[int | None]
     """
@@ -346,7 +346,7 @@ class ScheduleEditBody(TypedDict):
     """
     time_zone: NotRequired[str]
     """
-    the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+    the IANA name of the time zone of `when`. A time that the clocks skip when they go forward runs right after the gap; a time that occurs twice when they go back runs once
     """
     window_minutes: NotRequired[int | None]
     """
@@ -397,7 +397,7 @@ class ScheduleWindow(TypedDict):
     started: int
     refused: int
     """
-    for a reason that does not pass: see the runs of its servers
+    for a reason that is not temporary; see the runs of its servers
     """
     missed: int
     """
@@ -438,7 +438,7 @@ class Server(TypedDict):
     """
     labels: dict[str, str]
     """
-    those that `PATCH` has set
+    set with `PATCH`
     """
 
 
@@ -449,11 +449,11 @@ class ServerEdit(TypedDict):
 
     consistency: NotRequired[Literal["stop", "live"] | None]
     """
-    whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default
+    the default of its creates: `stop`, `live` (if the provider allows it), or null for the provider's default
     """
     labels: NotRequired[dict[str, str]]
     """
-    at most 20; they replace all labels of the server. Schedules may go by them
+    at most 20; replaces all labels of the server. Schedules can select servers by them
     """
 
 
@@ -821,21 +821,21 @@ class RestoreStarted(TypedDict):
 
 class Schedule(TypedDict):
     """
-    When a server, or all servers with some labels, are snapshotted automatically.
+    When a server, or all servers with given labels, are snapshotted automatically.
     """
 
     id: str
     server: ServerName | None
     """
-    null: it is by label
+    null: the schedule is by label
     """
     server_labels: dict[str, str] | None
     """
-    null: it is of one server
+    null: the schedule is of one server
     """
     name: str
     """
-    the start of its snapshots' names, which end with the time of the run
+    prefix of its snapshots' names, which end with the time of the run
     """
     when: str
     """
@@ -847,11 +847,11 @@ class Schedule(TypedDict):
     """
     window_minutes: int | None
     """
-    null: runs start at once and are retried until the next
+    null: runs start at once and are retried until the next run
     """
     keep: int
     """
-    how many of its completed snapshots of each server to keep: the newest
+    how many of its completed snapshots of each server to keep; the newest are kept
     """
     expire_after_hours: int | None
     enabled: bool
@@ -865,12 +865,12 @@ class Schedule(TypedDict):
     """
     next_run_at: str | None
     """
-    or the begin of its next window; null: it is not enabled
+    or the start of its next window; null: the schedule is not enabled
     """
     last_run: ScheduleRun | None
     window: ScheduleWindow | None
     """
-    null: it has none, or none has begun yet
+    null: it has no window, or none has begun yet
     """
 
 

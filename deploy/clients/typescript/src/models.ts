@@ -125,7 +125,7 @@ export interface components {
         EditBody: {
             /** @description no control characters */
             description?: string;
-            /** @description at most 20; they replace all labels of the snapshot */
+            /** @description at most 20; replaces all labels of the snapshot */
             labels?: {
                 [key: string]: string;
             };
@@ -376,25 +376,25 @@ export interface components {
         };
         /**
          * Schedule
-         * @description When a server, or all servers with some labels, are snapshotted automatically.
+         * @description When a server, or all servers with given labels, are snapshotted automatically.
          */
         Schedule: {
             id: string;
-            /** @description null: it is by label */
+            /** @description null: the schedule is by label */
             server: components["schemas"]["ServerName"] | null;
-            /** @description null: it is of one server */
+            /** @description null: the schedule is of one server */
             server_labels: {
                 [key: string]: string;
             } | null;
-            /** @description the start of its snapshots' names, which end with the time of the run */
+            /** @description prefix of its snapshots' names, which end with the time of the run */
             name: string;
             /** @description `hourly`, `daily`, `weekly`, or a cron expression in `time_zone` */
             when: string;
             /** @description IANA name */
             time_zone: string;
-            /** @description null: runs start at once and are retried until the next */
+            /** @description null: runs start at once and are retried until the next run */
             window_minutes: number | null;
-            /** @description how many of its completed snapshots of each server to keep: the newest */
+            /** @description how many of its completed snapshots of each server to keep; the newest are kept */
             keep: number;
             expire_after_hours: number | null;
             enabled: boolean;
@@ -405,15 +405,15 @@ export interface components {
              * @description UTC, RFC 3339, whole seconds
              */
             created_at: string;
-            /** @description or the begin of its next window; null: it is not enabled */
+            /** @description or the start of its next window; null: the schedule is not enabled */
             next_run_at: string | null;
             last_run: components["schemas"]["ScheduleRun"] | null;
-            /** @description null: it has none, or none has begun yet */
+            /** @description null: it has no window, or none has begun yet */
             window: components["schemas"]["ScheduleWindow"] | null;
         };
         /**
          * ScheduleBody
-         * @description When to snapshot a server, or all servers with some labels: exactly one of `server_id` and `server_labels`.
+         * @description When to snapshot a server, or all servers with given labels: exactly one of `server_id` and `server_labels`.
          */
         ScheduleBody: {
             server_id?: number;
@@ -430,7 +430,7 @@ export interface components {
              */
             when: string;
             /**
-             * @description how many of its completed snapshots of each server to keep: the newest
+             * @description how many of its completed snapshots of each server to keep; the newest are kept
              * @default 3
              */
             keep?: number;
@@ -444,7 +444,7 @@ export interface components {
              */
             consistency?: "stop" | "live";
             /**
-             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @description the IANA name of the time zone of `when`. A time that the clocks skip when they go forward runs right after the gap; a time that occurs twice when they go back runs once
              * @default UTC
              * @example Europe/Berlin
              */
@@ -464,7 +464,7 @@ export interface components {
              * @example 0 3 * * MON-FRI
              */
             when?: string;
-            /** @description how many of its completed snapshots of each server to keep: the newest */
+            /** @description how many of its completed snapshots of each server to keep; the newest are kept */
             keep?: number;
             /** @description null: never */
             expire_after_hours?: number | null;
@@ -479,7 +479,7 @@ export interface components {
                 [key: string]: string;
             };
             /**
-             * @description the time zone of `when`, by its IANA name. A time that does not exist, when the clocks go forward, comes right after the gap; one that comes twice, when they go back, runs once
+             * @description the IANA name of the time zone of `when`. A time that the clocks skip when they go forward runs right after the gap; a time that occurs twice when they go back runs once
              * @example Europe/Berlin
              */
             time_zone?: string;
@@ -530,7 +530,7 @@ export interface components {
             /** @description how many have not started yet */
             waiting: number;
             started: number;
-            /** @description for a reason that does not pass: see the runs of its servers */
+            /** @description for a reason that is not temporary; see the runs of its servers */
             refused: number;
             /** @description the window ended before they could start */
             missed: number;
@@ -554,7 +554,7 @@ export interface components {
             reachable: boolean;
             /** @description the default of its creates: `stop` or `live`; more may be added. null: the provider's default */
             consistency: string | null;
-            /** @description those that `PATCH` has set */
+            /** @description set with `PATCH` */
             labels: {
                 [key: string]: string;
             };
@@ -564,9 +564,9 @@ export interface components {
          * @description The fields to change; fields that are left out stay.
          */
         ServerEdit: {
-            /** @description whether creates stop it, if they do not say so: `stop`, `live` where the provider allows it, or null: the provider's default */
+            /** @description the default of its creates: `stop`, `live` (if the provider allows it), or null for the provider's default */
             consistency?: ("stop" | "live") | null;
-            /** @description at most 20; they replace all labels of the server. Schedules may go by them */
+            /** @description at most 20; replaces all labels of the server. Schedules can select servers by them */
             labels?: {
                 [key: string]: string;
             };

@@ -1,6 +1,6 @@
 DOCUMENTATION = """
 module: schedule
-short_description: Ensures that a server, or all with some labels, have a schedule of snapshots, or do not have it
+short_description: Ensures that a server or servers with given labels have, or do not have, a schedule of snapshots
 description:
   - Creates, edits or deletes the schedule of this name. Omitted options keep their values.
 options:
@@ -29,12 +29,12 @@ options:
     type: dict
   time_zone:
     description:
-      - Time zone of O(when), by its IANA name. A new schedule has V(UTC).
+      - IANA name of the time zone of O(when). A new schedule has V(UTC).
     type: str
   window_minutes:
     description:
       - How long after O(when) snapshots may start, 10 to 1440. They are spread over this time by server.
-      - V(0) is none, which only a schedule of one server can have. A new one by labels has V(60).
+      - V(0) means no window, which only a schedule of one server can have. A new schedule by labels has V(60).
     type: int
   keep:
     description:
