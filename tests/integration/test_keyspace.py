@@ -299,12 +299,13 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     found = PublishedSnapshot(
         id=SnapshotId(3),
         name="found",
-        description="",
+        description="x" * 4000,  # so that its count of bytes lasts for seconds
         created_at=datetime.now(UTC),
         size_mb=1,
         status=SnapshotStatus.COMPLETED,
     )
     await cell.node.publish(SERVER, [found], [published])
+    await seen.look()
     with pytest.raises(ClaimRefused):
         await cell.node.finish(published.id, failed("NO CODE"))
     await cell.node.republish()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.conftest import lacking
 from worker.disk_load import DiskLoad
 
 PSI = "some avg10={:.2f} avg60=50.00 avg300=50.00 total=1\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=1\n"
@@ -67,5 +68,5 @@ async def test_it_is_off_without_a_limit(pressure: Path) -> None:
 def test_the_kernel_writes_what_is_read() -> None:
     real = Path("/proc/pressure/io")
     if not real.exists():
-        pytest.skip("a kernel without CONFIG_PSI")
+        lacking("the kernel has no CONFIG_PSI")
     assert real.read_text().startswith("some avg10=")
