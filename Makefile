@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages test-units transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint bench-neighbors cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
@@ -127,6 +127,10 @@ deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each
 test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
+
+test-units: setup ## boot Debian 12 and 13 in virtual machines, and enable, restart, kill and hang the units under systemd (as root; DEBIAN=12)
+	@deploy/setup.sh packaging
+	@DEBIAN="$(DEBIAN)" tests/packages/run.sh units
 
 transcript: ## write docs/transcript.md: a run of `make test-packages`, command by command
 	@TRANSCRIPT=docs/transcript.md $(MAKE) test-packages

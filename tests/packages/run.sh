@@ -3,6 +3,7 @@
 # Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR, and keeps the bare systems
 # in .chroots. TRANSCRIPT: a file for what was done in the chroots with the packages. DEBS: a folder with packages, which are
 # then only used: nothing is built, compared or installed from the checkout.
+# `run.sh units`: instead, boots each Debian release in a virtual machine, and tries the units there under systemd (machine.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD
@@ -71,7 +72,46 @@ build_and_compare() {
     say "lintian"
     lintian --allow-root --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*.deb
 }
+# prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh when it boots.
+prepare_machine() {
+    local packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
+    packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
+    fresh "$1" "machine-$1"
+    cp "$debs"/*~deb"$1"_*.deb tests/packages/machine.sh "$root/srv/"
+    git archive HEAD deploy | tar -C "$root/srv" -x
+    # shellcheck disable=SC2016  # $@ is for the inner shell
+    inside env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -q update && apt-get -q -y --no-install-recommends install "$@" /srv/*.deb' \
+        sh "${packages[@]}" >"$work/machine.log" 2>&1 || { tail -n 20 "$work/machine.log" >&2; exit 1; }
+    umount "$root/var/cache/apt/archives" "$root/proc" && mounted=("${mounted[@]:2}")
+    rm "$root/usr/sbin/policy-rc.d"
+    cp tests/packages/machine.service "$root/etc/systemd/system/"
+    ln -s /etc/systemd/system/machine.service "$root/etc/systemd/system/multi-user.target.wants/"
+    for unit in serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer e2scrub_reap.service; do
+        ln -sf /dev/null "$root/etc/systemd/system/$unit"
+    done
+}
+boot() {
+    local kernel=("$root"/boot/vmlinuz-*) initrd=("$root"/boot/initrd.img-*)
+    mke2fs -q -t ext4 -d "$root" "$work/image" 5G
+    # emulated (TCG), because not every machine has KVM
+    timeout 3600 qemu-system-x86_64 -machine q35 -cpu max -m 2048 -smp 2 -nic none -display none -monitor none -no-reboot \
+        -kernel "${kernel[0]}" -initrd "${initrd[0]}" -append 'root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0' \
+        -drive "file=$work/image,format=raw,if=virtio" -device virtio-rng-pci -serial stdio </dev/null |
+        tee "$work/console" | sed -un 's/^machine: /    /p' >&2
+    grep -q '^machine: all hold' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
+    rm "$work/image"
+}
 debs=${DEBS:-$work/first}
+if [ "${1:-}" = units ]; then
+    [ -n "${DEBS:-}" ] || { say "building for Debian ${releases[*]}"; build "$work/first" "${releases[@]}"; }
+    for release in "${releases[@]}"; do
+        say "Debian $release: a virtual machine"
+        prepare_machine "$release"
+        boot
+    done
+    say "all hold"
+    exit
+fi
 [ -n "${DEBS:-}" ] || build_and_compare
 
 for release in "${releases[@]}"; do

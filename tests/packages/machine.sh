@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# In a virtual machine that systemd has booted, as root: the units as an operator enables them. See boot.sh.
+set -euo pipefail
+export VPS_SNAPSHOTS_URL=http://127.0.0.1:8080
+etc=/etc/vps-snapshots
+disk=/var/lib/libvirt/images/web.qcow2
+
+step() { printf 'machine: %s\n' "$*"; }
+die() {
+    printf 'machine: FAILED: %s\n' "$*"
+    systemctl --no-pager --full status 'vps-snapshots-*' redis-server libvirtd 2>&1 | tail -n 60
+    journalctl --no-pager -n 120 -u 'vps-snapshots-*'
+    exit 1
+}
+trap 'die "line $LINENO"' ERR
+until_true() { # for at most 120 s
+    for _ in $(seq 1200); do if "$@"; then return; fi; sleep 0.1; done
+    die "not within 120 s: $*"
+}
+is_active() { systemctl is-active --quiet "$1"; }
+main_pid() { systemctl show -p MainPID --value "$1"; }
+is_new() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && is_active "$1"; }
+call() { curl -sS --max-time 300 -H "Authorization: Bearer $(cat /root/token)" -H 'X-Account-Id: 77' "$VPS_SNAPSHOTS_URL$1" "${@:2}"; }
+is_reachable() { call /api/v1/servers/12345/ | grep -qE '"reachable": ?true'; }
+completed() { # NAME: a create, or DATA and PATH of another call
+    local job
+    job=$(call /api/v1/snapshots/ -D - -o /root/body -d "{\"server_id\": 12345, \"name\": \"$1\"}" |
+        sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p')
+    [ -n "$job" ] || die "$1: $(cat /root/body)"
+    until_true is_over "$job"
+    call "$job" | grep -qE '"state": ?"completed"' || die "$1: $(call "$job")"
+}
+is_over() { call "$1" | grep -qE '"state": ?"(completed|failed)"'; }
+password() { sed -n "s/^user $1 .* >\([^ ]*\) .*/\1/p" /etc/redis/users.acl; }
+
+step "$(systemctl --version | head -n 1)"
+
+step "Redis, as redis.conf and users.acl are shipped"
+install -m 640 -o redis -g redis /srv/deploy/redis/redis.conf /srv/deploy/redis/users.acl /etc/redis/
+python3 /srv/deploy/redis/passwords.py /etc/redis/users.acl
+sed -i 's/^bind .*/bind 127.0.0.1/' /etc/redis/redis.conf
+systemctl restart redis-server
+for file in api audit gateway; do
+    sed -i "s|^url = .*|url = \"redis://127.0.0.1:6379/0\"|; s|^password = .*|password = \"$(password $file)\"|" $etc/$file.toml
+done
+
+step "front end, audit log and gateway"
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gateway -addext subjectAltName=IP:127.0.0.1 \
+    -keyout $etc/gateway.key -out $etc/gateway.crt 2>/dev/null
+systemctl enable --now vps-snapshots-api.socket vps-snapshots-api vps-snapshots-audit vps-snapshots-gateway
+curl -fsS $VPS_SNAPSHOTS_URL/readyz
+vps-snapshots-api --config $etc/api.toml token create --name tier --service \
+    --permission snapshots:read --permission snapshots:write >/root/token
+install -m 600 /dev/null $etc/credential
+vps-snapshots-gateway --config $etc/gateway.toml credential create node-1 >$etc/credential
+
+step "node: a real libvirtd, qcow2 and QEMU"
+systemctl start libvirtd
+qemu-img create -q -f qcow2 $disk 64M
+cat >/root/web.xml <<X
+<domain type='qemu'><name>web</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>
+<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='$disk'/>
+<target dev='vda' bus='virtio'/></disk></devices></domain>
+X
+virsh -q define /root/web.xml
+sed -i "s|^urls = .*|urls = [\"wss://127.0.0.1:7443\"]\ntls_ca_file = \"$etc/gateway.crt\"|; s|^grace_seconds = .*|grace_seconds = 5|" \
+    $etc/worker.toml
+vps-snapshots-worker adopt --config $etc/worker.toml web --server-id 12345 --account 77
+systemctl enable --now vps-snapshots-worker
+until_true is_reachable
+
+step "snapshots of a server that is off, and of one that runs"
+completed first
+virsh -q start web
+completed second
+[ "$(virsh domstate web)" = running ] || die "the server is $(virsh domstate web)"
+[ "$(qemu-img snapshot -U -l $disk | grep -c vps-)" = 2 ] || die "$(qemu-img snapshot -U -l $disk)"
+
+step "a restart of the front end: no call is refused"
+(
+    n=0
+    while [ ! -e /root/enough ]; do call /api/v1/snapshots/ -o /dev/null -f || exit 1; n=$((n + 1)); done
+    echo "$n" >/root/calls
+) &
+calls=$!
+pid=$(main_pid vps-snapshots-api)
+systemctl restart vps-snapshots-api
+until_true is_new vps-snapshots-api "$pid"
+touch /root/enough
+wait $calls || die "a call failed during the restart"
+step "$(cat /root/calls) calls went through"
+
+for unit in api audit gateway worker; do
+    step "vps-snapshots-$unit is killed, and hangs"
+    pid=$(main_pid "vps-snapshots-$unit")
+    kill -9 "$pid"
+    until_true is_new "vps-snapshots-$unit" "$pid"
+    pid=$(main_pid "vps-snapshots-$unit")
+    mkdir -p "/run/systemd/system/vps-snapshots-$unit.service.d"
+    printf '[Service]\nWatchdogSec=15\n' >"/run/systemd/system/vps-snapshots-$unit.service.d/soon.conf"
+    systemctl daemon-reload
+    systemctl restart "vps-snapshots-$unit"
+    pid=$(main_pid "vps-snapshots-$unit")
+    kill -STOP "$pid"
+    until_true is_new "vps-snapshots-$unit" "$pid"
+done
+until_true is_reachable
+completed third
+
+step "a backup"
+systemctl start vps-snapshots-backup
+ls /var/lib/vps-snapshots-backup/*.backup >/dev/null
+
+step "exposure"
+for unit in api audit gateway worker; do
+    systemd-analyze security --no-pager "vps-snapshots-$unit" | tail -n 1
+done
+
+step "all stop cleanly, and were denied nothing"
+systemctl stop vps-snapshots-worker vps-snapshots-gateway vps-snapshots-audit vps-snapshots-api vps-snapshots-api.socket
+[ -z "$(systemctl list-units --failed --plain --no-legend 'vps-snapshots-*')" ] || die "$(systemctl list-units --failed --no-pager)"
+denied=$(journalctl --no-pager -b | grep -iE 'seccomp|operation not permitted|permission denied|Traceback' | grep vps-snapshots || true)
+[ -z "$denied" ] || die "$denied"
+step "all hold"
