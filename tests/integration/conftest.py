@@ -57,6 +57,19 @@ class Cell:
         held: bytes = await self.raw("HGET", f"server:{server}", "job")
         return JobId(held.decode())
 
+    async def fill(self, share: float) -> None:
+        """So much of Redis's `maxmemory` is in use from now on."""
+        # 64 MB: the scripts that Redis loads and the buffers of connections must be a small part of all
+        await self.redis.config_set("maxmemory", 0)
+        await self.redis.setrange("filler", 64 << 20, b"x")
+        used = int((await self.redis.info("memory"))["used_memory"])
+        await self.redis.config_set("maxmemory", round(used / share))
+
+    async def empty(self) -> None:
+        """The end of `fill`."""
+        await self.redis.config_set("maxmemory", 0)
+        await self.redis.delete("filler")
+
     async def raw(self, *command: str | int | bytes) -> Any:
         """What Redis answers to a command, unadorned."""
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py's gap

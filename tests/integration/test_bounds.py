@@ -282,13 +282,13 @@ async def test_near_the_limit_of_memory_what_can_wait_is_refused_first(small: Ce
     hook = await webhook(small)
     webhooks = Webhooks(small.redis)
     try:
-        await _fill(small, 0.85)
+        await small.fill(0.85)
         with pytest.raises(errors.StoreNearlyFull):
             await dry_run(small)
         with pytest.raises(errors.StoreNearlyFull):
             await webhooks.test(account_id=ACCOUNT, webhook_id=hook.id)
         admitted = await small.create("one", server=OTHER_SERVER)
-        await _fill(small, 0.95)
+        await small.fill(0.95)
         await end(small, admitted.job.id, DONE)
         with pytest.raises(errors.StoreNearlyFull):
             await small.create("two", server=OTHER_SERVER)
@@ -297,19 +297,12 @@ async def test_near_the_limit_of_memory_what_can_wait_is_refused_first(small: Ce
         assert await _delete(small)
         assert any("Redis is 9" in alarm.text and alarm.is_grave for alarm in await _alarms(small))
     finally:
-        await small.raw("CONFIG", "SET", "maxmemory", "0")
+        await small.empty()
 
 
 async def _alarms(cell: Cell) -> list[Alarm]:
     operators = OperatorStore(cell.redis, cell.store)
     return await alarms(operators, await operators.overview())
-
-
-async def _fill(cell: Cell, share: float) -> None:
-    # 20 MB: the first run of a script takes memory, which must be a small part of all
-    await cell.raw("SETRANGE", "filler", 20_000_000, "x")
-    used = int((await cell.redis.info("memory"))["used_memory"])
-    await cell.raw("CONFIG", "SET", "maxmemory", round(used / share))
 
 
 async def _have_listed(cell: Cell, many: int) -> None:

@@ -33,16 +33,10 @@ def api(dashboard: Dashboard) -> FrontEnd:
     return dashboard.api
 
 
-async def fill(cell: Cell, share: float) -> None:
-    """So much of `maxmemory` is in use from now on. 0: it has no limit."""
-    used = int((await cell.redis.info("memory"))["used_memory"])
-    await cell.redis.config_set("maxmemory", round(used / share) if share else 0)
-
-
 @pytest.fixture
 async def filling(cell: Cell) -> AsyncIterator[Cell]:
     yield cell
-    await fill(cell, 0)
+    await cell.empty()
 
 
 async def run(cell: Cell, job_id: str) -> None:
@@ -144,10 +138,10 @@ async def test_a_restore_waits_where_only_deletes_have_room(api: FrontEnd, filli
         f"/api/v1/webhooks/{hook}/redeliver/",
     ]
     for share, code in ((0.96, "store_nearly_full"), (1.01, "store_read_only")):
-        await fill(filling, share)
+        await filling.fill(share)
         for path in refused:
             (await api.call("POST", path)).refused(503, code)
-    await fill(filling, 0.93)
+    await filling.fill(0.93)
     for path in refused[1:]:
         assert (await api.call("POST", path)).status < 300, path
 
@@ -162,9 +156,9 @@ async def test_a_scheduled_snapshot_that_is_refused_costs_no_older_one(filling: 
     await filling.redis.hset("schedule:" + "a" * 32, mapping=schedule)  # type: ignore[misc]  # redis-py's types
     await filling.raw("HSET", f"snapshot:{made.snapshot.id}", "schedule", "a" * 32)
     for share, code in ((0.93, "store_nearly_full"), (1.01, "store_read_only")):
-        await fill(filling, 0)
+        await filling.empty()
         await filling.raw("ZADD", "schedules:due", 1, "a" * 32)
-        await fill(filling, share)
+        await filling.fill(share)
         (due,) = await Chores(filling.redis).due_schedules()
         assert isinstance(due, DueSchedule)
         with pytest.raises(RunRefused, match=code):
@@ -179,7 +173,7 @@ async def test_the_history_of_jobs_makes_room_while_nothing_new_is_admitted(fill
         await filling.node.finish(ended[-1], BROKE)
         ended.append((await filling.create(f"more-{n}")).job.id)
     await filling.node.begin(ended[-1])
-    await fill(filling, 0.93)
+    await filling.fill(0.93)
     await filling.node.finish(ended[-1], BROKE)
     assert await filling.raw("ZCARD", f"jobs:server:{SERVER}") == 10
     assert not await filling.redis.exists(f"job:{ended[0]}")
