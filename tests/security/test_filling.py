@@ -1,10 +1,11 @@
 """Customers do all that they may, until nothing more is accepted: Redis is not full, and deletes make room."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 
 import pytest
 
+from tests.conftest import RedisServer, running_redis
 from tests.integration.conftest import ACCOUNT, Cell
 from tests.integration.front_end import BROKE, DONE
 from worker.store import errors
@@ -24,12 +25,17 @@ keys = count()
 
 
 @pytest.fixture
-async def filling(cell: Cell) -> AsyncIterator[Cell]:
+def redis_server() -> Iterator[RedisServer]:
+    """One without what other tests leave in memory, which would be most of it."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def filling(cell: Cell) -> Cell:
     await cell.redis.config_set("appendfsync", "no")
     await cell.have(SERVERS)
-    yield cell
-    await cell.redis.config_set("maxmemory", "0")
-    await cell.redis.config_set("appendfsync", "always")
+    return cell
 
 
 async def _used(cell: Cell) -> int:
