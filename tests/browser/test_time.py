@@ -1,4 +1,4 @@
-"""Time at the browser: the charts lead to the jobs of a moment, and all times are in the zone that one has chosen."""
+"""Time in the browser: charts link to the jobs of a period, and all times are in the chosen time zone."""
 
 import re
 from urllib.parse import parse_qs, urlsplit
