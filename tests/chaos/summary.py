@@ -1,10 +1,10 @@
-"""What a campaign has come to, for a person."""
+"""The results of a campaign, for a person."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-SETTLED_SECONDS = 10.0  # the promise, on a machine that has nothing else to do; a busy one fails nothing by it
+SETTLED_SECONDS = 10.0  # the promise on an idle machine; a busy one does not fail because of it
 
 
 @dataclass(kw_only=True)
@@ -12,7 +12,7 @@ class Summary:
     operations: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
-    moments_wanted: int = 0  # exact ones
+    moments_wanted: int = 0  # exact moments
     moments_hit: int = 0
     settle_seconds: list[float] = field(default_factory=list)
     claims: Counter[str] = field(default_factory=Counter)  # of the hostile node, by call and result

@@ -19,7 +19,7 @@ def test_the_dashboard_says_what_the_machines_are_whatever_becomes_of_nodes() ->
     for program in (*PROGRAMS, "redis-server", "openssl", "haproxy", "ip", "virsh"):
         needs(program)
     needs_root()
-    folder = Path(tempfile.mkdtemp(prefix="many-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="many-", dir="/tmp"))  # a short path: sockets are below it
     summary = asyncio.run(campaign(folder, events=EVENTS, seed=3, guests_each=1, say=lambda _: None))
     assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
     assert summary.events.total() == len(EVENTS)
