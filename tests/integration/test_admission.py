@@ -1,4 +1,4 @@
-"""What the admission script promises, on a real Redis."""
+"""The promises of the admission script, with a real Redis."""
 
 import asyncio
 import json
@@ -186,7 +186,7 @@ async def test_a_restore_is_undone_though_its_snapshot_is_deleted(cell: Cell) ->
 async def test_the_end_of_a_job_tells_what_its_server_does_now(cell: Cell) -> None:
     admitted = await cell.create()
     await cell.node.begin(admitted.job.id)
-    await cell.have([SERVER], power="paused")  # as a report finds it in the moment of its start
+    await cell.have([SERVER], power="paused")  # as in a report during its start
     await cell.node.finish(admitted.job.id, DONE, power="on")
     assert (await cell.job(await cell.create("next"))).server_state is ServerState.SNAPSHOTTING
 
@@ -277,7 +277,7 @@ async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(ce
     redis, lists = cell.redis, ("jobs", f"account:{ACCOUNT}:jobs", "jobs:kind:create", "jobs:node:n1")
     for key in lists:
         await redis.zadd(key, {"old": 1})
-        await redis.pexpire(key, 30 * 86_400_000)  # it was not trimmed for a day
+        await redis.pexpire(key, 30 * 86_400_000)  # as if it had not been trimmed for a day
     async with redis.pipeline(transaction=False) as pipe:
         for key, many in ((f"account:{ACCOUNT}:events", 1500), ("events", 11_000)):
             for _ in range(many):
@@ -288,7 +288,7 @@ async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(ce
     await cell.node.begin(admitted.job.id)
 
     assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
-    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # whole nodes of a stream go, not single entries
+    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # Redis trims whole nodes of a stream
     assert await redis.xlen("events") <= 10_100
 
 
@@ -446,7 +446,7 @@ async def test_a_former_owner_neither_undoes_a_restore_nor_sees_the_server_any_m
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
     assert (await cell.store.job(account_id=ACCOUNT, job_id=restore.job.id)).server_state is None
     await cell.give(ACCOUNT)
-    with pytest.raises(errors.UndoUnavailable):  # what was overwritten may be the other's
+    with pytest.raises(errors.UndoUnavailable):  # the overwritten data may belong to the other account
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
 

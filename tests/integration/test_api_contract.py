@@ -1,4 +1,4 @@
-"""The public contract over HTTP: paths, codes, keys, and each line that it decides."""
+"""The public contract over HTTP: paths, codes, keys, and each sentence that decides something."""
 
 import re
 from collections.abc import AsyncIterator
@@ -366,7 +366,7 @@ async def test_a_query_that_says_two_things_is_refused(api: FrontEnd) -> None:
 async def test_a_parameter_that_a_call_does_not_have_is_refused_by_its_name(
     api: FrontEnd, method: str, path: str, body: object
 ) -> None:
-    """Before anything is looked at or done: with a good token only."""
+    """The check comes before any other work, but only with a valid token."""
     answer = await api.call(method, path, body=body)
     if method == "HEAD":
         assert answer.status == 400
@@ -385,7 +385,7 @@ async def test_of_many_unknown_parameters_the_refusal_stays_short(api: FrontEnd)
 
 
 async def test_the_node_that_deletes_is_the_servers_own(api: FrontEnd) -> None:
-    """A second node in the cell gets none of the first one's jobs."""
+    """A second node in the cell gets no jobs of the first one."""
     other = node_store(api.cell.redis, node="n2", machine="m2")
     assert await other.take_lease(seconds=60) is None
     await api.call("DELETE", one(await api.have_snapshot()))

@@ -1,4 +1,4 @@
-"""The rules of HTTP, hostile input, trouble inside: what every answer has in common."""
+"""HTTP rules, hostile input and internal failures: what all answers have in common."""
 
 import asyncio
 import gzip
@@ -256,7 +256,7 @@ async def test_while_redis_is_away_the_answer_is_503_and_then_all_is_well_again(
 
 
 async def raw(api: FrontEnd, *sent: bytes, delay: float = 0) -> bytes:
-    """All that the server says to these bytes until it closes the connection."""
+    """The server's answer to these bytes until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     for part in sent:
         writer.write(part)
@@ -295,7 +295,7 @@ async def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(cell: Cell)
     async with serving(cell, stalled_seconds=0.5) as api:
         with socket.create_connection(("127.0.0.1", api.port)) as client:
             client.setblocking(False)
-            for _ in range(300):  # answers of more than all buffers between us hold, and none of it read
+            for _ in range(300):  # answers that exceed all buffers in between, none of which is read
                 with suppress(BlockingIOError):
                     client.send(b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
             with pytest.raises(ConnectionError):  # noqa: PT012 - the kernel tells at the second send after it
@@ -312,7 +312,7 @@ LAST_PROBE = PROBE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_again(cell: Cell) -> None:
     async with serving(cell, connections=2, body_seconds=600) as api:
         busy = []
-        for _ in range(2):  # each in the midst of a request
+        for _ in range(2):  # each during a request
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             writer.write(post(api, "Content-Length: 100", "Expect: 100-continue", body=b""))
             assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"

@@ -1,4 +1,4 @@
-"""What grew around the contract: lists with filters, servers, edits, protection, cancelling, retrying safely."""
+"""Additions to the contract: lists with filters, servers, edits, protection, cancelling, safe retries."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""The audit log under the accounts that we ship: only its keeper changes it, and whatever else is done to it shows."""
+"""The audit log with the shipped accounts: only its keeper can change it, and any other change is detected."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ KEPT = timedelta(days=90)
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """The log as its keeper, as a front end, and as whoever may do everything."""
+    """The log with the accounts of its keeper, of a front end, and of an administrator."""
 
     keeper: Redis
     front_end: Redis
@@ -248,7 +248,7 @@ async def test_a_head_that_cannot_be_read_is_a_broken_chain_and_stops_no_keeper(
 
     paths = [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)]
     assert paths == ["/1", "/2", "/3", "/4"]
-    if b"first" not in damage and "first" not in damage:  # the keeper writes that one anew with each entry
+    if b"first" not in damage and "first" not in damage:  # the keeper writes that field again with each entry
         assert "changed" in [kind for kind, _ in await log.faults()]
 
 

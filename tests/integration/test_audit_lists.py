@@ -1,4 +1,4 @@
-"""Of a long audit log, the entries about one object are found without looking at all of it."""
+"""The entries about one object are found in a long audit log without reading all of it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import AuditFilter, OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 
-MANY = 2500  # more entries than one call looks at
+MANY = 2500  # more entries than one call reads
 PAUSED = {"token": "a" * 12, "token_name": "ops", "method": "POST", "path": "/ops/nodes/n7/pause/", "request_id": "r-7"}
 
 
@@ -28,7 +28,7 @@ class Log:
     store: OperatorStore
 
     async def fill(self, count: int = MANY) -> None:
-        """With entries about another object."""
+        """Add entries about another object."""
         await self.audit.write(*({"path": f"/api/v1/snapshots/{n}/", "token": "b" * 12} for n in range(count)))
         await self.keeper.keep()
 

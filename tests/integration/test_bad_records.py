@@ -1,8 +1,8 @@
-"""One bad record takes nothing else down.
+"""One bad record breaks nothing else.
 
 Each field of each record of `worker/store/KEYS.md` is damaged in turn, each key is replaced by one of another type, and
-each list gets members that lead nowhere. Then every list, page, record, chore and loop is tried: only the damaged
-record itself may be missing, and operators are told its key.
+each list gets members that point nowhere. Then every list, page, record, chore and loop is tried: only the damaged
+record may be missing, and its key is shown to operators.
 """
 
 import os
@@ -26,9 +26,9 @@ from worker.store.operators.cell import Cell as CellStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.webhooks.webhooks import Webhooks
 
-# With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
+# "all": each damage of each field, and each key alone; otherwise two per field, and several keys at once, in turn.
 ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
-SERVERS = 25  # all but the last have one field damaged at a time
+SERVERS = 25  # in all but the last, one field at a time is damaged
 KEYS_AT_ONCE = 1 if ALL_WAYS else 8
 
 
@@ -148,14 +148,14 @@ MEMBERS: Mapping[str, Sequence[Sequence[Any]]] = {
 
 
 async def _replace(world: World, key: str) -> None:
-    """By a key of another type."""
+    """Replace the key by one of another type."""
     kind = await world.redis.type(key)
     await world.redis.delete(key)
     await (world.redis.rpush(key, "x") if kind in {b"string", b"none"} else world.redis.set(key, "x"))
 
 
 def others(world: World, key: str) -> Hosted | None:
-    """One whose records the damaged key says nothing of."""
+    """Servers about whose records the damaged key says nothing."""
     last = world.hosted[-1]
     credential = key_of(last.secret).partition(":")[2]
     mine = {str(last.server), credential, *(one for ids in last.ids.values() for one in ids)}
@@ -165,7 +165,7 @@ def others(world: World, key: str) -> Hosted | None:
 
 @pytest.mark.parametrize("of_all", [True, False])
 async def test_keys_of_another_type_or_with_members_that_lead_nowhere_break_nothing(world: World, of_all: bool) -> None:
-    """`of_all`: keys that say something of every server, or those of one server, node or webhook."""
+    """`of_all`: keys about every server, or those about one server, node or webhook."""
     found = [(await _not_of_the_last(world, keys_of(world, pattern)))[:1] for pattern in _patterns()]
     keys = [key for one in found for key in one if (others(world, key) is None) == of_all]
     assert len(keys) > 30
@@ -186,7 +186,7 @@ async def test_keys_of_another_type_or_with_members_that_lead_nowhere_break_noth
 
 
 def _records(keys: Iterable[str]) -> dict[str, set[str]]:
-    """The records that the keys are of, by kind."""
+    """The records of these keys, by kind."""
     found: dict[str, set[str]] = {}
     for key in keys:
         kind, _, rest = key.partition(":")
@@ -195,14 +195,14 @@ def _records(keys: Iterable[str]) -> dict[str, set[str]]:
 
 
 async def _not_of_the_last(world: World, keys: Sequence[str]) -> list[str]:
-    """Without those of the last webhook, which is to be served."""
+    """Without keys of the last webhook, which must be served."""
     last = world.webhooks[-1]
     deliveries = {f"delivery:{one.decode()}" for one in await world.redis.zrange(f"webhook:{last}:log", 0, -1)}
     return [key for key in keys if last not in key and key not in deliveries]
 
 
 def _patterns() -> list[str]:
-    """Of all keys but those that callers prove themselves with."""
+    """Patterns of all keys except those that authenticate callers."""
     return [pattern for pattern in PATTERNS if pattern not in {"token:<sha256>", "token:session:<sha256>"}]
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it changes, and the exit codes that scripts go by."""
+"""The command line: its output, its changes, and its exit codes for scripts."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from worker.store.reports import NodeFacts, Pool
 NOWHERE = "http://127.0.0.1:1"
 BAD = "vps_" + "A" * 43
 QUICK = {"HTTPS_PROXY": "", "COLUMNS": "80"}
-# what changes something, and needs a yes
+# commands that change something and ask for confirmation
 CHANGES = (
     *(f"job retry {NO_JOB}", f"job cancel {NO_JOB}", f"job resolve {NO_JOB} --reason x"),
     *(f"retry {NO_JOB}", f"cancel {NO_JOB}", "cancel --match kind=create"),
@@ -47,7 +47,7 @@ CHANGES = (
 
 @asynccontextmanager
 async def _answering(answer: Callable[[web.Request], web.Response]) -> AsyncIterator[str]:
-    """The URL of another service, which answers so to all."""
+    """The URL of another service that gives this answer to every request."""
 
     async def handler(request: web.Request) -> web.Response:
         return answer(request)
@@ -139,7 +139,7 @@ class TestWhatIsShown:
         for line, one in zip(by, done, strict=True):
             wanted, got = await ops.get(by[line]), one.body
             for body in (wanted, got):
-                body.pop("at", None)  # of the look
+                body.pop("at", None)  # the time of the call
                 for listed in body.get("results", ()):
                     listed.pop("last_used_at", None)
             assert got == wanted, line
@@ -155,7 +155,7 @@ class TestWhatIsShown:
         assert row[:5] == [job, "failed", "create", str(SERVER), "web-server-01"]
         assert row[6] == "s"  # AGE
         assert "a-rather-long-name-of-a-snapshot-that-would-not-fit" in listed.out
-        assert "0 stranded servers" in listed.err  # beside the table, and not in it
+        assert "0 stranded servers" in listed.err  # on stderr, not in the table
 
         shown = await cli.run("job", "show", job, COLUMNS="40")
         assert "not_enough_space: The storage has too little free space." in shown.out
@@ -173,7 +173,7 @@ class TestWhatIsShown:
         assert failure
         evil = replace(failure, detail="\x1b]0;owned\x07 [bold]not markup[/bold]")
         job = await ops.made("evil", Outcome(state=JobState.FAILED, failure=evil))
-        shown = await cli.run("job", "show", job)  # run() has looked for the escape itself
+        shown = await cli.run("job", "show", job)  # run() has checked the escape itself
         assert "[bold]not markup[/bold]" in shown.out
         assert "\x07" not in shown.out
 
@@ -455,7 +455,7 @@ class TestExits:
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
             (cli, "jobs --colour red"): (Exit.USAGE, "--colour"),
-            (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument others could see it
+            (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument, other users could see it
             (cli, "snapshots"): (Exit.NOT_ALLOWED, "--server-id"),
             (customer, "nodes"): (Exit.NOT_ALLOWED, "permission_denied"),
             (replace(cli, token=BAD), "jobs"): (Exit.NOT_ALLOWED, "token_invalid"),

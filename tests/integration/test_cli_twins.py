@@ -1,5 +1,5 @@
-"""What the dashboard and the API can do, the command line can: pages and actions, schedules, webhooks, protection,
-contexts, names."""
+"""Everything in the dashboard and the API is also in the command line: pages and actions, schedules, webhooks,
+protection, contexts, names."""
 
 import json
 import stat
@@ -22,7 +22,7 @@ from tests.integration.test_ops_api import Ops, failed
 from worker.store.access.tokens import Permission
 from worker.store.model import ServerId
 
-OF_A_BROWSER = ""  # has no command: a session, or a file that is on the front end
+OF_A_BROWSER = ""  # has no command: a session, or a file on the front end
 OF_PAGES = {
     "/ops/": "overview",
     "/ops/nodes/": "nodes",
@@ -54,7 +54,7 @@ OF_ACTIONS = {
     "/ops/tokens/{token_id}/revoke/": ("token revoke",),
     "/ops/logout/": (OF_A_BROWSER,),
 }
-# For orchestrators and installations: they come with a file for a node, or say what only an orchestrator knows.
+# For orchestrators and installers: they have a file for a node, or state what only an orchestrator knows.
 OF_SCRIPTS = {
     *("node credential create", "node credential rotate", "node credential revoke"),
     *("server declare", "server place", "server give", "account limit"),
@@ -203,7 +203,7 @@ class TestContexts:
         assert (await run("nodes"))[0] == Exit.NOT_ALLOWED
         assert (await run("context", "use", "cell"))[0] == 0
         assert "n1" in (await run("nodes"))[1]
-        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # its token goes nowhere else
+        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # it sends no token there
         assert (await run("--context", "none", "nodes"))[0] == Exit.USAGE
         assert (await run("context", "use", "none"))[0] == Exit.NOT_FOUND
         file.chmod(0o644)

@@ -1,4 +1,4 @@
-"""The dashboard's pages and what an operator does on them."""
+"""The dashboard's pages and an operator's actions on them."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def failed(code: str = "not_enough_space", *, detail: str = "Too little space.",
 async def made(
     dashboard: Dashboard, outcome: Outcome | None = None, *, name: str = "a", server: ServerId = SERVER
 ) -> JobId:
-    """A create, taken to that outcome; None: it waits."""
+    """A create with that outcome; None: it stays queued."""
     job = (await dashboard.cell.create(name, server=server)).job
     if outcome is not None:
         await dashboard.cell.node.begin(job.id)
@@ -62,7 +62,7 @@ async def audited(dashboard: Dashboard) -> list[dict[str, str]]:
 
 
 def visible(page: str) -> str:
-    """What a person reads, in one line."""
+    """The visible text, in one line."""
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 

@@ -1,4 +1,4 @@
-"""The dashboard's pages of servers, findings, the audit and tokens."""
+"""The dashboard's pages of servers, findings, the audit log and tokens."""
 
 import re
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
 
 
 async def listed(dashboard: Dashboard, path: str) -> list[str]:
-    """The ids of the rows of a page's list."""
+    """The IDs of the rows of a page's list."""
     return re.findall(r'<tr id="\w+-([^"]+)"', await dashboard.browser.seen(path))
 
 

@@ -159,7 +159,7 @@ class TestSession:
         key, cell = key_of(dashboard.browser), dashboard.cell
 
         async def idle_after(**headers: str) -> float:
-            """In seconds, when the session had been idle for two minutes of its hour."""
+            """The remaining seconds after two minutes of inactivity, of an hour."""
             seconds, _ = await cell.redis.time()
             await cell.raw("HSET", key, "seen_ms", (seconds - 120) * 1000)
             assert (await dashboard.browser.get("/ops/jobs/", **headers)).status == 200

@@ -1,4 +1,4 @@
-"""Nodes are drained for a kernel upgrade: paused with an end, waited for until they are empty."""
+"""Draining nodes for a kernel upgrade: a pause with an end, and a wait until no job is running."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -40,12 +40,12 @@ async def paused(dashboard: Dashboard, node: str = "n1") -> Any:
 
 
 async def given(cell: Cell) -> int:
-    """How many jobs the node would be given now."""
+    """How many jobs the node would get now."""
     return len(await cell.node.take(running=[], free=4, seconds=0))
 
 
 async def pass_until(cell: Cell, moment: datetime) -> None:
-    """As if the end of the pause had come."""
+    """Pass the end of the pause."""
     assert await cell.raw("HGET", "node:n1", "paused_until_ms") == str(round(moment.timestamp() * 1000)).encode()
     await cell.raw("HSET", "node:n1", "paused_until_ms", round(datetime.now(UTC).timestamp() * 1000) - 1)
 
@@ -96,7 +96,7 @@ class TestTheEndOfAPause:
     async def test_a_host_that_has_just_been_started_is_not_taken_for_the_one_before(
         self, dashboard: Dashboard
     ) -> None:
-        """Its worker has the lease, and has not reported the start yet."""
+        """Its worker has the lease but has not reported the new boot yet."""
         cell = dashboard.cell
         await cell.node.report([], FACTS)
         restarted = node_store(cell.redis)

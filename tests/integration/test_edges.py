@@ -1,4 +1,4 @@
-"""What strangers send at the edges of HTTP, and what every answer tells a browser."""
+"""Malformed HTTP from strangers, and the security headers of every answer."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 
 async def said(api: FrontEnd, sent: bytes) -> bytes:
-    """All that the front end answers to these bytes, until it closes the connection."""
+    """The front end's answer to these bytes until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     try:
         writer.write(sent)

@@ -1,4 +1,4 @@
-"""Everything is found by its ID or name, and a snapshot's history says who did what, also after its end."""
+"""Everything is found by its ID or name, and a snapshot's history shows who did what, also after its deletion."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ def cli(dashboard: Dashboard) -> Cli:
 
 
 async def found(ops: Ops, text: str) -> list[str]:
-    """Kind and ID of what the API finds; a star follows what is exactly meant."""
+    """Kind and ID of the API's results; a star marks an exact match."""
     results = (await ops.get(f"search/?q={text}"))["results"]
     return [f"{one['kind']} {one['id']}{'*' if one['exact'] else ''}" for one in results]
 
@@ -112,13 +112,13 @@ class TestSearch:
             assert await tokens.revoke(token.id)
         assert await found(ops, "ci") == []
         assert await found(ops, made[0].id) == [f"token {made[0].id}*"]
-        assert await found(ops, made[1].id) == []  # it has done nothing
+        assert await found(ops, made[1].id) == []  # it has made no call
 
     async def test_a_token_that_has_expired_is_passed_over_and_leaves_the_list(self, ops: Ops) -> None:
         tokens, redis = ops.api.tokens, ops.api.cell.redis
         for n in range(45):
             token = await tokens.create(name=f"ci {n:02}", account_id=None, permissions=frozenset())
-            await redis.delete(key_of(token.secret))  # as Redis does
+            await redis.delete(key_of(token.secret))  # as Redis expires it
         last = await tokens.create(name="ci", account_id=None, permissions=frozenset())
         later = await tokens.create(name="ci 99", account_id=None, permissions=frozenset())
         assert await found(ops, "ci") == [f"token {last.token.id}*", f"token {later.token.id}"]
@@ -218,7 +218,7 @@ class TestHistory:
         entries = known["history"]
         assert entries[3]["request_id"] == "r-restored"
         assert entries[3]["job_id"] == restored.headers["X-Job-Id"]
-        assert entries[3]["token"] != entries[4]["token"]  # the customer's, and the operator's who retried it
+        assert entries[3]["token"] != entries[4]["token"]  # the customer's, and that of the operator who retried it
         customer = next(token.id for token in await api.tokens.all() if token.name == "a customer")
         assert {entry["token"] for entry in entries[:4]} == {customer}
         assert (entries[5]["token"], entries[5]["token_name"]) == (customer, "a customer")

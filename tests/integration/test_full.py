@@ -1,4 +1,4 @@
-"""Redis has reached `maxmemory`: customers delete, nodes end their jobs, operators revoke; and that makes room."""
+"""Redis has reached `maxmemory`: customers delete, nodes finish jobs, operators revoke, and this frees memory."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ async def filling(cell: Cell) -> AsyncIterator[Cell]:
 
 
 async def run(cell: Cell, job_id: str) -> None:
-    """As a worker does: it is alive, takes the job from its queue, and reports how it went."""
+    """Act as a worker: send a heartbeat, take the job from the queue, and report its outcome."""
     assert await cell.node.take_lease(seconds=60) is None
     (taken,) = await cell.node.take(running=[], free=8, seconds=0, begin=True)
     assert isinstance(taken, Job)

@@ -1,4 +1,4 @@
-"""The gateway: who is let in, for how long, how much one node may send, and what is lost when a part dies."""
+"""The gateway: which nodes it admits, for how long, how much a node may send, and what is lost when a part dies."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ async def reached(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Reache
 
 @asynccontextmanager
 async def raw(reached: Reached, *, secret: str | None = None, **options: Any) -> AsyncIterator[ClientConnection]:
-    """A connection of somebody who says what he likes."""
+    """A connection for arbitrary messages."""
     headers = {"Authorization": f"Bearer {reached.secret if secret is None else secret}"}
     path = reached.address.urls[0].removeprefix("unix://")
     async with unix_connect(path, "ws://gateway/node", additional_headers=headers, compression=None, **options) as one:
@@ -77,12 +77,12 @@ def refused(reached: Reached, reason: str) -> float:
 
 
 async def everything(redis: Redis, *, but: tuple[str, ...] = ()) -> dict[bytes, bytes | None]:
-    """All that Redis holds."""
+    """All data in Redis."""
     keys = sorted([key async for key in redis.scan_iter()])
     return {key: await redis.dump(key) for key in keys if not key.decode().startswith(but)}
 
 
-# --- who is let in ---
+# --- admission ---
 
 
 @pytest.mark.parametrize("secret", ["", "vps_" + "x" * 43, "vpsnode_" + "y" * 43, "vpsnode_short", "é", "x" * 5000])
@@ -180,7 +180,7 @@ async def test_a_missing_or_refused_credential_is_named_with_its_file(reached: R
 
 
 async def gone(connection: ClientConnection) -> None:
-    """Wait until the connection is closed from the other side."""
+    """Wait until the other side has closed the connection."""
     async with asyncio.timeout(60):
         await connection.wait_closed()
 
@@ -264,7 +264,7 @@ async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
         admitted = await cell.create()
         (job,) = await taking
-        assert isinstance(job, Job)  # the gateway has begun it
+        assert isinstance(job, Job)  # the gateway has started it
         assert (job.server_id, job.snapshot_name, job.state) == (SERVER, "before-update", JobState.IN_PROGRESS)
         assert await node.take(running=[admitted.job.id], free=3, seconds=0) == ()
         assert await node.take(running=[], free=4, seconds=0) == (admitted.job.id,)  # the node has crashed
@@ -402,7 +402,7 @@ async def test_one_take_at_a_time_waits_on_a_connection(reached: Reached) -> Non
 
 
 async def test_a_frame_that_is_too_long_ends_the_connection(reached: Reached) -> None:
-    with suppress(AttributeError):  # of a transport that was closed while it was written to
+    with suppress(AttributeError):  # of a transport that was closed during the write
         async with greeted(reached) as connection:
             await connection.send("x" * (FRAME_BYTES + 1))
             await gone(connection)
@@ -461,7 +461,7 @@ async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reach
                 await connection.send(json.dumps({"id": 1, "call": "x" * 60_000, "ask": {}}))
 
         sending = asyncio.create_task(send())
-        done, _ = await asyncio.wait({sending}, timeout=2)  # what is not answered is not read: it comes to a halt
+        done, _ = await asyncio.wait({sending}, timeout=2)  # the gateway stops reading while answers are pending
         assert not done or isinstance(sending.exception(), ConnectionClosed)
         sending.cancel()
         connection.transport.abort()
@@ -538,7 +538,7 @@ async def test_random_claims_of_a_node_change_nothing_of_another(
 
 
 def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
-    """Something that often fits a call, and names what is another's."""
+    """An argument that often fits a call and names another account's object."""
     outcome = {"state": chance.choice(["completed", "failed"]), "snapshot_status": "completed", "size_mb": 1}
     whole = {
         "job_id": chance.choice(ids),
@@ -572,7 +572,7 @@ def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
     return {field: whole[field] for field in fitting}
 
 
-# --- when a part is away ---
+# --- when a part is down ---
 
 
 async def test_a_node_goes_to_the_other_gateway_when_one_dies(cell: Cell, redis_server: RedisServer) -> None:
@@ -596,7 +596,7 @@ async def test_a_node_goes_to_the_other_gateway_when_one_dies(cell: Cell, redis_
 
 
 async def _once(call: Any, *arguments: Any, **named: Any) -> Any:
-    """What a call answers, once the store is available."""
+    """The answer of a call, once the store is available."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -669,8 +669,8 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
         port = listening.rpartition(":")[2]
         for host, authority, works in (
             ("localhost", certificate[0], True),
-            ("127.0.0.1", certificate[0], False),  # not the certificate's name
-            ("localhost", None, False),  # nobody whom the machine trusts
+            ("127.0.0.1", certificate[0], False),  # a name that is not in the certificate
+            ("localhost", None, False),  # an authority that the machine does not trust
         ):
             address = GatewayAddress(urls=(f"wss://{host}:{port}",), credential_file=file, tls_ca_file=authority)
             node = GatewayClient(address, node="n1", machine="m1", who="x")

@@ -1,4 +1,4 @@
-"""How much a caller may ask, and who is seen to have done what."""
+"""Rate limits, and audit entries for who did what."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ async def behind_proxy(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 
 async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
-    """Oldest first. Those of jobs come into the log a moment after the call."""
+    """Oldest first. Entries of jobs appear shortly after the call."""
     await AuditKeeper(cell.redis, kept=KEPT).keep()
     operators = OperatorStore(cell.redis, cell.store)
     since, found, after = datetime.now(UTC) - timedelta(hours=1), list[AuditEntry](), None
@@ -61,7 +61,7 @@ class TestCalls:
         answers[-1].refused(429, "rate_limited")
         waits = [int(match[2]) for match in left if match]
         assert all(0 < wait <= 60 // CALLS + 1 for wait in waits)
-        # the draft: who waits for `Retry-After` does not come before there is more
+        # the draft: a client that waits for `Retry-After` never comes too early
         assert int(answers[-1].headers["Retry-After"]) == waits[-1]
 
     async def test_of_many_at_once_no_more_get_through(self, api: FrontEnd) -> None:
@@ -122,7 +122,7 @@ class TestFailedLogins:
         refused.refused(429, "rate_limited")
         (await api.call("GET", headers={"Authorization": "none"})).refused(
             429, "rate_limited"
-        )  # none is as bad as a bad one
+        )  # no token counts like a bad one
         assert "RateLimit" not in refused.headers
         assert (await api.call("GET")).status == 200
 
@@ -133,7 +133,7 @@ class TestFailedLogins:
 
         assert [await status("203.0.113.7, 10.1.1.1") for _ in range(FAILED + 1)] == [401] * FAILED + [429]
         assert await status("203.0.113.8, 10.1.1.1") == 401
-        # what a client says of itself stands to the left of what our proxies have added
+        # a client's own claim is to the left of what our proxies have added
         assert await status("203.0.113.9, 203.0.113.7") == 429
 
     async def test_an_ipv6_caller_is_its_network(self, behind_proxy: FrontEnd) -> None:
@@ -237,7 +237,7 @@ class TestAudit:
             await audit.write({"path": str(n)})
 
         assert [entry.fields["path"] for entry in await entries(cell)] == [str(n) for n in range(1100)]
-        assert await cell.redis.xlen(STREAM) <= 1100 + 100  # whole nodes of the stream go, not single entries
+        assert await cell.redis.xlen(STREAM) <= 1100 + 100  # Redis trims whole nodes of a stream, not single entries
 
     async def test_each_process_of_a_front_end_moves_its_own_entries(self, cell: Cell) -> None:
         async with serving(cell, process=Process(index=1)) as api:

@@ -1,4 +1,4 @@
-"""Creates without a stop: what the guest goes through, and that it is never left frozen, wherever the worker dies."""
+"""Live creates: what the guest experiences, and that it never stays frozen, wherever the worker dies."""
 
 import asyncio
 import itertools
@@ -84,7 +84,7 @@ async def test_a_stopped_guest_is_labelled_by_how_it_was_stopped(cell: Cell, tmp
 async def test_no_stop_that_was_interrupted_is_called_clean_where_it_may_not_have_been(
     cell: Cell, tmp_path: Path
 ) -> None:
-    # a slow machine may be past the grace period after the first as well
+    # on a slow machine, the grace period may also have passed after the first press
     for effect, expected in ((Effect.PRESS, {Consistency.CLEAN_SHUTDOWN, None}), (Effect.CUT, {None})):
         node = await fresh(cell, tmp_path / effect)
         node.without_a_stop = False
@@ -134,7 +134,7 @@ async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tm
     job_id = await node.admit(JobKind.CREATE)
 
     def freeze(happening: Happening) -> None:
-        if happening.effect is Effect.HOLD:  # behind the checks
+        if happening.effect is Effect.HOLD:  # after the checks
             node.hypervisor.server(SERVER).frozen = True
 
     node.hypervisor.faults.hook = freeze
@@ -301,7 +301,7 @@ async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell
         assert not node.hypervisor.server(SERVER).frozen
         job.cancel()
     hangs.set()
-    done = await node.settle(job_id)  # the next process goes on
+    done = await node.settle(job_id)  # the next process continues
     assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
     await node.check(done, power=Power.ON)
 

@@ -1,4 +1,4 @@
-"""A connection to Redis that is cut after the command was delivered: what the caller is told, and how it goes on."""
+"""A connection to Redis is cut after the command was delivered: the caller's answer, and what happens next."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from worker.store.redis_client import RedisSettings, connect
 
 KEY = {"Idempotency-Key": "k"}
 BODY = {"server_id": SERVER, "name": "mine"}
-CREATE = '"name": "mine"'  # in what the script is asked
+CREATE = '"name": "mine"'  # in the arguments of the script
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lossy:
-    """A front end whose way to Redis can lose an answer."""
+    """A front end whose connection to Redis can lose an answer."""
 
     api: FrontEnd
     way: LossyWay
@@ -37,7 +37,7 @@ async def lossy(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Lossy]:
         redis = connect(RedisSettings(url=f"unix://{way.socket}"))
         try:
             async with serving(replace(cell, redis=redis), calls_per_minute=100_000) as api:
-                snapshot = await api.have_snapshot("first")  # Redis knows the scripts
+                snapshot = await api.have_snapshot("first")  # Redis has the scripts
                 assert (await api.call("GET", f"{SNAPSHOTS}{snapshot}/")).status == 200
                 yield Lossy(api=api, way=way)
         finally:
@@ -123,7 +123,7 @@ async def test_a_read_is_asked_once_more(lossy: Lossy, word: str) -> None:
 
 
 async def test_a_write_is_not_asked_again_and_its_count_is_no_write(lossy: Lossy) -> None:
-    lossy.way.lose('"failed_logins"')  # the caller's token is looked up, and the call counted
+    lossy.way.lose('"failed_logins"')  # the caller's token is looked up, and the call is counted
     hook = {"url": "https://hooks.example.com/"}
     assert (await lossy.api.call("POST", "/api/v1/webhooks/", body=hook)).status == 201
     lossy.way.lose('"fields": {"description"')

@@ -1,4 +1,4 @@
-"""What /metrics says, to whom, and that it says no more than it should."""
+"""The content of /metrics, who can read it, and what it must not contain."""
 
 import asyncio
 import re
@@ -65,7 +65,7 @@ async def test_a_run_of_jobs_can_be_read_from_both_programs(
     assert value(found, "job_duration_seconds_count", kind="create") == 3
     assert value(found, "job_step_duration_seconds_count", kind="create", step="snapshotting") == 3
     assert value(found, "job_step_retries_total", kind="create", step="starting") == 3
-    assert value(found, "guest_downtime_seconds_count", kind="create") == 2  # the third is off
+    assert value(found, "guest_downtime_seconds_count", kind="create") == 2  # the third server is off
     assert value(found, "job_pickup_seconds_count", kind="create") == 3
     assert value(found, "storage_free_bytes", pool="/simulated") < value(found, "storage_size_bytes", pool="/simulated")
     assert value(found, "lease_held") == value(found, "redis_up") == 1
@@ -212,7 +212,7 @@ async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_no
     await redis.delete("servers:node:node-2")
 
     names = {node.name for node in (await looks.numbers()).nodes}
-    assert "node-1" in names  # its servers are still there
+    assert "node-1" in names  # its servers still exist
     assert "node-2" not in names
 
 
@@ -222,7 +222,7 @@ async def test_it_is_told_how_redis_does() -> None:
         server = RedisServer(Path(folder))
         server.start()
         redis = connect(RedisSettings(url=f"unix://{server.socket}"), observer=RedisMetrics(found))
-        await redis.register_script("return 1")()  # Redis does not know it yet: that is no error
+        await redis.register_script("return 1")()  # Redis does not have it yet, which is not an error
         await redis.blpop(["a list"], timeout=1)  # type: ignore[misc] # redis-py types it as both kinds
         well = read(found)
         with pytest.raises(ResponseError):
@@ -233,7 +233,7 @@ async def test_it_is_told_how_redis_does() -> None:
         await redis.aclose(close_connection_pool=True)
 
     assert value(well, "redis_up") == 1
-    assert value(well, "redis_command_duration_seconds_count") == 2  # the script is loaded, and run
+    assert value(well, "redis_command_duration_seconds_count") == 2  # the script is loaded and run
     assert [value(well, "redis_command_errors_total", error=error) for error in REDIS_ERRORS] == [0, 0, 0]
     ill = read(found)
     assert value(ill, "redis_up") == 0

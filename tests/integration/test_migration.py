@@ -1,4 +1,4 @@
-"""Servers with snapshots that are moved between two nodes, with plain virsh, and whatever dies meanwhile."""
+"""Servers with snapshots that move between two nodes with plain virsh, with processes killed meanwhile."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from worker.store.errors import ServerOnLiveNode  # noqa: E402
 from worker.store.model import JobState, SnapshotStatus  # noqa: E402
 from worker.store.operators.operator_store import OperatorStore  # noqa: E402
 
-UNUSED = 0x40_000  # in a file of UEFI variables: the event log, which the firmware lets be
+UNUSED = 0x40_000  # in a file of UEFI variables: the event log, which the firmware does not change
 MARK_BYTES = 16
 
 
@@ -179,7 +179,7 @@ def as_older_versions_do(two: Two) -> None:
 
 
 async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
-    await two.first.start_worker(GRACE_SECONDS="6")  # this guest hears no power button: the stop lasts so long
+    await two.first.start_worker(GRACE_SECONDS="6")  # this guest ignores shutdown requests, so the stop takes this long
     await two.second.start_worker()
     await two.until_on(two.first)
     two.first.ask("create")
@@ -195,7 +195,7 @@ async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
 
 
 async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought_up_again(two: Two) -> None:
-    await two.first.start_worker(GRACE_SECONDS="60")  # this guest hears no power button: it is killed in the stop
+    await two.first.start_worker(GRACE_SECONDS="60")  # this guest ignores shutdown requests: killed in the stop
     await two.until_on(two.first)
     two.first.ask("create")
     admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
@@ -209,7 +209,7 @@ async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought
     job = await two.over(admitted.job.id)
     assert (job.state, job.failure) == (JobState.COMPLETED, None)
     assert two.first.has_it()
-    assert two.first.ask("listAllSnapshots", 0) == []  # it is let go
+    assert two.first.ask("listAllSnapshots", 0) == []  # it has been released
 
 
 async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_changed(two: Two) -> None:
@@ -275,7 +275,7 @@ async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(
     assert two.second.worker is not None
     await two.second.worker.says("reconcile.finding", finding="lost_snapshot")
     lost = [line for line in two.second.worker.lines if '"lost_snapshot"' in line]
-    assert any("disk vda" in line for line in lost), lost  # the log says why
+    assert any("disk vda" in line for line in lost), lost  # the log has the reason
     assert (await two.created("after")).status is SnapshotStatus.COMPLETED
 
 

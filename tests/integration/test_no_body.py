@@ -1,4 +1,4 @@
-"""Calls that take no body: what is sent in one all the same is refused, and nothing is done."""
+"""Calls without a body refuse a request that has one, and do nothing."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 @pytest.fixture
 async def ids(api: FrontEnd) -> dict[str, str]:
-    """Of things that each of the calls could do something to."""
+    """IDs of objects that each of the calls could change."""
     snapshot = await api.have_snapshot()
     restored = await api.call("POST", f"{SNAPSHOTS}{snapshot}/restore/")
     await api.work(restored, replace(DONE, undoable_seconds=3600))
@@ -56,7 +56,7 @@ async def token_for(api: FrontEnd, call: AnyCall) -> str:
 
 
 async def kept(api: FrontEnd) -> dict[bytes, bytes]:
-    """All that the store has, but what it has of the calls themselves."""
+    """All data in the store, except what it records about the calls themselves."""
     redis = api.cell.redis
     keys = [key async for key in redis.scan_iter("*") if not key.startswith((b"calls:", b"probe:", b"audit", b"clock"))]
     return {key: await redis.dump(key) for key in sorted(keys)}

@@ -1,4 +1,4 @@
-"""The credentials of nodes through the operators' API and the command line, with a gateway that lets nodes in."""
+"""Credentials of nodes in the operators' API and the command line, with a gateway that checks them."""
 
 import re
 import stat
@@ -93,7 +93,7 @@ class TestCalls:
         found = await Credentials(ops.api.cell.redis).find(new["secret"])
         assert found is not None
         async with raw(reached, secret=new["secret"]) as connection:
-            await ops.api.cell.redis.pexpire(found.key, 1)  # the hour is over
+            await ops.api.cell.redis.pexpire(found.key, 1)  # the hour has passed
             await gone(connection)
         assert not await is_let_in(reached, new["secret"])
         (await ops.call("POST", f"{PATH}rotate/", {})).refused(404, "credential_not_found")

@@ -1,4 +1,4 @@
-"""What a job notes and what a snapshot holds, from the node to everyone who should know."""
+"""The notes of a job and the contents of a snapshot, from the node to all users who should see them."""
 
 import asyncio
 import json

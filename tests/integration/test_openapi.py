@@ -1,4 +1,4 @@
-"""The API's document is true, whole, and served."""
+"""The API's document is correct, complete, and served."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The operators' API: the whole cell, for those that run it."""
+"""The operators' API, for the whole cell."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,8 +51,8 @@ class Ops:
         return answer.body
 
     async def made(self, name: str, outcome: Outcome | None = DONE, *, server: ServerId = SERVER) -> JobId:
-        """A create, taken as far as the outcome says; None: it waits."""
-        await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+        """A create with that outcome; None: it stays queued."""
+        await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
         account = ACCOUNT if server == SERVER else OTHERS
         job = (
             await self.api.cell.store.create(
@@ -225,7 +225,7 @@ class TestJobs:
 
     async def test_a_time_is_a_filter(self, ops: Ops) -> None:
         jobs = [await ops.made(name, failed()) for name in "abcdef"]
-        for hour, job in enumerate(jobs):  # queued at 2025-01-16, from 00:00 on
+        for hour, job in enumerate(jobs):  # queued from 2025-01-16 00:00 on, an hour apart
             await ops.api.cell.raw("HSET", f"job:{job}", "queued_ms", at(hour))
             for key in await ops.api.cell.redis.keys("*jobs*"):
                 if await ops.api.cell.raw("TYPE", key) == b"zset":
@@ -251,7 +251,7 @@ class TestJobs:
         jobs = [await ops.made(name, failed()) for name in "abcd"]
         waiting = await ops.made("waits", None)
         now_ms = int(await ops.api.cell.raw("HGET", f"job:{waiting}", "queued_ms"))
-        for hours, job in enumerate(jobs):  # queued now, and ended in as many hours
+        for hours, job in enumerate(jobs):  # queued now, and ended after that many hours
             await ops.api.cell.raw("HSET", f"job:{job}", "finished_ms", now_ms + hours * 3_600_000)
 
         def at_end(hours: int) -> str:
@@ -435,7 +435,7 @@ class TestNodes:
     async def test_a_pause_is_shown_with_who_and_why_and_ends(self, ops: Ops) -> None:
         paused = (await ops.post("nodes/n1/pause/", {"reason": "a new disk"}))["paused"]
         assert (paused["reason"], paused["by"]) == ("a new disk", "a test")
-        assert await ops.made("while-paused", None)  # admitted: it waits
+        assert await ops.made("while-paused", None)  # admitted and queued
         assert (await ops.post("nodes/n1/resume/", {"reason": "done"}))["paused"] is None
         assert (await ops.call("POST", "nodes/n1/pause/", {})).refused_fields() == ["reason"]
         (await ops.call("POST", "nodes/n9/pause/", {"reason": "x"})).refused(404, "node_not_found")
@@ -452,7 +452,7 @@ class TestOverview:
         await ops.made("good")
         await ops.made("bad", failed())
         cancelled = await ops.made("not-wanted", None)
-        await ops.post(f"jobs/{cancelled}/cancel/")  # on purpose: that is no failure
+        await ops.post(f"jobs/{cancelled}/cancel/")  # cancelled on purpose, which is not a failure
         waiting = await ops.made("waits", None)
         now = await ops.get("overview/")
 
@@ -479,7 +479,7 @@ class TestOverview:
             await ops.made(f"job-{seconds}", outcome)
         points = (await ops.get("overview/"))["charts"][0]["points"]
         assert sum(point["failed"] for point in points) == 100
-        if len(points) == 1:  # else the quarter of an hour ended meanwhile
+        if len(points) == 1:  # otherwise, the quarter of an hour ended meanwhile
             assert points[0]["downtime_seconds"]["p50"] == pytest.approx(50, rel=0.07)
             assert points[0]["downtime_seconds"]["p95"] == pytest.approx(95, rel=0.07)
 
@@ -592,10 +592,10 @@ POSTS = [call for call in OPERATORS_CALLS if call.method == "POST"]
 
 
 class TestOnce:
-    """A POST that is sent again with its key is done once."""
+    """A POST that is repeated with its key takes effect once."""
 
     async def body(self, ops: Ops, call_id: str) -> tuple[JobId, object]:
-        """A job for the call to be about, and its body."""
+        """A job for the call, and the call's body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
         job = await ops.made("bad", failed(stranded=call_id in {"ops_resolve_job", *TAKING}))

@@ -1,4 +1,4 @@
-"""What a node's worker does for the operators: pauses, reconciles, tells of its steps, its log and its storage."""
+"""What a node's worker does for operators: pauses, reconciles, and reports its steps, its log and its storage."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
 
 @pytest.fixture
 def logged(node: Node) -> Iterator[None]:
-    """Lines go by way of the job's log."""
+    """Write a line to the job's log."""
     before = structlog.get_config()["processors"]
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, node.job_log, *before])
     yield
@@ -87,7 +87,7 @@ async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Ce
     operators = OperatorStore(cell.redis, cell.store)
     await operators.pause("n1", by="alice", reason="a new disk")
     job_id = (await cell.create()).job.id
-    assert await cell.node.take(running=[], free=1, seconds=0.2) == ()  # the wake-up of the create is over
+    assert await cell.node.take(running=[], free=1, seconds=0.2) == ()  # the wake-up of the create has been used
     taking = asyncio.create_task(cell.node.take(running=[], free=1, seconds=PATIENCE_SECONDS))
     await operators.resume("n1")
     assert await taking == (job_id,)
@@ -96,7 +96,7 @@ async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Ce
 async def test_what_changes_on_the_hypervisor_is_told_without_waiting_for_the_heartbeat(node: Node) -> None:
     inventory = Inventory(node.hypervisor, node.cell.node, publish=node.reconciler.server, report_seconds=3600)
     reporting = asyncio.create_task(inventory.keep_reporting())
-    await asyncio.sleep(0)  # it listens
+    await asyncio.sleep(0)  # it starts listening
 
     async def told(state: ServerState | None) -> None:
         async def is_so() -> bool:
@@ -164,7 +164,7 @@ async def test_who_is_asked_reconciles_without_waiting_for_the_round(node: Node)
     node.hypervisor.faults.hook = count
     rounds = asyncio.create_task(node.reconciler.keep_reconciling())
     await until(lambda: looks > 0)
-    async with node.runner.lock_of(SERVER):  # the first round is over
+    async with node.runner.lock_of(SERVER):  # the first round has ended
         before = looks
     await node.operators.reconcile("n1")
     await node.inventory.report()

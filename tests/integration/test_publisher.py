@@ -1,4 +1,4 @@
-"""What the node tells the store: outcomes until the store has them, steps while they are news."""
+"""The node's reports to the store: outcomes until the store has them, steps while they are current."""
 
 import asyncio
 import tempfile
@@ -21,7 +21,7 @@ DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotSta
 
 
 async def begun(cell: Cell) -> JobId:
-    """A create that the node has begun."""
+    """A create that the node has started."""
     job_id = (await cell.create()).job.id
     await cell.node.begin(job_id)
     return job_id
@@ -70,10 +70,10 @@ async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
     second = (await cell.create("second")).job.id
     await cell.node.begin(second)
     async with telling(publisher):
-        publisher.step(second, Step.STOPPING)  # told first or last
+        publisher.step(second, Step.STOPPING)  # reported first or last
         await comes_to(cell, second, Step.STOPPING)
         publisher.step(second, Step.STARTING)
-        await comes_to(cell, second, Step.STARTING)  # so the late one was told as well
+        await comes_to(cell, second, Step.STARTING)  # so the late one was reported as well
     assert (await seen(cell, job_id)).step == over.step
 
 
@@ -154,7 +154,7 @@ async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own
         server.kill()
         publisher.step(job_id, Step.STARTING)
         ending = asyncio.create_task(publisher.outcome(job_id, SERVER, DONE))
-        await asyncio.sleep(0.1)  # it is told in vain some times
+        await asyncio.sleep(0.1)  # some reports fail
         assert not ending.done()
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(PATIENCE_SECONDS):

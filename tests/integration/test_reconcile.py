@@ -1,4 +1,4 @@
-"""Reconciliation: the store, the disks and the journal agree again, and nothing that is not ours is touched."""
+"""Reconciliation: store, disks and journal agree again, and other tools' data is not touched."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -140,7 +140,7 @@ async def test_a_rebuild_publishes_what_an_old_copy_of_the_data_lacks(node: Node
 
 
 async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
-    ahead = (await node.cell.create("given")).snapshot.id + 50_000  # a cell that gave many ids within a day
+    ahead = (await node.cell.create("given")).snapshot.id + 50_000  # a cell that issued many IDs within a day
     await node.have_snapshot(f"vps-{ahead}")
     await lose_redis_data(node)
     await report(node)
@@ -157,7 +157,7 @@ async def test_an_older_copy_of_the_data_gives_no_id_a_second_time(node: Node) -
         now, _ = await node.cell.redis.time()
         return bool(now > seconds)
 
-    await until_told(later)  # an older copy is not there within the same second
+    await until_told(later)  # an older copy would not appear within the same second
 
     assert (await node.cell.create("next")).snapshot.id > given
 
@@ -217,7 +217,7 @@ async def test_a_tag_that_nobody_knows_may_be_all_that_is_left_and_is_never_touc
 
 
 async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outlives_the_store(node: Node) -> None:
-    """As when the domain was moved here, or by `virsh snapshot-delete --metadata`."""
+    """As when the domain was moved here, or after `virsh snapshot-delete --metadata`."""
     kept = await node.create("kept")
     node.hypervisor.server(SERVER).listed.clear()
     await node.reconcile()
@@ -262,7 +262,7 @@ async def test_a_job_ends_also_where_the_look_at_the_power_breaks(
 
 @pytest.mark.parametrize("safety", [True, False])
 async def test_a_server_that_someone_took_back_past_us_is_told_until_it_is_unlisted(node: Node, safety: bool) -> None:
-    """As by `virsh snapshot-revert`."""
+    """As after `virsh snapshot-revert`."""
     kept = await node.create("kept")
     first = await node.restore(kept)
     server = node.hypervisor.server(SERVER)
@@ -278,7 +278,7 @@ async def test_a_server_that_someone_took_back_past_us_is_told_until_it_is_unlis
 
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, listed: bool) -> None:
-    """As when a live backup had put an overlay over each disk for a while."""
+    """As when a live backup had temporarily put an overlay over each disk."""
     kept = await node.create("kept")
     size_mb = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).size_mb
     server = node.hypervisor.server(SERVER)
@@ -406,7 +406,7 @@ async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None
 
 
 async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -> None:
-    # of a worker that died at the end of a job, before a disk's storage went away
+    # left by a worker that died at the end of a job, before a disk's storage became unavailable
     await node.hypervisor.hold(SERVER)
     node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
     await node.reconcile()
@@ -417,7 +417,7 @@ async def test_a_server_that_could_not_be_let_go_after_its_job_is_within_seconds
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.reconcile.RECHECK_SECONDS", 0.01)
-    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is away: at the job's end, and for two rechecks
+    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is down: at the job's end, and for two rechecks
     async with in_background(node.reconciler.keep_reconciling()):
         await node.create("a")
 
@@ -448,7 +448,7 @@ async def test_of_one_that_did_not_come_along_with_its_server_the_name_goes_in_i
 
 
 async def test_of_those_that_a_server_brings_along_only_the_one_that_can_be_undone_is_kept(node: Node) -> None:
-    """Each node that it was on has written down its own alone."""
+    """Each of its earlier nodes had recorded only its own."""
     older, newer = await node.create("older"), await node.create("newer")
     for tag in ("vps-safety-tracked", "vps-safety-stranded"):
         await node.have_snapshot(tag, name="safety")
@@ -598,7 +598,7 @@ async def test_what_a_restore_overwrote_is_given_up_before_the_guests_have_no_ro
 
 
 async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
-    """What one has seen as free is not free any more for the next."""
+    """Space that one job has reserved is not free for the next."""
     node.hypervisor.free_bytes = 2 * Policy.free_floor_bytes - 1
     node.hypervisor.add(FakeServer(name="other", server_id=OTHER, account_id=ACCOUNT, deaf=True, power=Power.ON))
     await node.cell.have([SERVER, OTHER])
@@ -606,7 +606,7 @@ async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
     pressed = asyncio.Event()
     node.hypervisor.faults.hook = lambda happening: pressed.set() if happening.effect is Effect.PRESS else None
     running = asyncio.create_task(node.runner.run(slow.job.id))
-    await pressed.wait()  # it is through with its checks
+    await pressed.wait()  # it has finished its checks
     await node.runner.run(quick.job.id)
     await running
 
@@ -659,7 +659,7 @@ class TestContents:
         tag = f"vps-{kept}"
         before = server.contents[tag]
         del server.contents[tag], server.listed[tag]
-        server.disks["vda"].virtual_bytes *= 2  # since: what the disks say now is not what it holds
+        server.disks["vda"].virtual_bytes *= 2  # since then, so the disks' current state is not what the snapshot holds
         await node.reconcile()
         assert server.contents[tag] == before
 
@@ -671,7 +671,7 @@ async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space
 
     kept = await node.create("kept")
     await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
-    # what passes by itself is not counted
+    # temporary states are not counted
     for busy, is_found in ((False, False), (True, False), (False, False), (True, False), (False, True)):
         if busy:
             error = ServerInUse("The server is being backed up.")

@@ -1,4 +1,4 @@
-"""A node's report that says nothing new costs little, and hides nothing that has changed."""
+"""A node's report without changes costs little, and changes are never missed."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Node:
     store: NodeStore
 
     async def report(self, *servers: ReportedServer) -> tuple[Reported, bool]:
-        """What is answered, and whether the servers were looked at."""
-        marked = "1234"  # a field that nobody but a whole report touches
+        """Returns the answer, and whether the servers were read."""
+        marked = "1234"  # a field that only a full report changes
         await self.cell.raw("HSET", f"server:{SERVER}", "placed", marked)
         answer = await self.store.report(servers or (named(),))
         return answer, await self.cell.raw("HGET", f"server:{SERVER}", "placed") is None
@@ -47,7 +47,7 @@ async def test_one_that_is_as_before_is_not_looked_at_again(node: Node) -> None:
 
 
 async def _power(node: Node) -> None:
-    """A job has ended, and its node has said how its server was left."""
+    """A job has ended, and its node has reported the server's power."""
     admitted = await node.cell.create()
     await node.cell.node.take_lease(seconds=60)
     await node.cell.node.begin(admitted.job.id)
@@ -56,7 +56,7 @@ async def _power(node: Node) -> None:
 
 
 async def _moved(node: Node) -> None:
-    """Another node has it now: an operator has placed it there."""
+    """An operator has placed it on another node."""
     await node.cell.raw("HSET", "node:n1", "heartbeat_ms", "0")
     other = node_store(node.cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
@@ -78,7 +78,7 @@ async def _lost(node: Node) -> None:
 
 
 async def _restored(node: Node) -> None:
-    """The record was gone, and a backup has declared the server."""
+    """The record was lost, and a backup has declared the server."""
     await node.cell.raw("DEL", f"server:{SERVER}")
     record = {"account": str(ACCOUNT), "node": "n1", "name": "web-server-01"}
     row = {"kind": "server", "key": f"server:{SERVER}", "record": record}
@@ -98,7 +98,7 @@ async def test_one_is_looked_at_whole_after_a_change_by_anyone(
     node: Node, change: Callable[[Node], Awaitable[None]]
 ) -> None:
     await change(node)
-    if change not in {_moved, _lost}:  # there, the record is another node's or gone, as the answer says
+    if change not in {_moved, _lost}:  # there, the record is another node's or missing, as the answer says
         assert (await node.report())[1]
     answer = await node.store.report([named()])
     if change is _moved:

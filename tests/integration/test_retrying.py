@@ -1,4 +1,4 @@
-"""Which failed jobs are done again, alone and many at once."""
+"""Which failed jobs can be retried, one by one and in bulk."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,14 +31,14 @@ class Desk:
         self.token = token
 
     async def call(self, path: str, body: object = None, **given: Any) -> Answer:
-        await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+        await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
         return await self.api.call("POST", f"{OPS}jobs/{path}", body=body, token=self.token, **given)
 
     async def retry(self, job_id: JobId, *, force: bool = False) -> Answer:
         return await self.call(f"{job_id}/retry/{'?force=true' if force else ''}")
 
     async def offered(self, job_id: JobId) -> tuple[bool, bool, str | None]:
-        """What the job itself says of a retry: possible, only with force, and why."""
+        """The job's own answer about a retry: possible, only with force, and why."""
         shown = await self.api.call("GET", f"{OPS}jobs/{job_id}/", token=self.token)
         retry = shown.body["retry"]
         return retry["possible"], retry["needs_force"], retry["detail"]
@@ -49,7 +49,7 @@ class Desk:
         return list(answer.body["results"])
 
     async def refused(self, job_id: JobId, code: str = "job_not_retryable") -> str:
-        """Why it is not retried as one of many."""
+        """Why it is not part of a bulk retry."""
         (foretold,) = await self.bulk(job_id, dry_run=True)
         (one,) = await self.bulk(job_id)
         assert (one["done"], one["job_id"], one["code"]) == (False, None, code)
@@ -57,7 +57,7 @@ class Desk:
         return str(one["detail"])
 
     async def needs_force(self, job_id: JobId) -> str:
-        """Why it is retried only with force, alone and as one of many."""
+        """Why it is retried only with force, alone and in bulk."""
         detail = str((await self.retry(job_id)).refused(409, "retry_needs_force")["detail"])
         assert await self.offered(job_id) == (True, True, detail)
         assert await self.refused(job_id, "retry_needs_force") == detail
@@ -103,7 +103,7 @@ async def test_one_that_failed_last_is_retried_and_says_by_which_job(desk: Desk)
 async def test_one_that_was_retried_is_retried_no_more_however_the_retry_ended(desk: Desk) -> None:
     job_id = await desk.create("a")
     first = JobId((await desk.retry(job_id)).body["id"])
-    for _ in range(2):  # while the retry waits, and when it is over
+    for _ in range(2):  # while the retry is queued, and when it has ended
         assert f"as job {first}" in (await desk.retry(job_id)).refused(409, "job_not_retryable")["detail"]
         assert f"as job {first}" in await desk.refused(job_id)
         if (await desk.job(first))["state"] == "queued":
@@ -113,7 +113,7 @@ async def test_one_that_was_retried_is_retried_no_more_however_the_retry_ended(d
 
 
 async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: Desk) -> None:
-    """As an operator's "retry all that match" meets it: newest first."""
+    """As in an operator's bulk retry of all matching jobs: newest first."""
     path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
     await desk.has_power("off")
     failed = [await desk.asked(path) for _ in range(3)]
@@ -177,7 +177,7 @@ async def test_an_hour_is_the_limit_unless_it_is_set(desk: Desk) -> None:
 
 
 class TestOverwriting:
-    """A restore or an undo that is retried replaces what the server has written since it failed."""
+    """A retried restore or undo overwrites what the server has written since the failure."""
 
     @pytest.fixture(params=["restore", "undo"])
     async def failed(self, desk: Desk, request: pytest.FixtureRequest) -> JobId:
@@ -226,7 +226,7 @@ async def test_a_create_is_done_although_its_server_runs(desk: Desk) -> None:
 
 
 async def test_nothing_is_retried_while_the_server_is_stranded(desk: Desk) -> None:
-    """A restore would find the server off and leave it off, completed and stranded."""
+    """A restore would find the server off and leave it off: completed, but still stranded."""
     cell = desk.api.cell
     path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
     earlier = await desk.create("a")

@@ -1,4 +1,4 @@
-"""Snapshots that nobody asks for each time: when they are made, what makes room for them, when they end."""
+"""Scheduled snapshots: when they are taken, what makes room for them, and when they expire."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def fall_due(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0) -> 
 
 
 async def run(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0, outcome: Outcome | None = DONE) -> None:
-    """Let the schedule fall due, a worker find it, and the node make the snapshot."""
+    """Make the schedule due, admit its snapshot, and let the node take it."""
     await fall_due(api, schedule_id, minutes_ago=minutes_ago)
     await Scheduler(chores=Chores(api.cell.redis)).round()
     if outcome is not None:
@@ -276,7 +276,7 @@ class TestNodes:
 
 
 class TestUnreadable:
-    """What a newer release or a fault has written is left to a worker that can read it."""
+    """Records of a newer release, or damaged ones, are left to a worker that can read them."""
 
     @pytest.mark.parametrize(
         "damage",

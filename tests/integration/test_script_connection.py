@@ -1,4 +1,4 @@
-"""The connections that all scripts of a process share: each gets its own answer, whatever becomes of the others."""
+"""The connections that all scripts of a process share: each gets its own answer, whatever happens to the others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -71,7 +71,7 @@ async def test_all_that_wait_are_told_that_the_answer_is_lost_and_the_next_is_an
     scripts: RunsScripts, redis: Redis
 ) -> None:
     await asyncio.gather(*(scripts.run_script(WRITE, b"x") for _ in range(MANY)))
-    await redis.client_pause(60_000, all=False)  # what may write waits
+    await redis.client_pause(60_000, all=False)  # scripts that may write wait
     asked = [asyncio.create_task(scripts.run_script(WRITE, b"x")) for _ in range(3 * MANY)]
 
     async def has_all() -> bool:

@@ -1,4 +1,4 @@
-"""What operators are told of a silent node: its servers, its jobs and its guests are as it reported them last."""
+"""What operators see of a silent node: its servers, jobs and guests as last reported."""
 
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
 
 
 async def falls_silent(dashboard: Dashboard) -> None:
-    """Two minutes ago."""
+    """Make the node silent for two minutes."""
     await dashboard.cell.raw("HSET", "node:n1", "heartbeat_ms", round((time.time() - 120) * 1000))
 
 
@@ -79,7 +79,7 @@ async def test_the_page_of_its_job_says_what_the_node_does_meanwhile(dashboard: 
     text = await page(dashboard, f"jobs/{job}/")
     assert "n1 is not responding since" in text
     assert "finishes the job and starts the guest without the service" in text
-    assert "running when last heard 10 s" in text  # not for the two minutes since
+    assert "running when last heard 10 s" in text  # without the two minutes since
 
 
 async def test_a_drain_waits_for_what_ran_when_it_was_last_heard(dashboard: Dashboard) -> None:

@@ -1,4 +1,4 @@
-"""Server-sent events: what a customer hears of its jobs while they happen."""
+"""Server-sent events: what a customer sees of running jobs."""
 
 import asyncio
 import json
@@ -29,13 +29,13 @@ EVENT = {
     "state": "queued",
     "step": "",
 }
-FLOOD = 30_000  # events: more than all buffers between the two ends hold
+FLOOD = 30_000  # events: more than all buffers between the two ends can hold
 
 Sse = dict[str, str]
 
 
 class Stream:
-    """As a browser's EventSource reads one."""
+    """Reads a stream as a browser's EventSource does."""
 
     opening: Sse  # its first block
 
@@ -43,7 +43,7 @@ class Stream:
         self.response = response
 
     async def block(self) -> Sse:
-        """The next block of lines, comments too. Raises EOFError at the end."""
+        """The next block of lines, including comments. Raises EOFError at the end."""
         fields: Sse = {}
         async with asyncio.timeout(60):
             async for line in self.response.content:
@@ -247,7 +247,7 @@ async def test_a_listener_that_reads_nothing_is_cut_off_and_harms_no_other(api: 
 
 
 async def _all_that_comes(deaf: socket.socket) -> bytes:
-    """Until its end, whichever way that comes."""
+    """All data until the stream's end, whether regular or not."""
     received = b""
     with suppress(ConnectionResetError):
         while data := await asyncio.get_running_loop().sock_recv(deaf, 1 << 20):

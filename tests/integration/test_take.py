@@ -1,4 +1,4 @@
-"""The jobs that a gateway begins as it gives them: begun once, whatever is lost, and none that nobody would start."""
+"""Jobs that a gateway starts as it hands them out: started once, whatever is lost, and always by a live worker."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def reached(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Reache
 
 
 class Speaker:
-    """A node that says what it likes."""
+    """A node that sends arbitrary messages."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -69,7 +69,7 @@ async def is_begun(cell: Cell, job_id: JobId) -> bool:
     return (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).state is JobState.IN_PROGRESS
 
 
-# --- what is given ---
+# --- what is handed out ---
 
 
 async def test_a_job_is_given_begun_and_begun_once(cell: Cell) -> None:
@@ -79,7 +79,7 @@ async def test_a_job_is_given_begun_and_begun_once(cell: Cell) -> None:
     assert (given.id, given.state, given.attempts) == (admitted.job.id, JobState.IN_PROGRESS, 1)
     assert given.started_at is not None
     assert await cell.node.take(running=[given.id], free=1, seconds=0, begin=True) == ()
-    # the answer was lost, or the node has crashed: its journal knows whether it has the job
+    # the answer was lost, or the node crashed: its journal knows whether it has the job
     assert await cell.node.take(running=[], free=1, seconds=0, begin=True) == (given.id,)
     assert (await cell.job(admitted)).attempts == 1
     assert (await cell.node.begin(given.id)).attempts == 2
@@ -169,7 +169,7 @@ async def test_two_connections_of_a_node_are_not_both_given_a_job(cell: Cell, re
         hearing = [asyncio.create_task(one.hear()) for one in (first, second)]
         answers = [answer["answer"] for answer in await asyncio.gather(*hearing)]
         given = [job for answer in answers for job in answer if isinstance(job, dict)]
-        assert [job["id"] for job in given] == [job_id]  # the other one may have been told that it has begun
+        assert [job["id"] for job in given] == [job_id]  # the other one may have got the ID of the started job
         assert (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).attempts == 1
 
 
@@ -184,7 +184,7 @@ async def test_a_node_that_stops_leaves_jobs_in_the_queue(cell: Cell, reached: R
         ]
         admitted = await cell.create()
         assert (await cell.job(admitted)).state is JobState.QUEUED
-        await node.say(3, "take", **BEGIN)  # it goes on
+        await node.say(3, "take", **BEGIN)  # it continues
         assert [job["id"] for job in (await node.hear())["answer"]] == [admitted.job.id]
 
 
@@ -196,7 +196,7 @@ async def test_a_take_that_nobody_awaits_is_ended_at_the_gateway(cell: Cell, rea
     async with reached.client() as node:
         assert await node.take_lease(seconds=60) is None
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
-        for _ in range(2):  # the second is behind the take
+        for _ in range(2):  # the second one is queued behind the take
             await node.lease_holder()
         taking.cancel()
         await until(lambda: answered("take") == answered("stop_taking") == 1)
@@ -218,7 +218,7 @@ async def test_a_node_of_the_release_before_begins_its_jobs_itself(cell: Cell, r
 
 
 async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: Path) -> None:
-    """Such as an operator goes back to."""
+    """As after a downgrade of the gateways."""
     asked: list[tuple[str, set[str]]] = []
 
     async def answer(connection: ServerConnection) -> None:
@@ -229,7 +229,7 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
                 case "hello":
                     said: Any = {"protocol": 1, "node": "n1"}
                 case "take":
-                    said = ["a" * 32] if one["ask"]["free"] == 1 else None  # else it waits
+                    said = ["a" * 32] if one["ask"]["free"] == 1 else None  # otherwise it waits
                 case _:
                     said = 0
             if said is not None:

@@ -1,4 +1,4 @@
-"""A stranded server that a person has taken: the others see who repairs it, until it is no longer stranded."""
+"""An operator takes a stranded server: the others see who is repairing it until it is no longer stranded."""
 
 from collections.abc import AsyncIterator
 from typing import Any

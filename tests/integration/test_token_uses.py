@@ -1,4 +1,4 @@
-"""When each token was used last: noted without a write of the call that uses it."""
+"""The last use of each token, recorded without a write in the call that uses it."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What a caller's trace is handed on by, whatever becomes of the job, also where nothing is exported."""
+"""A caller's trace context is passed on through every outcome of the job, even without an exporter."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ BROKEN = Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", deta
 
 
 async def do(cell: Cell, job_id: JobId, outcome: Outcome = DONE) -> Job:
-    """The job as the node gets it."""
+    """The job as the node receives it."""
     job = await cell.node.begin(job_id)
     can_be_undone = job.kind in {JobKind.RESTORE, JobKind.UNDO} and outcome is DONE
     await cell.node.finish(job_id, replace(outcome, undoable_seconds=60 if can_be_undone else None))

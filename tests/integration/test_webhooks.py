@@ -1,4 +1,4 @@
-"""Webhooks: what an account's receivers are told, again until they have it, and where nothing is ever sent."""
+"""Webhooks: what an account's receivers get, retries until they have it, and where nothing is ever sent."""
 
 import asyncio
 import signal
@@ -27,13 +27,13 @@ from worker.store.webhooks.webhooks import JobEvent, WebhookChange, Webhooks
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)
 EVERY = [str(event) for event in JobEvent]
-PATIENCE_SECONDS_FOR_END = 60.0  # a bound: it ends within milliseconds, or never
+PATIENCE_SECONDS_FOR_END = 60.0  # an upper bound: normally it takes milliseconds
 URL = "https://hooks.example.com/snapshots"
 
 
 @dataclass(kw_only=True)
 class Receiver:
-    """A customer's endpoint. `answers`: the status of each request, the last of them for all that come later."""
+    """A customer's endpoint. `answers`: the status of each response; the last one is repeated."""
 
     answers: list[int] = field(default_factory=lambda: [200])
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Receiver:
         return web.Response(status=status, headers={"Location": f"{self.url}inside/"})
 
     def messages(self, secret: str) -> list[Any]:
-        """What has come, each checked by the specification's own library."""
+        """The received messages, each verified by the specification's own library."""
         return [Webhook(secret).verify(body, headers) for headers, body in self.got]
 
     async def has(self, count: int) -> None:
@@ -92,7 +92,7 @@ async def log_of(api: FrontEnd, webhook: dict[str, Any]) -> list[dict[str, Any]]
 
 
 async def latest(api: FrontEnd, webhook: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The newest delivery, once it is so."""
+    """Return the newest delivery when it matches."""
 
     async def look() -> bool:
         return is_so((await log_of(api, webhook))[0])
@@ -106,7 +106,7 @@ async def attempted(api: FrontEnd, webhook: dict[str, Any], times: int = 1) -> d
 
 
 async def time_passes(cell: Cell, webhook_id: str) -> None:
-    """All that the webhook waits for, a retry or the end of a claim, is over."""
+    """Let the time pass for which the webhook waits: for a retry or the end of a claim."""
     queue = f"webhook:{webhook_id}:due"
     async with cell.redis.pipeline(transaction=True) as pipe:
         for delivery_id in await cell.redis.zrange(queue, 0, -1):
@@ -224,7 +224,7 @@ class TestCalls:
 
 class TestRedeliveries:
     async def given_up(self, api: FrontEnd, webhook: dict[str, Any], name: str) -> dict[str, Any]:
-        """A delivery of a job whose attempts have all failed."""
+        """A delivery for a job, all of whose attempts have failed."""
         await api.work(await api.create(name))
         failed = await attempted(api, webhook)
         await api.cell.raw("HSET", f"delivery:{failed['id']}", "attempts", str(len(RETRIES)))
@@ -249,7 +249,7 @@ class TestRedeliveries:
             assert answers[0].body["next_attempt_at"] is not None
 
             again = await attempted(api, webhook)
-            assert (again["error"], again["next_attempt_at"] is None) == ("bad_status", False)  # it is tried as usual
+            assert (again["error"], again["next_attempt_at"] is None) == ("bad_status", False)  # it is retried as usual
             await time_passes(api.cell, webhook["id"])
             done = await attempted(api, webhook, 2)
             assert (done["status_code"], done["delivered_at"] is None) == (200, False)
@@ -300,7 +300,7 @@ class TestRedeliveries:
             soon.refused(429, "redelivered_recently")
             assert soon.headers["Retry-After"] == "60"
             await api.cell.raw("HINCRBY", f"webhook:{webhook['id']}", "redelivered_ms", -60_000)  # a minute later
-            for _ in range(2):  # one that sent nothing blocks none
+            for _ in range(2):  # a call that sends nothing blocks no later one
                 assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 0, "not_kept": 1}
 
     async def test_a_disabled_webhook_gets_none_until_it_is_enabled(self, api: FrontEnd, receiver: Receiver) -> None:
@@ -319,7 +319,7 @@ class TestRedeliveries:
         of_other = await api.have_failed_delivery(other["id"])
         for delivery_id in (of_other, "0" * 32, "no-id"):
             (await api.call("POST", self.path(mine, delivery_id))).refused(404, "delivery_not_found")
-        await api.cell.raw("DEL", f"delivery:{of_other}")  # its week is over
+        await api.cell.raw("DEL", f"delivery:{of_other}")  # it has expired after a week
         (await api.call("POST", self.path(other, of_other))).refused(404, "delivery_not_found")
         stranger = await api.new_token(account=OTHERS)
         for path in (self.path(other), self.path(other, of_other)):
@@ -442,7 +442,7 @@ class TestDeliveries:
             await send_test(api, works)
             await attempted(api, works)
 
-            await slow.has(2)  # the first has come to its limit of time: then those that waited, some at a time
+            await slow.has(2)  # the first two time out; then the waiting ones follow, some at a time
             assert len(slow.got) <= 1 + AT_ONCE
 
     async def test_accounts_whose_receivers_all_hang_hold_no_other_account_back(self, cell: Cell) -> None:
@@ -459,8 +459,8 @@ class TestDeliveries:
                     made_by = await webhooks.create(account_id=AccountId(account), change=change)
                     await webhooks.test(account_id=AccountId(account), webhook_id=made_by.webhook.id)
             await send_test(api, await made(api, works.url))
-            await works.has(1)  # none of the others has come to its end
-            await slow.has(300)  # and they hold each other back for seconds only
+            await works.has(1)  # none of the others has ended
+            await slow.has(300)  # and they delay each other only for seconds
             slow.open.set()
 
     async def test_accounts_take_turns(self, cell: Cell) -> None:
@@ -498,12 +498,12 @@ class TestDeliveries:
 
 
 class TestSenders:
-    """Without a front end between: who gets what to send."""
+    """Without a front end: which sender gets which deliveries."""
 
     async def test_of_many_one_gets_it_and_after_its_time_another(self, cell: Cell) -> None:
         async with serving(cell, webhooks=1) as api:
             webhook = await made(api, URL, enabled=False)
-        # no sender runs from here on
+        # no sender is running from here on
         await cell.redis.hset(f"webhook:{webhook['id']}", "enabled", "1")  # type: ignore[misc]  # typed for the blocking client too
         await cell.create()
         await cell.store.cancel(account_id=AccountId(77), job_id=await cell.holder())
@@ -519,9 +519,9 @@ class TestSenders:
         assert second is not None
         assert second.deliveries == claim.deliveries
         results = {claim.deliveries[0].id: Result(status=200, error=None)}
-        assert await deliveries.settle(claim, results, patience_seconds=60) is None  # too late: it changes nothing
+        assert await deliveries.settle(claim, results, patience_seconds=60) is None  # too late: it has no effect
         assert await deliveries.claim(lease_seconds=60, most=8) is None
-        await deliveries.settle(second, {}, patience_seconds=60)  # let go: due at once
+        await deliveries.settle(second, {}, patience_seconds=60)  # released: due at once
         third = await deliveries.claim(lease_seconds=60, most=8)
         assert third is not None
         await deliveries.settle(third, results, patience_seconds=60)
@@ -632,7 +632,7 @@ class TestWhere:
         assert receiver.got == []
 
     async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
-        """Whatever the looks before it have let pass."""
+        """Regardless of what earlier checks have accepted."""
         async with client(Reach(), resolver=Names({}), seconds=5.0) as session:
             with pytest.raises(ClientConnectorError) as refused:
                 await session.post(receiver.url)
@@ -692,7 +692,7 @@ class TestWhere:
         async with serving(cell, names=Names({"hooks.example": "127.0.0.1"}), **listed) as api:
             webhook = await made(api, f"https://hooks.example:{port}")
             await send_test(api, webhook)
-            # the receiver has no TLS: an attempt that reaches it fails there
+            # the receiver has no TLS: an attempt that reaches it fails
             assert (await attempted(api, webhook))["error"] in {
                 error,
                 "connection_failed" if error == "tls_failed" else error,

@@ -1,4 +1,4 @@
-"""The worker's program as a whole: the only one of its node, whatever becomes of Redis, and stopped without harm."""
+"""The worker's program: only one per node, whatever happens to Redis, and stopped without harm."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import Refused
 from worker.store.model import Job, JobId, JobState, ServerId
 
-GRACE_SECONDS = "1.5"  # a job on the deaf server takes so long: time for something to happen
+GRACE_SECONDS = "1.5"  # how long a job takes on the server that ignores shutdown requests
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def redis_of_ours() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A node whose first server hears no power button."""
+    """A node whose first server ignores shutdown requests."""
     folder = tmp_path / "node"
     folder.mkdir()
     deaf = FakeServer(
@@ -59,7 +59,7 @@ class Customer:
         self.store = CustomerStore(redis)
 
     async def create(self, server_id: int, name: str = "n") -> JobId:
-        """As soon as the node has reported its server."""
+        """Create a snapshot as soon as the node has reported its server."""
         admitted: list[JobId] = []
 
         async def is_admitted() -> bool:
@@ -181,7 +181,7 @@ async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
     assert server_of(state, FIRST).power is Power.ON
 
 
-# --- Redis in trouble under a job ---
+# --- Redis in trouble during a job ---
 
 
 async def _away(server: RedisServer, _: Redis) -> Callable[[], Awaitable[object]]:
@@ -227,7 +227,7 @@ async def test_what_was_begun_is_done_though_redis_is_in_trouble_and_told_when_i
         await heal()
 
         assert (await ours.sees_end(job_id)).state is JobState.COMPLETED
-        assert (await ours.sees_end(await ours.create(SECOND))).state is JobState.COMPLETED  # and all works again
+        assert (await ours.sees_end(await ours.create(SECOND))).state is JobState.COMPLETED  # it works again
         assert [json.loads(line)["event"] for line in worker.lines if '"error"' in line] == []
 
 
