@@ -1,4 +1,4 @@
-"""What every driver promises: the docstrings of the port, as tests. The fake is trusted because it passes them too."""
+"""The promises of every driver: the port's docstrings as tests. The fake is trusted because it passes them too."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ from drivers.base import (
 )
 from tests.contract.harness import ACCOUNT_ID, Bench
 
-# One event loop for the suite: the driver of an embedded libvirt belongs to the loop that it was opened on.
+# One event loop for the suite: the driver of an embedded libvirt is bound to the loop in which it was opened.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TAKEN_AT = datetime(2025, 1, 15, 18, 30, tzinfo=UTC)
@@ -142,7 +142,7 @@ class TestPower:
 
     async def test_the_power_button_turns_a_listening_guest_off(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
-        for _ in range(30):  # a press before the guest listens is lost
+        for _ in range(30):  # a request before the guest listens is lost
             await bench.hypervisor.press_power_button(1)
             if await bench.hypervisor.wait_for_off(1, timeout_seconds=2):
                 break
@@ -180,7 +180,7 @@ class TestPower:
         changed = asyncio.Event()
         bench.hypervisor.watch(changed.set)
         for act in (bench.hypervisor.start, bench.hypervisor.cut_power):
-            await asyncio.sleep(0.1)  # what came before is over
+            await asyncio.sleep(0.1)  # earlier events have been processed
             changed.clear()
             await act(1)
             async with asyncio.timeout(60):
@@ -215,7 +215,7 @@ class TestLayout:
 
     async def test_it_tells_what_is_free_also_of_a_suspended_server(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
-        bench.suspend(1)  # as QEMU does by itself when the storage is full
+        bench.suspend(1)  # as QEMU does when the storage is full
         assert await bench.hypervisor.free_space(1) > 0
 
     async def test_it_knows_uefi_variables(self, bench: Bench) -> None:
@@ -260,7 +260,7 @@ class TestSnapshots:
         for text in "CAFECAFE":
             await bench.hypervisor.revert(1, f"vps-{text}")
             assert bench.read(1) == {"vda": text}
-            bench.write(1, "lost")  # a snapshot is not changed by what is written after it
+            bench.write(1, "lost")  # later writes do not change a snapshot
         assert len(await tags(bench)) == 6
 
     async def test_what_was_written_down_beside_it_is_read_back(self, bench: Bench) -> None:
@@ -299,7 +299,7 @@ class TestSnapshots:
         (found,) = await bench.hypervisor.snapshots(1)
         assert (found.complete, found.spec) == (True, None)
 
-        for _ in range(2):  # it may be run again
+        for _ in range(2):  # a second run is harmless
             await bench.hypervisor.list_snapshot(1, spec(description="two\nlines"))
 
         (found,) = await bench.hypervisor.snapshots(1)
@@ -385,7 +385,7 @@ class TestSnapshots:
 
 
 class TestLive:
-    """Snapshots of a running server. A guest with an agent takes long to boot: see test_live_kvm."""
+    """Snapshots of a running server. A guest with an agent boots slowly: see test_live_kvm."""
 
     async def test_it_holds_every_disk_and_the_server_runs_on(self, bench: Bench) -> None:
         await bench.add_server(1)
@@ -484,12 +484,12 @@ class TestDelete:
     @pytest.mark.parametrize("running", [False, True])
     async def test_it_removes_what_is_left_of_a_snapshot(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1, disks=3)
-        bench.plant_tag(1, "vdb", "vps-801")  # nowhere else, and not listed
+        bench.plant_tag(1, "vdb", "vps-801")  # on no other disk, and not recorded
         await bench.hypervisor.take_snapshot(1, spec("vps-802"))
-        bench.drop_tag(1, "vda", "vps-802")  # listed, and on some disks
+        bench.drop_tag(1, "vda", "vps-802")  # recorded, but only on some disks
         await bench.hypervisor.take_snapshot(1, spec("vps-803"))
         for target in ("vda", "vdb", "vdc"):
-            bench.drop_tag(1, target, "vps-803")  # listed only
+            bench.drop_tag(1, target, "vps-803")  # only recorded
         if running:
             await bench.hypervisor.start(1)
         for tag in ("vps-801", "vps-802", "vps-803"):

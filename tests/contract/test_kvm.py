@@ -1,4 +1,4 @@
-"""What only libvirt and QEMU can be asked for: odd disks and paths, firmware, killed processes, libvirt's own list."""
+"""Cases that only libvirt and QEMU have: unusual disks and paths, firmware, killed processes, libvirt's own list."""
 
 import asyncio
 import itertools
@@ -211,7 +211,7 @@ class TestKilledMidway:
         for tenths in itertools.islice(itertools.cycle(range(3, 11)), 64):
             if change == "delete" and not [*await hypervisor.snapshots(1)][1:]:
                 await hypervisor.take_snapshot(1, other)
-            kvm_bench.write(1, "B")  # a disk that is at the snapshot is left alone by a revert
+            kvm_bench.write(1, "B")  # a revert skips a disk that equals the snapshot
             call = asyncio.ensure_future(changes[change]())
             await asyncio.wait({call}, timeout=took_seconds * tenths / 10)
             call.cancel()
@@ -369,7 +369,7 @@ async def test_a_start_in_which_the_driver_was_killed_is_made_again(kvm_bench: K
 
 
 async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
-    """A process that has made these calls with a driver of its own, and holds it open."""
+    """A process that has made these calls with its own driver and keeps it open."""
     body = textwrap.indent("\n".join(calls), "    ")
     program = f"""\
 import asyncio
@@ -407,7 +407,7 @@ def _odd_disk(lab: Lab, odd: str) -> Device:
             return Device(path=make_disk(path, format="raw"), format="raw")
         case "missing":
             return disk(path)
-        case "name":  # as of a storage that does not answer, the kernel has an error for it
+        case "name":  # like storage that does not answer, it makes the kernel return an error
             return disk(lab.disk_path("n" * 300))
         case "not qcow2":
             return disk(make_disk(path, format="raw"))
@@ -417,7 +417,7 @@ def _odd_disk(lab: Lab, odd: str) -> Device:
             base = make_disk(lab.disk_path("base.qcow2"))
             make_disk(path, backing=base)
             base.unlink()
-        case "forged backing":  # a guest that wrote this header into its raw disk would read the host's files
+        case "forged backing":  # a guest that writes this header to its raw disk could otherwise read the host's files
             make_disk(path, backing=make_disk(lab.disk_path("base.qcow2")))
             qemu_img("rebase", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", str(path))
             _forget_backing_format(path)
@@ -431,7 +431,7 @@ def _forget_backing_format(path: Path) -> None:
     extension = content.index(struct.pack(">I", 0xE2792ACA))  # qcow2's header extension for the backing format
     with path.open("r+b") as file:
         file.seek(extension)
-        file.write(struct.pack(">I", 0x12345678))  # unknown extensions are passed over
+        file.write(struct.pack(">I", 0x12345678))  # QEMU skips unknown extensions
 
 
 def _fill(path: Path, mebibytes: int) -> None:

@@ -1,4 +1,4 @@
-"""A server's state beside its disks, on real QEMU, swtpm and libvirt: firmware, TPM, generation id."""
+"""A server's state outside its disks, with real QEMU, swtpm and libvirt: firmware, TPM, generation ID."""
 
 import re
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ LOADER = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"
 
 
 async def add(bench: KvmBench, *changes: tuple[str, str], tpm: bool = False, machine: str = "q35") -> Path:
-    """Server 1 with one disk, its XML changed so; the disk's path."""
+    """Add server 1 with one disk and this change of its XML. Returns the disk's path."""
     path = bench.path(1, "vda")
     if not path.exists():
         make_disk(path)
@@ -153,7 +153,7 @@ class TestFirmware:
         variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
         path = await add(kvm_bench, ("</os>", f"{LOADER}<nvram>{variables}</nvram></os>"))
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
-        old = variables.with_name("own.fd.vps-801")  # as older versions left it, and as it is moved when it is found
+        old = variables.with_name("own.fd.vps-801")  # as older versions left it, which is moved when it is found
         path.with_name(f"{path.name}.vps-801.nvram").rename(old)
         await kvm_bench.hypervisor.list_snapshot(1, SPEC)
         assert beside(path) == [f"{path.name}.vps-801.nvram"]

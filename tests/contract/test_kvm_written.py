@@ -1,4 +1,4 @@
-"""What a snapshot is written down to hold beside what its server has today, and what holds a server on its node."""
+"""A snapshot's recorded contents compared with the server's current disks, and the entry that holds a server."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ MEBIBYTE = 1 << 20
 
 
 def attach(bench: KvmBench, devices: Sequence[Device]) -> None:
-    """Exactly these, in the order vda, vdb, ...; what is written down in the metadata stays."""
+    """Attach exactly these, in the order vda, vdb, ...; the record in the metadata stays."""
     domain = bench.domain(1)
     kept = listing.written_down(domain, SYSTEM).records.values()
     bench.connection.defineXML(bench.lab.domain_xml("server-1", devices))
@@ -215,14 +215,14 @@ class TestBase:
 
 
 class Dying:
-    """A domain at whose call of that number to change something the process dies."""
+    """A domain whose process dies at the call with that number that changes something."""
 
     def __init__(self, domain: Any, calls: int) -> None:
         self._domain = domain
         self._left = calls
 
     def __getattr__(self, name: str) -> Any:
-        if name in {"setMetadata", "listAllSnapshots"}:  # the entries are listed to be deleted
+        if name in {"setMetadata", "listAllSnapshots"}:  # the entries are listed in order to delete them
             self._left -= 1
             if not self._left:
                 raise Killed(name)
@@ -315,7 +315,7 @@ class TestHold:
         await kvm_bench.hypervisor.cut_power(1)
         assert [one.getName() for one in domain.listAllSnapshots(0)] == ["vps-job"]
         await kvm_bench.hypervisor.let_go(1)
-        await kvm_bench.hypervisor.hold(1)  # off: libvirt 9 takes no entry then, and that is no failure
+        await kvm_bench.hypervisor.hold(1)  # off: libvirt 9 does not accept an entry then, which is not a failure
         await kvm_bench.hypervisor.let_go(1)
         assert domain.listAllSnapshots(0) == []
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -355,7 +355,7 @@ class TestHold:
             with pytest.raises(DomainNotFound):
                 await after.power(1)
             await kvm_bench.add_server(3, disks=1)
-            after.recall(3, identity)  # of another: what is adopted goes before it
+            after.recall(3, identity)  # after another one: adopted entries come before it
             assert await after.identity(3) != identity
         finally:
             await after.close()

@@ -1,4 +1,4 @@
-"""The survey of a folder and of a libvirt, on real images: what a snapshot would hold, and nothing is changed."""
+"""The survey of a folder and of a libvirt with real images: what a snapshot would hold. Nothing is changed."""
 
 import json
 from pathlib import Path
@@ -117,7 +117,7 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
 
 
 def definition(name: str, *disks: Device) -> str:
-    """A domain with these disks, as libvirt writes it."""
+    """The XML of a domain with these disks, as libvirt writes it."""
     elements = "".join(
         f"<disk type='file' device='{'cdrom' if one.cdrom else 'disk'}'><driver name='qemu' type='{one.format}'/>"
         f"<source file='{one.path}'/><target dev='sd{'abcd'[number]}'/>{'<readonly/>' * one.readonly}</disk>"
@@ -137,9 +137,9 @@ async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> 
     overlay = tmp_path / "overlay.qcow2"
     qemu_img("create", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(overlay))
     written = {
-        "a/first.xml": definition("first", disk(own), disk(Path("/gone/shared.qcow2"))),  # by its name
+        "a/first.xml": definition("first", disk(own), disk(Path("/gone/shared.qcow2"))),  # found by its name
         "second.xml": definition("second", disk(shared)),
-        "third.xml": definition("third", Device(path=Path("/moved/shared.qcow2"), readonly=True)),  # beside it
+        "third.xml": definition("third", Device(path=Path("/moved/shared.qcow2"), readonly=True)),  # found beside it
         "fourth.xml": definition("fourth", disk(overlay)),
         "fifth.xml": definition("fifth", disk(base)),
         "a/sixth.xml": definition("sixth", disk(Path("/none/x.qcow2"))),
@@ -157,7 +157,7 @@ async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> 
         in surveyed["fifth"].noticed[0]
     )
     assert f"third ({tmp_path}/third.xml)" in surveyed["second"].noticed[0]
-    for name in ("first", "fourth"):  # a file that was found by its name alone may be another node's
+    for name in ("first", "fourth"):  # a file that was found only by its name may belong to another node
         assert (surveyed[name].refused, surveyed[name].noticed) == ((), ())
     for name, other in (("sixth", "seventh"), ("seventh", "sixth")):
         assert (surveyed[name].refused, surveyed[name].not_judged) == ((), ("disk sda: its image was not found",))
@@ -194,4 +194,4 @@ async def test_every_domain_that_is_read_somewhere_else_is_surveyed_too() -> Non
     refused = {one.name for one in surveyed if one.refused}
     assert any("persistent-memory" in name for name in refused)
     assert not any("/plain.xml" in name for name in refused)
-    assert all(one.refused or one.not_judged for one in surveyed)  # no image is here
+    assert all(one.refused or one.not_judged for one in surveyed)  # the images are not on this machine

@@ -1,4 +1,4 @@
-"""Ids of snapshots: nothing that a node says makes the service give one twice, or confuse two."""
+"""IDs of snapshots: no claim of a node makes the service issue an ID twice or confuse two IDs."""
 
 import asyncio
 
@@ -131,7 +131,7 @@ async def test_what_nodes_claim_changes_no_id_that_is_given_by_more_than_the_bou
 
 async def test_after_a_loss_ids_from_before_come_back_and_new_ones_are_above_them(hostile: Hostile) -> None:
     cell = hostile.cell
-    before = SnapshotId(await now_s(cell) + 30_000)  # a night in which the cell gave that many
+    before = SnapshotId(await now_s(cell) + 30_000)  # as if the cell had issued that many IDs in a night
     await cell.redis.delete("snapshots:last_id")
     assert await cell.node.publish(SERVER, [published(before, name="before")], []) == (before,)
     assert (await cell.create("after")).snapshot.id == before + 1

@@ -1,4 +1,4 @@
-"""What systemd is told, and how a program that hangs ends."""
+"""Notifications to systemd, and how a hanging program ends."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ asyncio.run(hang())
 
 @pytest.fixture(params=["path", "abstract"])
 def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """systemd's end."""
+    """systemd's end of the socket."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@vps-snapshots-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address.replace("@", "\0"))
@@ -99,7 +99,7 @@ def test_the_parent_of_several_processes_speaks_for_them(told: socket.socket, tm
     assert [told.recv(100), told.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
     os.kill(pid, signal.SIGTERM)
     said = b""
-    while said != b"STOPPING=1":  # its processes say nothing: systemd would refuse it
+    while said != b"STOPPING=1":  # its child processes send nothing: systemd would refuse it
         said = told.recv(100)
         assert said in {b"WATCHDOG=1", b"STOPPING=1"}
     os.waitpid(pid, 0)

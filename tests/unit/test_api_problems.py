@@ -1,4 +1,4 @@
-"""Every refusal has its place on the wire."""
+"""Every refusal has an HTTP status and a code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What callers may send, and that all else is refused by name."""
+"""What callers may send; everything else is refused by name."""
 
 import json
 from collections.abc import Iterator
@@ -227,5 +227,5 @@ def test_no_refusal_tells_a_pattern() -> None:
     not_blank = rf"^[^{NOT_STORABLE}]*[^{NOT_STORABLE}\s][^{NOT_STORABLE}]*$"
 
     assert len(found) > 5
-    # the former two of their own validators; the last in the document alone
+    # the first two have their own validators; the last one is only in the document
     assert found - set(PATTERNS) <= {storable, not_blank, r"\S"}

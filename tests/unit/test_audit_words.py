@@ -1,4 +1,4 @@
-"""The audit log in words: every call that changes something has its own."""
+"""The audit log in words: every call that changes something has its own phrase."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The switches of the fake hypervisor: that a fault does to the fake what it does to real disks."""
+"""The faults of the fake hypervisor: each has the same effect as on real disks."""
 
 import asyncio
 import subprocess
@@ -42,7 +42,7 @@ def _server() -> FakeServer:
 
 
 async def all_effects(fake: FakeHypervisor) -> None:
-    """A call of each kind, so that every effect takes place at least once."""
+    """Make a call of each kind, so that every effect occurs at least once."""
     await fake.domains()
     await fake.adopt("server-1", server_id=1, account_id=77)
     await fake.hold(1)

@@ -1,4 +1,4 @@
-"""What an agent says is up to the guest's owner: nothing of it breaks the worker or is taken for a freeze."""
+"""The guest's owner controls the agent's answers: none of them breaks the worker or is mistaken for a freeze."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agen
 
 
 class Domain:
-    """A running one."""
+    """A running domain."""
 
     def isActive(self) -> bool:  # noqa: N802 - libvirt's name
         return True
@@ -33,7 +33,7 @@ Says = Callable[..., list[str]]
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """The agent's answers, one for each command; SILENT: none. Returns the commands as they come."""
+    """The agent's answers, one per command; SILENT: none. Yields the commands that were received."""
 
     def use(*answers: str) -> list[str]:
         left, asked = list(answers), list[str]()

@@ -1,4 +1,4 @@
-"""The journal: what it has returned from is there for the next process."""
+"""The journal: data is durable when a call returns, so that the next process finds it."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(path: Path) -> Iterator[Callable[[], Journal]]:
-    """Opens the journal as one more process would; closed when the test is over."""
+    """Opens the journal as another process would; closed after the test."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(closing(Journal(path)))
 
@@ -152,13 +152,13 @@ def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[],
     assert entry is not None
     journal.conclude(entry, OUTCOME, safety_kept_seconds=KEPT_FOR_A_PERSON)
     assert journal.due_safety_tags() == []
-    assert journal.safety_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
+    assert journal.safety_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that it is not mistaken for an orphan
     assert journal.droppable_tags(TASK.server_id) == frozenset()
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 6 MiB."""
+    """A folder on a separate disk of 6 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False)
@@ -228,7 +228,7 @@ def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path, before: i
     path = tmp_path / "journal.sqlite"
     umask = os.umask(0o022)
     try:
-        if before is not None:  # of an older worker, outside of its unit
+        if before is not None:  # of an older worker, without its systemd unit
             with closing(sqlite3.connect(path)) as old:
                 old.execute("PRAGMA journal_mode = WAL")
                 old.execute("CREATE TABLE some (x)")
@@ -271,7 +271,7 @@ FORMER = {1: (FORMER_JOBS, FORMER_TAGS), 2: (FORMER_JOBS, FORMER_TAGS, "CREATE T
 
 
 def make_former(path: Path, version: int) -> None:
-    """With a job that has not ended, a tag that is due and one that is not."""
+    """Make a journal of an earlier version: an unfinished job, a tag that is due, and one that is not."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in (*FORMER[version], f"PRAGMA user_version = {version}", "PRAGMA journal_mode = WAL"):
             db.execute(statement)
@@ -288,7 +288,7 @@ def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrate
     left: list[Path] = []
 
     def keep(_statement: str) -> None:
-        """What a kill leaves now: the files are in the kernel's cache, whoever has written them."""
+        """Copy what a kill would leave now: the files as the kernel's cache has them."""
         left.append(tmp_path / f"left-{len(left)}")
         left[-1].mkdir()
         for file in tmp_path.glob("journal.sqlite*"):
@@ -316,7 +316,7 @@ def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrate
     ]
     assert len(left) > len(FORMER[2])
     for folder in (*left, tmp_path):
-        for _ in range(2):  # and once more
+        for _ in range(2):  # repeated
             with closing(Journal(folder / path.name)) as journal:
                 (entry,) = journal.owed()
                 assert (entry.task, entry.step) == (TASK, Step.REVERTING)

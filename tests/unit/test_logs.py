@@ -1,4 +1,4 @@
-"""What stands in the log, and what never does."""
+"""The content of the log, and what it never contains."""
 
 import json
 import os

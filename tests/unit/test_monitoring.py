@@ -1,4 +1,4 @@
-"""The rules, the dashboard and the runbook are one: what one names, the others have."""
+"""Rules, dashboard and runbook are consistent: each name in one of them exists in the others."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_the_runbook_names_panels_that_the_dashboard_has() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_each_metric_is_ours_says_what_it_is_and_has_a_base_unit(family: Any) -> None:
-    if family.name.startswith("process_"):  # Prometheus's own names of these
+    if family.name.startswith("process_"):  # Prometheus's own names for these
         return
     assert family.name.startswith("vps_snapshots_")
     assert re.match(r"\S.*\.$", family.documentation)

@@ -1,4 +1,4 @@
-"""The look at the files of other domains, where some storage takes its time."""
+"""The check of other domains' files when some storage is slow."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ OURS, THEIRS = "uuid-1", "uuid-2"
 
 
 class Slow:
-    """A connection whose look at all files ends when it is told to."""
+    """A connection whose check of all files ends when the test lets it."""
 
     def __init__(self) -> None:
         self.looks: list[asyncio.Future[sharing.Uses]] = []

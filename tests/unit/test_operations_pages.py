@@ -1,4 +1,4 @@
-"""The pages for operators agree with the programs, and all documents' links lead somewhere."""
+"""The operators' pages agree with the programs, and no link in the documents is broken."""
 
 import re
 import tomllib
@@ -89,7 +89,7 @@ def every_block() -> list[Block]:
 
 
 def test_every_block_says_what_it_is() -> None:
-    """What is no block of a known kind would be run by no test."""
+    """No test would run a block of an unknown kind."""
     for name in PAGES:
         text = text_of(name)
         assert text.count("```") == 2 * len(blocks(name)), name

@@ -1,4 +1,4 @@
-"""What nodes and gateways say to each other fits the store's own types, and nothing that is out of bounds."""
+"""Messages between nodes and gateways match the store's own types, and nothing is out of bounds."""
 
 import dataclasses
 import re
@@ -181,7 +181,7 @@ def test_every_text_and_list_that_a_node_sends_has_a_bound(message: type[protoco
     def look(schema: Any, where: str) -> None:
         if not isinstance(schema, dict):
             return
-        bounds = {"maxLength", "pattern", "enum", "const", "format"}  # the only format is that of moments
+        bounds = {"maxLength", "pattern", "enum", "const", "format"}  # the only format is that of timestamps
         if schema.get("type") == "string" and not (bounds & schema.keys()):
             unbounded.append(where)
         if schema.get("type") == "array" and "maxItems" not in schema:

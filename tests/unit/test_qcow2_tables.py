@@ -1,4 +1,4 @@
-"""The reader of qcow2 tables, on images of qemu-img's own and on forged ones."""
+"""The reader of qcow2 tables, with images of qemu-img and with forged ones."""
 
 import json
 import os
@@ -191,7 +191,7 @@ class TestForgedImages:
             (40, ">Q", 1 << 40),
             (40, ">Q", (1 << 64) - 65536),
             (60, ">I", 65537),  # snapshots
-            (60, ">I", 65536),  # more than the table has: zeros, then the file's end
+            (60, ">I", 65536),  # more than the table has: zeros, then the end of the file
             (64, ">Q", 1),  # snapshot table
             (64, ">Q", 1 << 62),
             (64, ">Q", (1 << 64) - 65536),
@@ -231,7 +231,7 @@ class TestForgedImages:
 
     def test_an_image_made_to_cost_much_is_read_within_bounds(self, tmp_path: Path) -> None:
         path = tmp_path / "large"
-        with path.open("wb") as file:  # sparse: one L1 table of 32 MiB, 4096 snapshots of the longest names
+        with path.open("wb") as file:  # sparse: one L1 table of 32 MiB, 4096 snapshots with the longest names
             file.write(header(cluster_bits=21, l1_entries=4 << 20, l1_at=1 << 21, snapshots=4096, snapshots_at=1 << 26))
             file.seek(1 << 26)
             for _ in range(1000):
@@ -296,7 +296,7 @@ def snapshot_table(path: Path) -> int:
 
 
 def set_id(path: Path, number: int, snapshot_id: str) -> None:
-    """Of an entry of this image; as long as the one that it had."""
+    """Change the ID of a snapshot entry in this image to one of the same length."""
     assert number == 0
     with path.open("r+b") as file:
         at = snapshot_table(path)

@@ -1,4 +1,4 @@
-"""What a server that runs would lose with its next start."""
+"""What a running server would lose at its next start."""
 
 import xml.etree.ElementTree as ET
 

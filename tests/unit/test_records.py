@@ -1,4 +1,4 @@
-"""What is written down of snapshots in a domain's metadata: read back as it was, whoever has been at it."""
+"""The records of snapshots in a domain's metadata: read back unchanged, whatever others have edited."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace

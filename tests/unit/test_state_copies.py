@@ -1,4 +1,4 @@
-"""Copies of UEFI variables and TPM state, in folders that others can write to."""
+"""Copies of UEFI variables and TPM state in folders that others can write to."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ TAG = "vps-801"
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Copies:
-    """Of a server with variables and a TPM, both in use."""
+    """The copies of a server with UEFI variables and a TPM, both in use."""
     for folder in ("disks", "vars", "tpm/uuid/tpm2"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "disks" / "vda.qcow2").write_bytes(b"a disk")
@@ -72,7 +72,7 @@ def test_one_that_differs_is_enough(copies: Copies, changed: str) -> None:
 
 
 def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
-    # A step back must not need the room that the step forward has lacked.
+    # A rollback must not need the space that the step forward lacked.
     copies.save(TAG)
     (variables(copies).parent / "VARS.fd.new").mkdir()  # no new file can be written
     copies.restore(TAG)
@@ -240,8 +240,8 @@ def contents(*, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: boo
     ("held", "now", "present", "copied", "words"),
     [
         (contents(), both(), both(), both(), None),
-        (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they come back
-        (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # it had never run
+        (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they are restored
+        (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # the TPM had never run
         (contents(tpm=False), both(), both(), both(tpm=False), "has TPM state, but the snapshot holds none"),
         (contents(), both(tpm=False), both(tpm=False), both(), "holds TPM state, but the server has none"),
         (contents(), both(), both(), both(nvram=False), "copy of the UEFI variables is missing"),

@@ -1,4 +1,5 @@
-"""The tables are whole: every kind has a procedure, every step a function and a way out, every state its followers."""
+"""The tables are complete: each kind has a procedure, each step a function and a failure path, each state
+successors."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""How traces are turned on, and what of them stands in the log."""
+"""How tracing is enabled, and what the log contains about it."""
 
 import json
 import subprocess
