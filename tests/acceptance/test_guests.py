@@ -214,7 +214,7 @@ async def test_a_guest_that_boots_by_uefi_is_snapshotted_restored_and_runs_throu
     await write(server, "alive")
 
 
-async def test_what_can_be_left_out_is_left_out_and_said_so(cell: AcceptanceCell) -> None:
+async def test_omitted_disks_are_named(cell: AcceptanceCell) -> None:
     server = cell.servers[ODD]
     await write(server, "A")
     snapshot_id, job = await cell.create(server, "odd")
@@ -232,7 +232,7 @@ async def test_what_can_be_left_out_is_left_out_and_said_so(cell: AcceptanceCell
 
 
 @pytest.mark.parametrize(("server_id", "named"), [(RAW, "disk vdb"), (BLOCK, "disk vdb"), (GONE, "disk vdb")])
-async def test_what_cannot_be_snapshotted_refuses_the_server_by_its_name_before_it_is_stopped(
+async def test_unsupported_storage_is_refused_by_name_before_the_stop(
     cell: AcceptanceCell, server_id: int, named: str
 ) -> None:
     server = cell.servers[server_id]

@@ -11,7 +11,7 @@ from tests.backups.__main__ import campaign
 from tests.conftest import needs, needs_root
 
 
-def test_backups_beside_snapshots_are_right_or_told_broken() -> None:
+def test_backups_beside_snapshots_are_correct_or_reported_broken() -> None:
     for program in ("redis-server", "qemu-io", "qemu-nbd", *libvirtd.PROGRAMS, *tool.PROGRAMS):
         needs(program)
     needs_root()

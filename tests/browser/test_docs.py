@@ -26,7 +26,7 @@ async def test_axe_finds_nothing(stranger: Operator) -> None:
     assert {path: some for path, some in found.items() if some} == {}
 
 
-async def test_every_page_is_one_of_those_that_are_looked_at() -> None:
+async def test_every_page_is_checked() -> None:
     leading, assets = {f"{DOCS}/", f"{DOCS}/{{page}}"}, {f"{served.ASSET}{{name}}"}
     shown = {path for path in served.PAGES if path.startswith(DOCS)} - leading - assets
     assert shown == {DOCS, f"{DOCS}/{{page}}/", served.SEARCH}  # PATHS has all names for these patterns

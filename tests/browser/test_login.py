@@ -38,7 +38,7 @@ async def test_a_customers_token_opens_nothing(stranger: Operator) -> None:
     await expect(stranger.page.get_by_role("alert")).to_contain_text("permission_denied")
 
 
-async def test_who_has_logged_out_is_out_in_all_windows_and_can_not_go_back(stranger: Operator) -> None:
+async def test_a_logout_applies_to_all_windows_and_to_the_back_button(stranger: Operator) -> None:
     page = stranger.page
     await log_in(page, stranger.stage, (await stranger.stage.new_operator()).secret)
     other = await page.context.new_page()

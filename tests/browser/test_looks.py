@@ -125,7 +125,7 @@ def patterns(route: str) -> list[str]:
     return [re.sub(r"\{\w+\}", "[^/]+", way) for way in ways]
 
 
-async def test_every_page_is_one_of_those_that_are_looked_at(paths: Paths) -> None:
+async def test_every_page_is_checked(paths: Paths) -> None:
     seen = [path.partition("?")[0] for path in paths.values()]
     wanted = [pattern for route in PAGES | QUESTIONS for pattern in patterns(route)]  # type: ignore[operator] # both are dicts
     assert len(wanted) > len(PAGES) + len(QUESTIONS)

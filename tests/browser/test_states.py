@@ -68,7 +68,7 @@ async def test_troubles(operator: Operator) -> None:
     assert {name: some for name, some in found.items() if some} == {}
 
 
-async def test_who_may_not_and_who_is_not_logged_in(
+async def test_pages_without_permission_and_without_a_login(
     stage: Stage, browser: Browser, unused: list[ServerId], stranger: Operator
 ) -> None:
     page, found = stranger.page, {}

@@ -70,7 +70,7 @@ async def test_a_jobs_page_shows_its_steps_as_they_come(operator: Operator) -> N
     assert await operator.is_same_document()
 
 
-async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(operator: Operator) -> None:
+async def test_a_filter_shows_its_choice_and_is_in_the_address(operator: Operator) -> None:
     bad, good = await failed(operator), await operator.stage.create(operator.a_server(), "a-good-one")
     await operator.stage.ended(good)
     await operator.open("jobs/")

@@ -114,7 +114,7 @@ def _is_done(state: State, kind: JobKind, before: Before, end: End) -> None:
 
 
 @pytest.mark.parametrize("first", BATCHES)
-async def test_others_at_work_between_the_dry_run_and_the_end_strand_nothing(kvm_bench: KvmBench, first: int) -> None:
+async def test_other_tools_between_the_dry_run_and_the_end_strand_nothing(kvm_bench: KvmBench, first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(f"others {number}")  # noqa: S311 - a state that can be had again, not a secret
         state = await State.make(kvm_bench, chance)

@@ -161,7 +161,7 @@ class TestPower:
         await bench.hypervisor.press_power_button(1)
         assert await bench.hypervisor.power(1) is Power.OFF
 
-    async def test_who_waits_for_off_is_told(self, bench: Bench) -> None:
+    async def test_a_wait_for_off_is_notified(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(bench.hypervisor.wait_for_off(1, timeout_seconds=60))
@@ -175,7 +175,7 @@ class TestPower:
         await bench.hypervisor.take_snapshot(1, spec())
         assert await tags(bench) == {"vps-801": {"vda", "vdb"}}
 
-    async def test_a_start_and_a_stop_are_told_to_who_watches(self, bench: Bench) -> None:
+    async def test_a_watcher_is_notified_of_starts_and_stops(self, bench: Bench) -> None:
         await bench.add_server(1)
         changed = asyncio.Event()
         bench.hypervisor.watch(changed.set)
@@ -252,7 +252,7 @@ class TestSnapshots:
             await bench.hypervisor.revert(1, "vps-801", targets=frozenset({"vda", "vdb", "vdc"}))
         assert bench.read(1) == {"vda": "B", "vdb": "B"}
 
-    async def test_one_can_go_back_and_forth_between_six(self, bench: Bench) -> None:
+    async def test_reverts_between_six_snapshots_work_in_any_order(self, bench: Bench) -> None:
         await bench.add_server(1, disks=1)
         for text in "ABCDEF":
             bench.write(1, text)
@@ -263,7 +263,7 @@ class TestSnapshots:
             bench.write(1, "lost")  # later writes do not change a snapshot
         assert len(await tags(bench)) == 6
 
-    async def test_what_was_written_down_beside_it_is_read_back(self, bench: Bench) -> None:
+    async def test_recorded_contents_are_read_back(self, bench: Bench) -> None:
         description = 'Вторник — <b>&amp;"quotes"\'</b>\n\n  three\tlines \\ and 100 %, ümläut 🎉\r\nlast]]>'
         await bench.add_server(1)
         await bench.hypervisor.take_snapshot(1, spec(name="before-update_1", description=description))
@@ -290,7 +290,7 @@ class TestSnapshots:
         assert ["vda" in reason for reason in found.missing] == [True]
 
     @pytest.mark.parametrize("running", [False, True])
-    async def test_one_that_the_list_has_lost_is_listed_again(self, bench: Bench, running: bool) -> None:
+    async def test_a_snapshot_missing_in_the_list_is_listed_again(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1)
         await bench.hypervisor.take_snapshot(1, spec(description="two\nlines"))
         if running:
@@ -307,9 +307,7 @@ class TestSnapshots:
         with pytest.raises(SnapshotNotFound):
             await bench.hypervisor.list_snapshot(1, spec("vps-802"))
 
-    async def test_one_that_someone_went_back_to_past_us_is_the_current_one_until_it_is_unlisted(
-        self, bench: Bench
-    ) -> None:
+    async def test_a_snapshot_reverted_to_by_others_is_current_until_unlisted(self, bench: Bench) -> None:
         await bench.add_server(1)
         for tag, text in (("vps-801", "A"), ("vps-802", "B"), ("vps-803", "C")):
             bench.write(1, text)
@@ -517,7 +515,7 @@ class TestUefi:
 
 
 class TestRepair:
-    async def test_a_torn_disk_is_mended_and_keeps_its_data_and_its_snapshots(self, bench: Bench) -> None:
+    async def test_a_torn_disk_is_repaired_and_keeps_its_data_and_snapshots(self, bench: Bench) -> None:
         await bench.add_server(1)
         bench.write(1, "A")
         await bench.hypervisor.take_snapshot(1, spec())
@@ -528,7 +526,7 @@ class TestRepair:
         await bench.hypervisor.revert(1, "vps-801")
         assert bench.read(1) == both("A")
 
-    async def test_what_a_cancelled_call_leaves_can_be_mended(self, bench: Bench) -> None:
+    async def test_damage_of_a_cancelled_call_can_be_repaired(self, bench: Bench) -> None:
         await bench.add_server(1)
         bench.write(1, "A")
         await bench.hypervisor.take_snapshot(1, spec())

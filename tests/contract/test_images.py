@@ -227,7 +227,7 @@ class TestRefusedBeforeTheStop:
 
 class TestForeignSnapshots:
     @pytest.mark.parametrize("running", [False, True])
-    async def test_one_whose_id_is_our_tag_is_never_taken_for_ours(self, kvm_bench: KvmBench, running: bool) -> None:
+    async def test_an_id_that_equals_a_tag_is_not_taken_for_the_tag(self, kvm_bench: KvmBench, running: bool) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "foreign")
         for target in ("vda", "vdb"):
@@ -358,7 +358,7 @@ class TestSizes:
 
 
 class TestDamage:
-    async def test_a_used_cluster_that_counts_as_free_is_mended_whole(self, kvm_bench: KvmBench) -> None:
+    async def test_a_used_cluster_that_counts_as_free_is_repaired(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         count_as_free(kvm_bench.path(1, "vdb"))
@@ -369,7 +369,7 @@ class TestDamage:
             write(kvm_bench.path(1, target), "write -q -P 7 0 8M")
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
 
-    async def test_leaks_are_mended_without_a_word(self, kvm_bench: KvmBench) -> None:
+    async def test_leaks_are_repaired_silently(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         path = kvm_bench.path(1, "vdb")
@@ -431,7 +431,7 @@ class TestDamage:
         image = await qcow2.image(str(path))
         assert (image.tags, [bitmap.in_use for bitmap in image.bitmaps]) == ((SPEC.tag,), [False])
 
-    async def test_an_image_that_a_killed_qemu_left_dirty_is_mended(self, kvm_bench: KvmBench) -> None:
+    async def test_an_image_that_a_killed_qemu_left_dirty_is_repaired(self, kvm_bench: KvmBench) -> None:
         path = kvm_bench.path(1, "vda")
         path.parent.mkdir(exist_ok=True)
         qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", str(path), "64M")
@@ -444,7 +444,7 @@ class TestDamage:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         assert read_text(path) == "A"
 
-    async def test_a_repair_that_costs_snapshots_is_told(self, kvm_bench: KvmBench) -> None:
+    async def test_a_repair_that_costs_snapshots_is_reported(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         path = kvm_bench.path(1, "vdb")

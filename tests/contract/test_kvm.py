@@ -97,7 +97,7 @@ class TestDisks:
         await kvm_bench.hypervisor.delete_snapshot(1, "vps-801")
         assert base.read_bytes() == before
 
-    async def test_what_no_snapshot_holds_is_skipped_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_disks_that_no_snapshot_holds_are_skipped_and_reported(self, kvm_bench: KvmBench) -> None:
         lab = kvm_bench.lab
         own, read_only, shared = (make_disk(lab.disk_path(name)) for name in ("own", "read-only", "shared"))
         inserted = make_disk(lab.disk_path("cd.iso"), format="raw")
@@ -142,9 +142,7 @@ class TestDisks:
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         assert (await qcow2.image(str(plain))).tags == ()
 
-    async def test_an_image_that_qemu_has_marked_corrupt_is_refused_until_it_is_mended(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_an_image_that_qemu_marked_corrupt_is_refused_until_repaired(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         with kvm_bench.path(1, "vdb").open("r+b") as file:
@@ -187,9 +185,7 @@ class TestDisks:
 
 class TestKilledMidway:
     @pytest.mark.parametrize("change", ["take", "revert", "delete"])
-    async def test_whatever_a_killed_change_leaves_is_mended_and_no_snapshot_is_lost(
-        self, kvm_bench: KvmBench, change: str
-    ) -> None:
+    async def test_a_killed_change_is_repaired_and_no_snapshot_is_lost(self, kvm_bench: KvmBench, change: str) -> None:
         hypervisor = kvm_bench.hypervisor
         paths = [large_disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
         await kvm_bench.add_domain(1, [disk(path) for path in paths])
@@ -312,7 +308,7 @@ class TestLibvirt:
         await kvm_bench.hypervisor.delete_snapshot(1, "vps-801")
         assert [path.name for path in nvram.parent.glob("*.nvram*")] == ["server-1.nvram"]
 
-    async def test_uefi_variables_that_have_no_file_yet_are_left_out_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_uefi_variables_without_a_file_are_left_out_and_named(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, uefi=True)
         kvm_bench.lab.nvram_path("server-1").unlink()
         layout = await kvm_bench.hypervisor.layout(1)

@@ -128,9 +128,7 @@ class TestFirmware:
         await kvm_bench.hypervisor.revert(1, "vps-801")
         assert variables.read_bytes() == b"of the first start"
 
-    async def test_a_server_that_boots_otherwise_today_is_told_and_its_disks_can_be_restored(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_changed_firmware_is_reported_and_disks_can_be_restored(self, kvm_bench: KvmBench) -> None:
         path = await add(kvm_bench)
         write_text(path, "A")
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -243,7 +241,7 @@ class TestTpm:
         assert state.read_bytes() == before
         await kvm_bench.hypervisor.start(1)
 
-    async def test_a_tpm_that_has_never_run_is_left_out_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_a_tpm_that_has_never_run_is_left_out_and_named(self, kvm_bench: KvmBench) -> None:
         await add(kvm_bench, tpm=True)
         layout = await kvm_bench.hypervisor.layout(1)
         assert not layout.tpm

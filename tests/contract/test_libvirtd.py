@@ -94,7 +94,7 @@ async def test_a_libvirtd_that_is_killed_takes_no_guest_along_and_its_successor_
     await hypervisor.close()
 
 
-async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked_up(daemon: Daemon) -> None:
+async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
     await asyncio.to_thread(define, daemon)
@@ -146,7 +146,7 @@ async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon
     await hypervisor.close()
 
 
-async def test_a_server_that_is_held_is_held_by_the_libvirtd_that_comes_next_and_can_be_let_go(daemon: Daemon) -> None:
+async def test_the_next_libvirtd_keeps_the_hold_and_can_release_it(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
     await asyncio.to_thread(define, daemon)

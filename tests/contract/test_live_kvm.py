@@ -162,7 +162,7 @@ async def test_a_disk_that_the_running_server_lacks_is_refused(kvm_bench: KvmBen
     assert _tags(kvm_bench) == [[], []]
 
 
-async def test_the_disks_of_a_qemu_that_dies_are_mended(kvm_bench: KvmBench) -> None:
+async def test_the_disks_of_a_qemu_that_dies_are_repaired(kvm_bench: KvmBench) -> None:
     """Killed at a random moment around the transaction, which takes long enough on these disks."""
     paths = [large_disk(kvm_bench.lab.disk_path(name)) for name in ("a", "b")]
     await kvm_bench.add_domain(1, [disk(path) for path in paths])

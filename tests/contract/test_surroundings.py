@@ -184,7 +184,7 @@ class TestNextStart:
         with pytest.raises(InvalidState, match="a network card that it would lose"):
             await kvm_bench.hypervisor.layout(1)
 
-    async def test_vcpus_and_memory_that_only_run_are_told_and_no_reason_to_refuse(self, kvm_bench: KvmBench) -> None:
+    async def test_live_only_vcpus_and_memory_are_reported_and_not_refused(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1)
         domain = kvm_bench.domain(1)
         room = "<maxMemory slots='2' unit='MiB'>1024</maxMemory><memory"

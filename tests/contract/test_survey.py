@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: KvmBench) -> None:
+async def test_a_survey_of_a_libvirt_has_the_preflights_messages(kvm_bench: KvmBench) -> None:
     lab = kvm_bench.lab
     await kvm_bench.add_server(1, uefi=True, running=True)
     raw = Device(path=make_disk(lab.disk_path("raw"), format="raw"), format="raw")
@@ -49,7 +49,7 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
         await kvm_bench.hypervisor.layout(2)
 
 
-async def test_a_server_that_could_be_snapshotted_at_another_time_is_told_apart(kvm_bench: KvmBench) -> None:
+async def test_a_server_that_is_refused_only_for_now_is_told_apart(kvm_bench: KvmBench) -> None:
     await kvm_bench.add_server(1, running=True)
     kvm_bench.suspend(1)
     (found,) = await survey_libvirt(kvm_bench.lab.uri)

@@ -192,7 +192,7 @@ async def test_the_end_of_a_job_tells_what_its_server_does_now(cell: Cell) -> No
 
 
 @pytest.mark.parametrize("script", ["return nil .. 'a'", "redis.call('HSET', 'k', 'f', false)", "redis.call('NO')"])
-async def test_a_script_that_breaks_is_told(cell: Cell, capsys: pytest.CaptureFixture[str], script: str) -> None:
+async def test_a_script_that_fails_is_reported(cell: Cell, capsys: pytest.CaptureFixture[str], script: str) -> None:
     broken = cell.redis.register_script(script)
     with pytest.raises(errors.StoreUnavailable), redis_answers():
         await broken()
@@ -273,7 +273,7 @@ async def test_a_suspended_server_is_neither_snapshotted_nor_restored(cell: Cell
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
 
 
-async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(cell: Cell) -> None:
+async def test_old_entries_leave_the_job_lists_and_event_streams(cell: Cell) -> None:
     redis, lists = cell.redis, ("jobs", f"account:{ACCOUNT}:jobs", "jobs:kind:create", "jobs:node:n1")
     for key in lists:
         await redis.zadd(key, {"old": 1})
@@ -303,7 +303,7 @@ async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None
     assert [snapshot.id for snapshot in one.results] == [ids[3]]
 
 
-async def test_a_job_that_ended_cannot_be_begun_again_or_end_otherwise(cell: Cell) -> None:
+async def test_a_job_that_ended_cannot_start_again_or_end_differently(cell: Cell) -> None:
     admitted = await cell.create()
     await do(cell, admitted)
 
@@ -379,7 +379,7 @@ async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: C
     assert (await cell.job(await cell.create())).node == "n1"
 
 
-async def test_a_server_that_its_node_lets_go_is_the_other_nodes(cell: Cell) -> None:
+async def test_a_server_that_its_node_releases_belongs_to_the_other_node(cell: Cell) -> None:
     other = node_store(cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
     snapshot = await cell.create()

@@ -193,7 +193,7 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
     assert failed["finished_at"]
 
 
-async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) -> None:
+async def test_a_step_that_the_end_overtook_is_reported_with_it(api: FrontEnd) -> None:
     answer = await api.create()
     await api.cell.node.begin(job_id(answer))
     await api.cell.node.progress(job_id(answer), Step.PREFLIGHT)
@@ -276,18 +276,18 @@ async def test_a_server_that_is_not_there_is_404(api: FrontEnd) -> None:
 @pytest.mark.parametrize(
     "bad", ["0", "-1", "1.0", "abc", "0801", "%31x", "1%00", "9" * 19, "9" * 5000, "%D9%A1", "1e3", "%F0%9F", "1%2F2"]
 )
-async def test_what_is_no_snapshots_id_is_404(api: FrontEnd, bad: str) -> None:
+async def test_an_invalid_snapshot_id_is_404(api: FrontEnd, bad: str) -> None:
     (await api.call("GET", f"{SNAPSHOTS}{bad}/")).refused(404, "snapshot_not_found")
     (await api.call("DELETE", f"{SNAPSHOTS}{bad}/")).refused(404, "snapshot_not_found")
     (await api.call("POST", f"{SNAPSHOTS}{bad}/restore/")).refused(404, "snapshot_not_found")
 
 
 @pytest.mark.parametrize("bad", ["1", "0" * 32, "0" * 31 + "G", "0" * 33, "%00", "*"])
-async def test_what_is_no_jobs_id_is_404(api: FrontEnd, bad: str) -> None:
+async def test_an_invalid_job_id_is_404(api: FrontEnd, bad: str) -> None:
     (await api.call("GET", f"/api/v1/jobs/{bad}/")).refused(404, "job_not_found")
 
 
-async def test_anothers_ids_look_exactly_like_missing_ones(api: FrontEnd) -> None:
+async def test_ids_of_others_look_exactly_like_missing_ones(api: FrontEnd) -> None:
     snapshot_id = await api.have_snapshot()
     running = job_id(await api.create("running"))
     stranger = await api.new_token(account=OTHERS)

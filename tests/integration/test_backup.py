@@ -120,7 +120,9 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("nodes_first", [False, True])
-async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes_first: bool) -> None:
+async def test_everything_is_restored_before_or_after_nodes_report(
+    node: Node, tmp_path: Path, nodes_first: bool
+) -> None:
     snapshot_id, secrets = await have_all(node)
     before = await known(node, snapshot_id, secrets)
     path = await back_up(node.cell, tmp_path)
@@ -219,7 +221,7 @@ async def test_of_two_backups_the_later_one_counts(node: Node, tmp_path: Path, n
     assert snapshot.labels == {"of": "new"}
 
 
-async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
+async def test_an_object_that_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
     snapshot_id, _ = await have_all(node)
     path = await back_up(node.cell, tmp_path)
     await lose_redis_data(node)
@@ -324,7 +326,7 @@ async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Pat
     assert await known(node, snapshot_id, secrets) == before
 
 
-async def test_a_head_that_cannot_be_read_leaves_no_entry_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_head_omits_no_entry(node: Node, tmp_path: Path) -> None:
     await have_all(node)
     await node.cell.raw("HSET", "audit:head", "seq", "some text")
     path = await back_up(node.cell, tmp_path)

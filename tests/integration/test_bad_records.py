@@ -236,7 +236,7 @@ async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: W
             await world.answered("api/v1/ops/overview/")
 
 
-async def test_a_damaged_credential_of_a_node_lets_nobody_in_and_is_told(world: World) -> None:
+async def test_a_damaged_node_credential_admits_nobody_and_is_reported(world: World) -> None:
     credentials, secret = Credentials(world.redis), world.hosted[0].secret
     key = key_of(secret)
     (fields,) = [row.fields for row in ROWS if row.pattern == "credential:<sha256>"]
@@ -256,7 +256,7 @@ async def test_a_damaged_credential_of_a_node_lets_nobody_in_and_is_told(world: 
     assert await world.redis.exists("server:1000")
 
 
-async def test_what_was_answered_before_and_cannot_be_read_is_not_done_again(world: World) -> None:
+async def test_an_unreadable_stored_response_prevents_a_second_run(world: World) -> None:
     key = {"Idempotency-Key": uuid4().hex}
     body = {"url": "https://example.com/"}
     await world.redis.delete(f"account:{ACCOUNT}:webhooks")
@@ -282,7 +282,7 @@ async def test_a_waiting_process_is_woken_although_its_list_was_of_another_type(
     assert await world.redis.llen("webhooks:wake") == 1
 
 
-async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
+async def test_operators_see_the_key_whatever_read_it(world: World) -> None:
     snapshot = world.hosted[0].ids["snapshot"][0]
     await world.damage(f"snapshot:{snapshot}", "size_mb", b"large")
     with capture_logs() as logs:
@@ -304,7 +304,7 @@ async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
     assert await world.told() == set()
 
 
-async def test_operators_are_told_of_a_member_that_leads_nowhere(world: World) -> None:
+async def test_operators_see_a_member_that_points_nowhere(world: World) -> None:
     snapshot, index = world.hosted[0].ids["snapshot"][0], f"account:{ACCOUNT}:snapshots"
     await world.redis.delete(f"snapshot:{snapshot}")
     await world.lists({"snapshot": {snapshot}})
@@ -321,7 +321,7 @@ async def test_a_stranger_learns_nothing_of_a_damaged_record(world: World) -> No
         (await world.api.call("GET", path, token=stranger)).refused(404, f"{kind}_not_found")
 
 
-async def test_what_is_too_many_goes_although_some_of_it_cannot_be_read(world: World) -> None:
+async def test_excess_entries_are_deleted_although_some_are_unreadable(world: World) -> None:
     few = {name: 2 if name.startswith("failed") else 1 for name in Bounds.model_fields}
     await Chores(world.redis).keep_bounds(Bounds(**few))
     hosted = world.hosted[0]

@@ -159,7 +159,7 @@ async def test_a_snapshot_stays_when_its_job_goes(small: Cell) -> None:
     assert found.status is SnapshotStatus.COMPLETED
 
 
-async def test_dry_runs_push_out_only_dry_runs(small: Cell) -> None:
+async def test_dry_runs_displace_only_dry_runs(small: Cell) -> None:
     jobs = [await fail(small, f"one-{n}") for n in range(3)]
     dry = [await end(small, (await dry_run(small)).id, DONE) for _ in range(7)]
     assert await listed(small) == [*reversed(dry[3:]), *reversed(jobs)]
@@ -198,7 +198,7 @@ async def test_the_oldest_failed_snapshots_go_and_none_that_exists(small: Cell) 
     assert await small.raw("ZCARD", "snapshots:failed") == 3
 
 
-async def test_a_lost_snapshot_is_not_pushed_out(small: Cell) -> None:
+async def test_a_lost_snapshot_is_not_displaced(small: Cell) -> None:
     made = await small.create("made")
     await end(small, made.job.id, DONE)
     assert await small.node.lose(SERVER, SnapshotId(made.snapshot.id))
@@ -369,9 +369,7 @@ async def test_no_list_of_a_customer_costs_more_than_a_bounded_number_of_command
     assert len(commands) >= 7
 
 
-async def test_what_an_earlier_version_left_beyond_the_bounds_goes_in_small_steps(
-    cell: Cell, redis_server: RedisServer
-) -> None:
+async def test_excess_of_an_earlier_version_is_deleted_in_small_steps(cell: Cell, redis_server: RedisServer) -> None:
     await _have_listed(cell, 2000)
     job_id = (await cell.create()).job.id
     async with counting(cell, redis_server.socket) as commands:

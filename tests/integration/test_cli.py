@@ -168,7 +168,7 @@ class TestWhatIsShown:
             assert (done.code, done.out) == (0, ""), line
             assert done.err.startswith("No "), line
 
-    async def test_what_others_wrote_steers_no_terminal(self, ops: Ops, cli: Cli) -> None:
+    async def test_control_characters_in_texts_do_not_reach_the_terminal(self, ops: Ops, cli: Cli) -> None:
         failure = failed().failure
         assert failure
         evil = replace(failure, detail="\x1b]0;owned\x07 [bold]not markup[/bold]")
@@ -279,7 +279,7 @@ class TestWhatIsChanged:
         assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
         assert "To retry it" not in (await cli.run("job", "show", latest)).err
 
-    async def test_what_would_run_over_something_newer_is_forced(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_retry_that_could_overwrite_something_newer_needs_force(self, ops: Ops, cli: Cli) -> None:
         earlier, latest = await ops.made("earlier", failed()), await ops.made("latest")
         shown = await cli.run("job", "show", earlier)
         assert f"The server has had a later job, {latest}" in shown.err
@@ -310,7 +310,7 @@ class TestWhatIsChanged:
         left_out = await cli.run("retry", waits, "--yes")
         assert (left_out.code, "The job was cancelled" in left_out.out) == (Exit.REFUSED, True)
 
-    async def test_a_node_is_drained_until_nothing_runs_and_goes_on(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_node_is_drained_until_nothing_runs_and_resumes(self, ops: Ops, cli: Cli) -> None:
         running = await ops.made("runs", None)
         await ops.api.cell.node.begin(running)
         soon = await cli.run("node", "drain", "n1", "--reason", "disk", "--no-wait", "--yes", "--json")
@@ -368,7 +368,7 @@ class TestWhatIsChanged:
 
 
 class TestSnapshots:
-    async def test_what_a_snapshot_holds_and_a_job_has_noted_is_told(self, ops: Ops, cli: Cli, customer: Cli) -> None:
+    async def test_contents_of_snapshots_and_notes_of_jobs_are_shown(self, ops: Ops, cli: Cli, customer: Cli) -> None:
         node = ops.api.cell.node
         job = await ops.made("one", CREATED)
         snapshot = (await ops.get(f"jobs/{job}/"))["snapshot"]["id"]
@@ -434,7 +434,7 @@ class TestSnapshots:
         assert (nobody.code, someone.code) == (Exit.REFUSED, 0)
         assert "--account" in nobody.err
 
-    async def test_what_an_account_may_not_see_is_said(self, customer: Cli) -> None:
+    async def test_fields_that_an_account_may_not_see_are_named(self, customer: Cli) -> None:
         done = await customer.run("jobs", "--node", "n1")
         assert (done.code, "node" in done.err) == (Exit.NOT_ALLOWED, True)
 
@@ -482,7 +482,7 @@ class TestExits:
         nobody = await replace(cli, token="").run("jobs", VPS_SNAPSHOTS_TOKEN_FILE="")
         assert nobody.code == Exit.NOT_ALLOWED
 
-    async def test_of_a_token_file_that_others_may_read_is_warned(self, cli: Cli, tmp_path: Path) -> None:
+    async def test_a_token_file_that_others_can_read_causes_a_warning(self, cli: Cli, tmp_path: Path) -> None:
         file = tmp_path / "token"
         file.write_text(cli.token)
         for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
@@ -590,7 +590,7 @@ class TestExits:
         ],
         ids=["nothing", "other types", "other things", "without end"],
     )
-    async def test_a_service_that_speaks_otherwise_is_said_in_a_line(self, answer: bytes) -> None:
+    async def test_a_service_of_another_kind_is_reported_in_one_line(self, answer: bytes) -> None:
         async with _answering(lambda _: web.Response(body=answer, content_type="application/json")) as url:
             cli = Cli(url=url, token=BAD)
             ended = await asyncio.gather(cli.run("jobs"), cli.run("job", "show", NO_JOB), cli.run("top", "--once"))
@@ -609,13 +609,13 @@ class TestExits:
         assert ended.code == Exit.UNREACHABLE
 
     @pytest.mark.parametrize("said", [b"data: \xff\n\n", b"data: {}\nid: x\n\n"], ids=["no text", "no job"])
-    async def test_a_stream_of_something_else_is_said_in_a_line(self, said: bytes) -> None:
+    async def test_a_stream_of_another_kind_is_reported_in_one_line(self, said: bytes) -> None:
         events = {"Content-Type": "text/event-stream"}
         async with _answering(lambda _: web.Response(body=said, headers=events)) as url:
             ended = await Cli(url=url, token=BAD).run("events")
         assert (ended.code, "not from the snapshots API" in ended.err) == (Exit.REFUSED, True)
 
-    async def test_a_full_disk_is_said_in_a_line(self, cli: Cli) -> None:
+    async def test_a_full_disk_is_reported_in_one_line(self, cli: Cli) -> None:
         words = ("sh", "-c", '"$0" overview >/dev/full', PROGRAM)
         ended = await asyncio.create_subprocess_exec(*words, env=cli.environment(), stderr=subprocess.PIPE)
         _, said = await ended.communicate()

@@ -270,7 +270,7 @@ class TestTerminal:
             assert max(map(len, table[:2])) <= width
 
     @pytest.mark.parametrize(("key", "code"), [("q", 0), ("\x03", Exit.INTERRUPTED)])
-    async def test_top_lives_until_it_is_told_to_end(self, ops: Ops, cli: Cli, key: str, code: int) -> None:
+    async def test_top_runs_until_it_is_stopped(self, ops: Ops, cli: Cli, key: str, code: int) -> None:
         bad = await ops.made("bad", failed(stranded=True))
         async with cli.at_terminal("top", "--interval", 0.5, width=130) as terminal:
             shown = await terminal.shows("Stranded (1)")

@@ -215,7 +215,7 @@ class TestContexts:
 
 
 class TestTerminal:
-    async def test_what_decides_fits_in_80_columns(self, ops: Ops, cli: Cli) -> None:
+    async def test_the_important_columns_fit_in_80_characters(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("not_enough_space", stranded=True))
         async with cli.at_terminal("jobs", width=80) as terminal:
             assert await terminal.ends() == 0
@@ -233,7 +233,7 @@ class TestTerminal:
             assert await terminal.ends() == 0
             assert (await terminal.shows("in the last hour")).count("paged:") == 5
 
-    async def test_what_was_put_right_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_resolved_server_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("start_failed", stranded=True))
         assert "stranded" in (await cli.run("jobs", "--state", "failed")).out
         await ops.post(f"jobs/{job}/resolve/", {"reason": "by hand"})

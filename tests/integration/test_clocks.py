@@ -126,7 +126,7 @@ class TestOfRedis:
         await stepping.cell.create()  # its node does not count as silent
         assert await Chores(stepping.cell.redis).fail_stale_jobs() == ()
 
-    async def test_what_has_a_moment_waits_for_it(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_scheduled_times_are_kept(self, stepping: Stepping, step: timedelta) -> None:
         chores = Chores(stepping.cell.redis)
         async with serving(stepping.cell) as api:
             snapshot_id = await api.have_snapshot()
@@ -180,7 +180,7 @@ class TestOfRedis:
             stepping.clock.set(ahead)
             assert about(await stepping.now(), datetime.now(UTC))
 
-    async def test_operators_are_told(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_operators_are_notified(self, stepping: Stepping, step: timedelta) -> None:
         seen: list[float] = []
         clock = CellClock(stepping.cell.redis, compared=lambda errors: seen.append(errors.redis))
         with capture_logs() as lines:
@@ -211,7 +211,7 @@ class TestOfRedis:
 class TestTimeThatHasPassed:
     """Redis's clock also jumps if everything was down meanwhile."""
 
-    async def test_it_leaps_where_a_process_has_counted_it(self, stepping: Stepping) -> None:
+    async def test_it_jumps_as_far_as_a_process_measured(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(2 * HOUR)
         now, ahead, leapt = await stepping.compared(wall=None, counted=began + HOUR)  # and no further than measured
@@ -222,7 +222,7 @@ class TestTimeThatHasPassed:
             1
         ] == 0  # and no further than Redis's clock
 
-    async def test_it_leaps_where_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
+    async def test_it_jumps_if_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(HOUR)
         assert (await stepping.compared(wall=began - HOUR))[2] == 0
@@ -236,14 +236,14 @@ class TestTimeThatHasPassed:
         assert (await stepping.compared(wall=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
 
-    async def test_no_process_can_make_the_time_leap_past_redis(self, stepping: Stepping) -> None:
+    async def test_no_process_can_set_the_time_past_redis(self, stepping: Stepping) -> None:
         began = await stepping.now()
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[1:] == [0, 0]
         stepping.clock.set(-HOUR)
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
 
-    async def test_after_a_leap_each_node_has_the_time_to_be_heard(self, stepping: Stepping) -> None:
+    async def test_after_a_jump_each_node_has_time_to_report(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(HOUR)
         await stepping.compared(wall=None, counted=began + HOUR)

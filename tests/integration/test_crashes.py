@@ -187,7 +187,7 @@ async def test_a_disk_damaged_before_is_named_and_the_guest_started_again(cell: 
 
 
 @pytest.mark.parametrize("tool", ["resize", "backup", "detach"])
-async def test_what_others_do_between_the_look_and_the_stop_is_seen(cell: Cell, tmp_path: Path, tool: str) -> None:
+async def test_changes_between_the_check_and_the_stop_are_noticed(cell: Cell, tmp_path: Path, tool: str) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     server = node.hypervisor.server(SERVER)
@@ -306,7 +306,7 @@ async def test_a_job_that_is_delivered_again_or_twice_at_once_is_done_once(cell:
     ).count == 2
 
 
-async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_path: Path) -> None:
+async def test_a_snapshot_whose_size_is_unknown_is_kept(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
     job_id = await node.admit(JobKind.CREATE)
     node.hypervisor.faults.fail(Effect.MEASURE, times=100, error=DiskFailed("vdb"))
@@ -351,7 +351,7 @@ async def test_a_guest_that_can_not_be_asked_to_shut_down_is_cut_off(cell: Cell,
     await node.check(job, power=Power.ON)
 
 
-async def test_a_store_that_came_back_from_an_older_copy_is_told_again_of_the_end(cell: Cell, tmp_path: Path) -> None:
+async def test_an_end_is_reported_again_to_an_older_copy_of_the_store(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
     job_id = await node.admit(JobKind.CREATE)
     before = {key: await cell.redis.dump(key) for key in await cell.redis.keys("*")}
@@ -412,9 +412,7 @@ async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_dis
     await node.check_snapshots()
 
 
-async def test_a_store_that_lost_all_hears_of_a_snapshot_whose_server_has_another_disk_today(
-    cell: Cell, tmp_path: Path
-) -> None:
+async def test_after_a_loss_a_snapshot_of_other_disks_is_published(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, past=Past.REBUILT)
     await cell.redis.flushdb()
     await cell.node.take_lease(seconds=600)
@@ -469,7 +467,7 @@ def with_step(folder: Path, job_id: JobId, step: str) -> str:
     return str(before)
 
 
-async def test_a_job_that_a_newer_version_has_begun_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
+async def test_a_job_that_a_newer_version_started_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     node.start_over(die_at=[8])

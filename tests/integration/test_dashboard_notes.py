@@ -66,7 +66,7 @@ async def test_a_restore_tells_its_notes_and_the_audit_their_codes(dashboard: Da
     await until_told(is_audited)
 
 
-async def test_what_a_node_says_is_text_and_no_page(dashboard: Dashboard) -> None:
+async def test_texts_of_a_node_are_escaped(dashboard: Dashboard) -> None:
     evil = "<script>alert(1)</script>"
     contents = replace(HELD, left_out=(LeftOut(target=evil, reason=evil),))
     note = Note(code=NoteCode.DISK_REPAIRED, detail=evil, disks=(evil,))

@@ -172,7 +172,7 @@ class TestMany:
         fields = {"action": "retry", "all": "true", "state": "failed", "since": "2999-01-01T00:00:00Z"}
         assert "0 retried, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
 
-    async def test_what_does_not_exist_is_left_out(self, dashboard: Dashboard) -> None:
+    async def test_missing_jobs_are_omitted(self, dashboard: Dashboard) -> None:
         page = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=retry&ids={'0' * 32}"))
         assert "1 job left out: not possible 00000000 There is no such job." in page
 

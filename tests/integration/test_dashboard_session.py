@@ -56,7 +56,7 @@ class TestLogin:
         assert COOKIE.startswith("__Host-")
         assert set(flags) == {"HttpOnly", "Secure", "SameSite=Strict", "Path=/"}
 
-    async def test_who_is_no_operator_is_told_so(self, dashboard: Dashboard) -> None:
+    async def test_a_customers_token_is_refused_as_such(self, dashboard: Dashboard) -> None:
         of_account = await dashboard.api.new_token(permissions=set(Permission))
         service = await dashboard.api.new_token(account=None)
         for token, status, code in (

@@ -111,7 +111,7 @@ def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:
         client.ping()
 
 
-def test_who_lacks_a_permission_is_told_so_and_what_to_set(deployed: DeployedRedis) -> None:
+def test_a_missing_permission_is_named_with_the_setting(deployed: DeployedRedis) -> None:
     settings = {"URL": f"unix://{deployed.socket}", "USERNAME": "api", "PASSWORD": "API-PASSWORD"}
     done = subprocess.run(
         [PROGRAMS / "vps-snapshots-api", *["token", "create", "--name", "a", "--service", "--permission", "operator"]],
@@ -144,14 +144,14 @@ def test_a_gateway_can_neither_read_nor_make_a_token(deployed: DeployedRedis, co
         *("RENAME x audit", "COPY x audit REPLACE", "HSET audit:head seq 0", "DEL audit:head"),
     ],
 )
-def test_neither_side_can_do_away_with_what_was_audited(deployed: DeployedRedis, user: str, command: str) -> None:
+def test_neither_side_can_remove_audit_entries(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())
 
 
 @pytest.mark.parametrize("user", ["api", "gateway"])
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "ACL LIST", "MONITOR"])
-def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, command: str) -> None:
+def test_neither_side_can_administer_redis(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())
 
@@ -244,7 +244,7 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
     assert not [one for one, _ in EVERY_PROGRAM if "NOPERM" in machines.log(one).read_text()]
 
 
-async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, tmp_path: Path) -> None:
+async def test_everything_is_restored_after_a_loss_of_the_front_sides_disks(folder: Path, tmp_path: Path) -> None:
     """With the exact commands of the instructions. The nodes keep running."""
     text = (DEPLOY.parent / "docs" / "operations" / "recover.md").read_text()
     text = text.split("## All data of Redis is lost")[1].split("## ")[0]
@@ -326,7 +326,7 @@ def program(redis: DeployedRedis, account: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_a_backup_and_its_way_back_need_the_accounts_that_the_instructions_name(folder: Path) -> None:
+def test_backup_and_restore_need_the_accounts_in_the_instructions(folder: Path) -> None:
     with running(folder) as redis, redis.as_user("operator") as operator:
         operator.hset(f"token:{'a' * 64}", mapping={"v": "1", "id": "0123456789ab", "account": "", "name": "tier"})
         operator.hset("tokens", "0123456789ab", f"token:{'a' * 64}")

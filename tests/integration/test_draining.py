@@ -284,7 +284,7 @@ class TestTheDashboard:
         past = await dashboard.browser.post("/ops/nodes/n1/pause/", UPGRADE | {"until": "2025-01-16T16:15"})
         assert past.status == 400
 
-    async def test_who_only_reads_can_not(self, dashboard: Dashboard) -> None:
+    async def test_a_read_only_operator_cannot(self, dashboard: Dashboard) -> None:
         token = await dashboard.api.new_token(account=None, permissions={Permission.OPERATOR_READ})
         reader = dashboard.stranger()
         await reader.login(token)

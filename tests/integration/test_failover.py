@@ -150,7 +150,7 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         assert await replica.get("changed") == "3"
 
 
-async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(cell: Cell) -> None:
+async def test_calls_to_a_frozen_primary_fail_before_the_limit(cell: Cell) -> None:
     await cell.ready()
     settings = cell.settings_of("api", wait_for_replicas=1)
     redis = connect(settings.model_copy(update={"command_seconds": 10.0 * READY_SECONDS}))
@@ -219,7 +219,7 @@ async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> N
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -> None:
+async def test_a_connection_to_a_hanging_primary_moves_to_its_successor() -> None:
     is_asked = asyncio.Event()
 
     async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,7 +245,7 @@ async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_what_was_revoked_does_not_come_back_by_a_failover(cell: Cell) -> None:
+async def test_a_failover_does_not_bring_back_a_revoked_token(cell: Cell) -> None:
     """The revocation is answered when a replica has it, also if it is repeated, and so is its audit entry."""
     await cell.ready()
     redis = connect(cell.settings_of("api", wait_for_replicas=1))

@@ -74,9 +74,7 @@ class TestSearch:
         (one,) = (await ops.get(f"search/?q=snapshot:{snapshot_id}"))["results"]
         assert (one["state"], one["name"], one["server_id"]) == ("deleted", "Before-Update", SERVER)
 
-    async def test_a_snapshot_of_an_earlier_version_is_found_by_its_name_once_its_node_has_looked(
-        self, ops: Ops
-    ) -> None:
+    async def test_an_older_snapshot_is_found_by_name_once_its_node_reconciled(self, ops: Ops) -> None:
         snapshot_id, redis = await ops.api.have_snapshot("older"), ops.api.cell.redis
         await redis.delete("snapshots:by:name")
         assert await found(ops, "older") == []
@@ -159,7 +157,7 @@ class TestSearch:
         assert await found(ops, "%C3%9Cbung-%D0%94%D0%91") == [f"server {SERVER}*"]
         assert await found(ops, "%C3%9CBUNG") == [f"server {SERVER}"]
 
-    async def test_what_is_exactly_meant_comes_first(self, ops: Ops) -> None:
+    async def test_exact_matches_come_first(self, ops: Ops) -> None:
         servers = [ReportedServer(id=SERVER, account_id=ACCOUNT, name="n", power="on")]
         await ops.api.cell.node.report(servers)
         assert await found(ops, "n") == [f"server {SERVER}*", "node n1"]
@@ -170,7 +168,7 @@ class TestSearch:
 
 
 class TestSearchBox:
-    async def test_one_thing_that_is_meant_has_its_page(self, dashboard: Dashboard, ops: Ops) -> None:
+    async def test_a_single_match_opens_its_page(self, dashboard: Dashboard, ops: Ops) -> None:
         snapshot_id, job_id = await ops.api.have_snapshot(), await ops.made("two")
         customer = next(token for token in await ops.api.tokens.all() if token.name == "a customer")
         for text, page in (
@@ -185,7 +183,7 @@ class TestSearchBox:
             assert (answer.status, answer.headers.get("Location")) == (303, page)
             assert (await dashboard.browser.get(page)).status == 200
 
-    async def test_several_are_listed_and_none_is_said(self, dashboard: Dashboard) -> None:
+    async def test_several_matches_are_listed_and_no_match_is_reported(self, dashboard: Dashboard) -> None:
         await dashboard.cell.have([SERVER, SECOND])
         page = await dashboard.browser.seen("/ops/find/?q=web-server")
         assert f'href="/ops/servers/{SERVER}/"' in page
@@ -232,7 +230,7 @@ class TestHistory:
         assert "deleted" in shown.out
         assert "r-deleted" in shown.out
 
-    async def test_the_service_itself_is_said_to_have_deleted_it(self, dashboard: Dashboard, ops: Ops) -> None:
+    async def test_the_service_itself_is_named_as_having_deleted_it(self, dashboard: Dashboard, ops: Ops) -> None:
         snapshot_id = await ops.api.have_snapshot()
         await dashboard.cell.redis.hset(f"snapshot:{snapshot_id}", "expires_ms", "1")  # type: ignore[misc]
         await dashboard.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})

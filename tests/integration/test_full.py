@@ -104,7 +104,7 @@ async def test_operators_revoke_and_log_out_and_the_audit_log_has_it(
     assert ("POST", "/ops/logout/", "303") in told
 
 
-async def test_what_frees_memory_by_itself_goes_on(cell: Cell, redis_server: RedisServer) -> None:
+async def test_background_work_that_frees_memory_continues(cell: Cell, redis_server: RedisServer) -> None:
     chores, deliveries = Chores(cell.redis), Deliveries(cell.redis)
     await webhook(cell)
     expiring, failed = await cell.create("expiring"), None

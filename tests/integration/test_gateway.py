@@ -294,7 +294,7 @@ async def test_a_long_text_keeps_no_outcome_back(cell: Cell, reached: Reached) -
         assert job.failure.detail == "x" * 1000
 
 
-async def test_who_has_lost_the_lease_changes_nothing(cell: Cell, reached: Reached) -> None:
+async def test_a_worker_without_the_lease_changes_nothing(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         await node.take_lease(seconds=15)
         job_id = (await cell.create()).job.id
@@ -337,7 +337,7 @@ BAD_FRAMES = {
 
 
 @pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
-async def test_what_is_no_call_ends_the_connection(reached: Reached, frame: str | bytes) -> None:
+async def test_an_unknown_call_ends_the_connection(reached: Reached, frame: str | bytes) -> None:
     async with greeted(reached) as connection:
         await connection.send(frame)
         await gone(connection)
@@ -388,7 +388,7 @@ async def test_what_does_not_fit_is_refused_and_changes_nothing(cell: Cell, reac
     assert refused(reached, answer["error"]) == 1
 
 
-async def test_hello_is_said_once(reached: Reached) -> None:
+async def test_hello_is_sent_once(reached: Reached) -> None:
     async with greeted(reached) as connection:
         assert (await ask(connection, "hello", **(HELLO | {"owner": "b" * 32})))["error"] == "two_hellos"
 
@@ -452,7 +452,7 @@ async def test_a_flood_of_pings_ends_the_connection(reached: Reached) -> None:
         await gone(connection)
 
 
-async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reached) -> None:
+async def test_a_node_that_reads_no_answers_is_not_read(reached: Reached) -> None:
     async with greeted(reached, who="slow") as connection:
         connection.transport.pause_reading()
 
@@ -688,7 +688,7 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
 # --- the whole worker ---
 
 
-async def test_jobs_finish_while_no_gateway_is_there_and_are_told_when_one_is(
+async def test_jobs_finish_without_a_gateway_and_are_reported_later(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     needs("setpriv")

@@ -116,7 +116,7 @@ async def test_a_stranded_one_that_runs_again_during_a_later_job_is_not_off(dash
     assert (await ops(dashboard, f"jobs/{stranding.id}/"))["off_since"] is None
 
 
-async def test_one_that_two_jobs_have_stranded_is_off_for_neither_once_both_are_resolved(dashboard: Dashboard) -> None:
+async def test_a_server_stranded_twice_is_not_off_once_both_are_resolved(dashboard: Dashboard) -> None:
     cell, first = dashboard.cell, await create(dashboard)
     await stop(dashboard, first.id)
     await cell.have(power="off")

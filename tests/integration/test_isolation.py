@@ -99,7 +99,7 @@ def said(answer: Answer, ids: dict[str, str]) -> tuple[int, str, set[str]]:
     return answer.status, text, set(answer.headers) - {"Date"}
 
 
-async def test_anothers_and_no_ones_are_the_same(world: World) -> None:
+async def test_ids_of_others_and_unknown_ids_are_answered_alike(world: World) -> None:
     before = await kept(world)
     for operation in WITH_ID:
         theirs = await world.call(operation, world.theirs)
@@ -110,7 +110,7 @@ async def test_anothers_and_no_ones_are_the_same(world: World) -> None:
     assert await kept(world) == before
 
 
-async def test_for_anothers_and_no_ones_the_store_does_the_same(world: World) -> None:
+async def test_for_ids_of_others_and_unknown_ids_redis_runs_the_same(world: World) -> None:
     """Timing reveals nothing if Redis runs the same commands, equally often, for both."""
 
     async def commands() -> dict[str, int]:
@@ -132,7 +132,7 @@ async def test_for_anothers_and_no_ones_the_store_does_the_same(world: World) ->
 
 
 @each_call
-async def test_a_call_without_an_id_shows_and_changes_nothing_of_anothers(world: World, operation: AnyCall) -> None:
+async def test_a_call_without_an_id_shows_and_changes_nothing_of_others(world: World, operation: AnyCall) -> None:
     before = {key: value for key, value in (await kept(world)).items() if ":78" in key or key.endswith(":2")}
     answer = await world.call(operation, world.theirs)
 
@@ -194,14 +194,14 @@ async def test_no_other_kind_of_token_gets_anything(world: World) -> None:
 
 
 @each_call
-async def test_a_service_gets_what_its_account_may(world: World, operation: AnyCall) -> None:
+async def test_a_service_token_gets_what_its_account_may(world: World, operation: AnyCall) -> None:
     api = world.api
     service = await api.new_token(account=None, permissions={operation.permission})
     as_others = await world.call(operation, world.theirs, token=service, headers={"X-Account-Id": str(OTHERS)})
     assert as_others.status not in {401, 403, 404, 500}
 
 
-async def test_anothers_takes_as_long_as_no_ones(world: World) -> None:
+async def test_ids_of_others_take_as_long_as_unknown_ids(world: World) -> None:
     """No absolute limit on the time: the medians of alternating pairs differ by less than half, with more attempts
     on a busy machine."""
     for operation in WITH_ID:

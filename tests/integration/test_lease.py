@@ -175,7 +175,7 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
         await ours.report([])
 
 
-async def test_a_lease_that_had_run_out_is_told_from_one_that_was_kept(redis: Redis) -> None:
+async def test_an_expired_lease_is_told_apart_from_a_kept_one(redis: Redis) -> None:
     lease = Told(node_store(redis)).lease
     before = lease.absences  # it has expired, as after a long sleep
     await lease.take_at_start()

@@ -51,7 +51,7 @@ async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
 
 
 class TestCalls:
-    async def test_a_token_has_so_many_and_is_told_how_many_are_left(self, api: FrontEnd) -> None:
+    async def test_a_token_has_a_limit_and_sees_what_is_left(self, api: FrontEnd) -> None:
         answers = [await api.call("GET") for _ in range(CALLS + 1)]
 
         assert [answer.status for answer in answers] == [200] * CALLS + [429]
@@ -64,7 +64,7 @@ class TestCalls:
         # the draft: a client that waits for `Retry-After` never comes too early
         assert int(answers[-1].headers["Retry-After"]) == waits[-1]
 
-    async def test_of_many_at_once_no_more_get_through(self, api: FrontEnd) -> None:
+    async def test_no_more_concurrent_calls_are_admitted(self, api: FrontEnd) -> None:
         answers = await asyncio.gather(*[api.call("GET") for _ in range(50)])
         assert [answer.status for answer in answers].count(200) == CALLS
 
@@ -79,7 +79,7 @@ class TestCalls:
         assert (await api.call("GET", token=service, headers={"X-Account-Id": "78"})).status == 200
         assert (await api.call("GET", token=await api.new_token())).status == 200
 
-    async def test_what_is_used_up_comes_back_and_nothing_is_left_behind(self, api: FrontEnd) -> None:
+    async def test_the_allowance_returns_and_leaves_no_key(self, api: FrontEnd) -> None:
         await api.call("GET")
         (key,) = [key async for key in api.cell.redis.scan_iter("calls:*")]
         assert 0 < await api.cell.redis.pttl(key) <= 60_000 / CALLS
@@ -143,7 +143,7 @@ class TestFailedLogins:
         assert [await status(f"2001:db8:0:1::{n}") for n in range(FAILED + 1)] == [401] * FAILED + [429]
         assert await status("2001:db8:0:2::1") == 401
 
-    async def test_what_a_stranger_says_of_its_address_is_nothing(self, api: FrontEnd) -> None:
+    async def test_a_strangers_forwarded_address_is_ignored(self, api: FrontEnd) -> None:
         answers = [
             await api.call("GET", token=BAD, headers={"X-Forwarded-For": f"203.0.113.{n}"}) for n in range(FAILED + 1)
         ]
@@ -174,7 +174,7 @@ class TestAudit:
         assert (second.fields["code"], second.fields["status"]) == ("snapshot_not_found", "404")
         assert second.fields["request_id"] == refused.headers["X-Request-Id"]
 
-    async def test_what_was_made_or_named_in_the_path_is_told_too(self, api: FrontEnd) -> None:
+    async def test_created_and_named_objects_are_in_the_entry(self, api: FrontEnd) -> None:
         created = await api.create()
         job_id = created.headers["X-Job-Id"]
         schedule = await api.call(
@@ -195,7 +195,7 @@ class TestAudit:
             (None, None),
         ]
 
-    async def test_neither_a_stranger_nor_one_over_the_limit_can_push_out_what_others_did(
+    async def test_strangers_and_callers_over_the_limit_displace_no_entry(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
         await api.call("POST", body={}, token=BAD)
@@ -218,7 +218,7 @@ class TestAudit:
         assert "their own words" not in written
         assert len(written) < 2000
 
-    async def test_it_is_found_by_who_and_what(self, api: FrontEnd) -> None:
+    async def test_it_is_filtered_by_caller_and_object(self, api: FrontEnd) -> None:
         other = await api.new_token()
         await api.create()
         given = await api.call("POST", body={}, token=other)
@@ -247,7 +247,7 @@ class TestAudit:
     async def _has_moved(self, cell: Cell) -> bool:
         return bool(await cell.raw("XLEN", STREAM))
 
-    async def test_a_call_stands_whose_entry_could_not_be_written(
+    async def test_a_call_succeeds_if_its_entry_cannot_be_written(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
         await api.cell.redis.set(NEW, "in the way")

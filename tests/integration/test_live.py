@@ -143,7 +143,7 @@ async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tm
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
 
 
-async def test_what_libvirt_said_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
+async def test_libvirts_error_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n")
     refused = ServerInUse("another tool is at work")
     refused.__cause__ = OSError("domain is locked")
@@ -152,7 +152,7 @@ async def test_what_libvirt_said_of_a_refused_freeze_names_the_step(cell: Cell, 
     assert await cell.raw("HGET", f"job:{job.id}", "failure_cause") == b"freezing: domain is locked"
 
 
-async def test_uefi_variables_that_change_meanwhile_are_told(cell: Cell, tmp_path: Path) -> None:
+async def test_uefi_variables_that_change_meanwhile_are_reported(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n")
 
     def change(happening: Happening) -> None:
@@ -184,7 +184,7 @@ async def test_a_job_whose_worker_dies_once_anywhere_is_completed(cell: Cell, tm
         await node.check(job, power=Power.ON)
 
 
-async def test_what_comes_first_after_a_death_is_the_thaw(cell: Cell, tmp_path: Path) -> None:
+async def test_the_thaw_comes_first_after_a_death(cell: Cell, tmp_path: Path) -> None:
     for effect, at in itertools.product(
         (Effect.FREEZE, Effect.TRANSACTION, Effect.THAW), (Moment.BEFORE, Moment.AFTER)
     ):

@@ -44,7 +44,7 @@ async def lossy(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Lossy]:
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_create_whose_answer_was_lost_is_not_said_to_have_failed(lossy: Lossy) -> None:
+async def test_a_create_whose_answer_was_lost_is_not_reported_as_failed(lossy: Lossy) -> None:
     lossy.way.lose(CREATE)
     answer = await lossy.api.call("POST", body=BODY)
     problem = answer.refused(503, "outcome_unknown")
@@ -53,7 +53,7 @@ async def test_a_create_whose_answer_was_lost_is_not_said_to_have_failed(lossy: 
     assert [one["name"] for one in (await lossy.api.call("GET")).body["results"]] == ["mine", "first"]
 
 
-async def test_repeated_with_its_key_it_gets_its_answer_which_says_that_it_is_the_first_ones(lossy: Lossy) -> None:
+async def test_repeated_with_its_key_it_gets_the_first_answer_marked_as_replayed(lossy: Lossy) -> None:
     lossy.way.lose(CREATE)
     (await lossy.api.call("POST", body=BODY, headers=KEY)).refused(503, "outcome_unknown")
     again = await lossy.api.call("POST", body=BODY, headers=KEY)
@@ -96,7 +96,7 @@ async def test_repeated_without_a_key_it_is_shown_its_own_job_and_then_its_own_s
     assert all(text in taken["detail"] for text in (str(made["id"]), made["created_at"]))
 
 
-async def test_a_former_owners_job_is_named_and_not_told(cell: Cell) -> None:
+async def test_a_former_owners_job_is_named_but_not_described(cell: Cell) -> None:
     async with serving(cell) as api:
         await api.create("theirs")
         job_id = await cell.holder()

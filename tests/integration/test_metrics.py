@@ -101,7 +101,7 @@ async def scrape(api: FrontEnd) -> Samples:
     return samples((await api.call("GET", "/metrics")).raw.decode())
 
 
-async def test_what_callers_make_up_adds_no_series(api: FrontEnd) -> None:
+async def test_callers_input_adds_no_series(api: FrontEnd) -> None:
     async def requests(words: str) -> None:
         for method in ("GET", "DELETE", f"MADE{words}UP"):
             await api.call(method, f"/{words}")
@@ -132,7 +132,7 @@ def without_ids(answer: Answer) -> tuple[int, object, set[str]]:
         ({}, {"Via": "1.1 a-proxy"}),
     ],
 )
-async def test_for_all_others_there_is_nothing(
+async def test_all_other_callers_get_404(
     cell: Cell, method: str, settings: dict[str, Any], headers: dict[str, str]
 ) -> None:
     async with serving(cell, **settings) as api:
@@ -185,7 +185,7 @@ async def test_entries_that_no_keeper_takes_are_counted(redis: Redis) -> None:
     assert (await looks.numbers()).audit_waiting == 0
 
 
-async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> None:
+async def test_outdated_values_are_not_reported(cell: Cell) -> None:
     view = CellView(CellLooks(cell.redis), read_seconds=3600, stale_seconds=0)
     running = view.running(None)  # type: ignore[arg-type] # it asks nothing of the application
     await anext(running)
@@ -216,7 +216,7 @@ async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_no
     assert "node-2" not in names
 
 
-async def test_it_is_told_how_redis_does() -> None:
+async def test_metrics_of_redis_are_reported() -> None:
     found = registry()
     with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
         server = RedisServer(Path(folder))

@@ -138,7 +138,7 @@ async def test_it_migrates_while_no_worker_runs(two: Two, the_source: str) -> No
     assert (await two.restored(before.id)).failure is None
 
 
-async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(two: Two) -> None:
+async def test_records_in_libvirts_list_are_moved_and_the_server_migrates(two: Two) -> None:
     worker = await two.first.start_worker()
     await worker.says("worker.started")
     await two.until_on(two.first)
@@ -178,7 +178,7 @@ def as_older_versions_do(two: Two) -> None:
     connection.close()
 
 
-async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
+async def test_no_migration_starts_while_a_job_is_running(two: Two) -> None:
     await two.first.start_worker(GRACE_SECONDS="6")  # this guest ignores shutdown requests, so the stop takes this long
     await two.second.start_worker()
     await two.until_on(two.first)
@@ -243,7 +243,7 @@ async def test_one_that_is_cancelled_leaves_all_as_it_was(two: Two) -> None:
     assert not two.second.worker.has_said("reconcile.finding")
 
 
-async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(two: Two) -> None:
+async def test_snapshots_on_storage_left_behind_are_reported_as_lost(two: Two) -> None:
     from deploy.lab.lab import make_disk  # noqa: PLC0415
 
     await with_workers(two)

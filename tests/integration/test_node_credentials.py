@@ -108,7 +108,7 @@ class TestCalls:
             await ops.api.cell.redis.config_set("maxmemory", 0)
         assert await ops.get(PATH) == before
 
-    async def test_who_may_only_read_can_list_them_and_no_more(self, ops: Ops) -> None:
+    async def test_a_read_only_operator_can_only_list_them(self, ops: Ops) -> None:
         await made(ops)
         reader = Ops(api=ops.api, token=await ops.api.new_token(account=None, permissions={Permission.OPERATOR_READ}))
         assert len((await reader.get(PATH))["results"]) == 1

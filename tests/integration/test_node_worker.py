@@ -132,7 +132,7 @@ async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
         await jobs.have_ended("b", "c")
 
 
-async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
+async def test_a_slot_is_free_before_its_jobs_end_is_reported(
     redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs, max_jobs=1) as worker:
@@ -252,7 +252,7 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_se
     assert jobs.starts == {"a": 2}
 
 
-async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
+async def test_a_job_that_the_cell_started_is_passed_on_complete(
     redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     given = [(job("a"), JobId("b"))]
@@ -339,9 +339,7 @@ async def test_any_answer_may_be_lost(redis: Redis, redis_server: RedisServer, j
     assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
 
 
-async def test_jobs_go_on_while_redis_is_away_and_their_end_is_told_when_it_is_back(
-    server: RedisServer, jobs: Jobs
-) -> None:
+async def test_jobs_continue_without_redis_and_are_reported_when_it_is_back(server: RedisServer, jobs: Jobs) -> None:
     async with client(server.socket) as redis, at_work(server.socket, jobs):
         await put(redis, "a", "b", "c")
         await jobs.have_started("a", "b")

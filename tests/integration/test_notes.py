@@ -123,7 +123,7 @@ class TestContents:
         assert (old["notes"], old["contents"], old["disks"], old["retried_by"]) == ([], None, "all", None)
         assert (await snapshot(api, created))["contents"] is None
 
-    async def test_a_note_of_a_newer_worker_is_left_out_and_the_others_are_told(self, api: FrontEnd) -> None:
+    async def test_an_unknown_note_is_omitted_and_the_others_are_shown(self, api: FrontEnd) -> None:
         created = await api.create()
         await api.work(created, CREATED)
         newer = json.dumps([{"code": "unheard_of", "detail": "x", "disks": []}, {"code": "left_out", "detail": "y"}])
@@ -206,7 +206,7 @@ class TestPresentOnly:
         again = await api.call("POST", f"/api/v1/restores/{job_of(undone)}/undo/?disks=present")
         assert again.body["disks"] == "present"
 
-    async def test_a_job_that_a_store_without_its_data_hears_of_keeps_it(self, api: FrontEnd) -> None:
+    async def test_a_job_published_to_an_empty_store_keeps_it(self, api: FrontEnd) -> None:
         begun = BegunJob(
             id=JobId("e" * 32),
             kind=JobKind.RESTORE,

@@ -50,7 +50,7 @@ async def counted(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Counte
         await redis.aclose(close_connection_pool=True)
 
 
-async def test_of_each_call_of_a_customer_there_is_one(counted: Counted) -> None:
+async def test_each_call_of_a_customer_is_one_command(counted: Counted) -> None:
     snapshot = await counted.api.have_snapshot()
     one = f"{SNAPSHOTS}{snapshot}/"
     restored = await counted.api.call("POST", f"{one}restore/")

@@ -103,7 +103,7 @@ class TestCallers:
         assert entry["fields"]["reason"] == "a new disk"
         assert "account" not in entry["fields"]
 
-    async def test_one_that_the_store_makes_wait_too_long_is_told(self, cell: Cell) -> None:
+    async def test_a_call_that_waits_too_long_for_the_store_is_503(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
             await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
@@ -176,7 +176,7 @@ class TestJobs:
         assert newest not in seen
         assert "Link" not in answer.headers
 
-    async def test_one_that_is_rare_among_many_is_reached_by_short_parts(self, ops: Ops) -> None:
+    async def test_a_rare_match_is_reached_in_short_parts(self, ops: Ops) -> None:
         rare = await ops.made("rare")
         many = {f"{n:032x}": float(2_000_000_000_000 + n) for n in range(3000)}
         await ops.api.cell.redis.zadd("jobs", many)
@@ -611,7 +611,7 @@ class TestOnce:
         return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})
 
     @pytest.mark.parametrize("operation", POSTS, ids=[call.id for call in POSTS])
-    async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
+    async def test_of_identical_calls_at_once_one_runs_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
         job, body = await self.body(ops, operation.id)
         path = operation.path.removeprefix(OPS).replace("{job_id}", job).replace("{node}", "n1")
         path = path.replace("{server_id}", str(SERVER))
@@ -629,7 +629,7 @@ class TestOnce:
         other = await ops.call("POST", "nodes/n1/pause/", {"reason": "another"}, headers=KEY)
         other.refused(422, "idempotency_key_reused")
 
-    async def test_what_was_undone_meanwhile_is_not_done_again(self, ops: Ops) -> None:
+    async def test_a_repeat_does_not_redo_what_was_undone_meanwhile(self, ops: Ops) -> None:
         why = {"reason": "a new disk"}
         for _ in range(2):
             assert (await ops.call("POST", "nodes/n1/pause/", why, headers=KEY)).status == 200
@@ -649,7 +649,7 @@ class TestOnce:
         answer = await Ops(api=ops.api, token=colleague).call("POST", "nodes/n1/pause/", {"reason": "two"}, headers=KEY)
         assert (answer.status, answer.body["paused"]["reason"]) == (200, "two")
 
-    async def test_a_tokens_secret_is_said_again_and_kept_nowhere(self, ops: Ops) -> None:
+    async def test_a_tokens_secret_is_repeated_and_stored_nowhere(self, ops: Ops) -> None:
         asked = {"name": "billing", "permissions": ["snapshots:read"], "account_id": 77}
         first, again = [await ops.call("POST", "tokens/", asked, headers=KEY) for _ in range(2)]
         secret = first.body["secret"]
@@ -662,13 +662,13 @@ class TestOnce:
         assert (await ops.post("tokens/", asked, status=201))["secret"] != secret
 
 
-async def test_a_path_knows_its_own_methods_though_it_looks_like_anothers_id(ops: Ops) -> None:
+async def test_a_fixed_path_keeps_its_methods_though_it_looks_like_an_id(ops: Ops) -> None:
     answer = await ops.call("GET", "jobs/bulk/")
     answer.refused(405, "method_not_allowed")
     assert answer.headers["Allow"] == "POST"
 
 
-async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:
+async def test_the_stream_has_the_events_of_all_accounts(ops: Ops) -> None:
     await have_theirs(ops.api.cell)
     url = f"http://127.0.0.1:{ops.api.port}{OPS_EVENTS}"
     async with (

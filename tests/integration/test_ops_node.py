@@ -83,7 +83,7 @@ def logged(node: Node) -> Iterator[None]:
     structlog.configure(processors=before)
 
 
-async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Cell) -> None:
+async def test_a_paused_node_takes_no_job_and_resumes_at_once(cell: Cell) -> None:
     operators = OperatorStore(cell.redis, cell.store)
     await operators.pause("n1", by="alice", reason="a new disk")
     job_id = (await cell.create()).job.id
@@ -93,7 +93,7 @@ async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Ce
     assert await taking == (job_id,)
 
 
-async def test_what_changes_on_the_hypervisor_is_told_without_waiting_for_the_heartbeat(node: Node) -> None:
+async def test_changes_on_the_hypervisor_are_reported_at_once(node: Node) -> None:
     inventory = Inventory(node.hypervisor, node.cell.node, publish=node.reconciler.server, report_seconds=3600)
     reporting = asyncio.create_task(inventory.keep_reporting())
     await asyncio.sleep(0)  # it starts listening
@@ -122,7 +122,7 @@ async def _state(node: Node) -> ServerState | None:
         return None
 
 
-async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Node, logged: None) -> None:
+async def test_every_step_is_reported_with_its_attempts_and_log_lines(node: Node, logged: None) -> None:
     node.hypervisor.faults.fail(Effect.START)
     job = (await node.cell.create()).job
     await node.runner.run(job.id)
@@ -153,7 +153,7 @@ async def test_a_report_tells_what_the_node_runs_on_and_how_much_is_free(node: N
     assert first.name == "n1"
 
 
-async def test_who_is_asked_reconciles_without_waiting_for_the_round(node: Node) -> None:
+async def test_a_requested_reconciliation_starts_at_once(node: Node) -> None:
     await node.inventory.report()
     looks = 0
 
@@ -197,7 +197,7 @@ def test_a_jobs_log_is_bounded_in_every_way() -> None:
     assert json.loads(log.taken(str(MAX_JOBS))[0]) == {"event": "e", "step": "stopping"}
 
 
-async def test_what_qemu_said_is_told_to_operators_in_its_own_words(node: Node, logged: None) -> None:
+async def test_operators_see_qemus_own_message(node: Node, logged: None) -> None:
     refused = StartFailed("the server did not start")
     refused.__cause__ = OSError("internal error: process exited:\ncannot set up guest memory: Cannot allocate memory")
     node.hypervisor.faults.fail(Effect.START, times=1000, error=refused)

@@ -267,7 +267,7 @@ async def test_a_revoked_token_has_no_session_for_reading(dashboard: Dashboard, 
 
 
 @each_trouble
-async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
+async def test_an_event_stream_continues(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(listening(dashboard.api))]
         async with TROUBLES[cause](dashboard.cell.redis, redis_server):

@@ -42,7 +42,7 @@ async def node(cell: Cell) -> Node:
     return node
 
 
-async def test_one_that_is_as_before_is_not_looked_at_again(node: Node) -> None:
+async def test_an_unchanged_server_is_not_read_again(node: Node) -> None:
     assert await node.report() == (Reported(reconcile_asked=""), False)
 
 
@@ -94,9 +94,7 @@ async def _minute(node: Node) -> None:
 @pytest.mark.parametrize(
     "change", [_power, _moved, _given, _republished, _lost, _restored, _minute], ids=lambda change: change.__name__
 )
-async def test_one_is_looked_at_whole_after_a_change_by_anyone(
-    node: Node, change: Callable[[Node], Awaitable[None]]
-) -> None:
+async def test_a_server_is_read_again_after_any_change(node: Node, change: Callable[[Node], Awaitable[None]]) -> None:
     await change(node)
     if change not in {_moved, _lost}:  # there, the record is another node's or missing, as the answer says
         assert (await node.report())[1]
@@ -110,13 +108,13 @@ async def test_one_is_looked_at_whole_after_a_change_by_anyone(
 
 
 @pytest.mark.parametrize("power", ["off", "paused"])
-async def test_one_that_is_new_is_looked_at_whole(node: Node, power: str) -> None:
+async def test_a_new_server_is_read_completely(node: Node, power: str) -> None:
     assert (await node.report(named(power=power)))[1]
     assert not (await node.report(named(power=power)))[1]
     assert (await node.report())[1]
 
 
-async def test_what_the_node_must_do_is_told_until_it_is_done(node: Node) -> None:
+async def test_a_nodes_task_is_repeated_until_it_is_done(node: Node) -> None:
     for _ in range(2):
         answer, _ = await node.report(named(), named(OTHER))
         assert answer.fresh == {OTHER}
@@ -126,7 +124,7 @@ async def test_what_the_node_must_do_is_told_until_it_is_done(node: Node) -> Non
     assert (await node.report())[0].gone == {OTHER}
 
 
-async def test_its_facts_and_an_operators_wish_pass(node: Node) -> None:
+async def test_the_nodes_facts_and_an_operators_request_pass(node: Node) -> None:
     await OperatorStore(node.cell.redis, node.cell.store).reconcile("n1")
     facts = NodeFacts(worker="2", hypervisor="h", emulator="e", pools=())
     answer = await node.store.report([named()], facts)
@@ -134,7 +132,7 @@ async def test_its_facts_and_an_operators_wish_pass(node: Node) -> None:
     assert b'"worker":"2"' in await node.cell.raw("HGET", "node:n1", "about")
 
 
-async def test_whoever_has_lost_the_lease_is_told(node: Node) -> None:
+async def test_a_worker_that_lost_the_lease_is_told(node: Node) -> None:
     await node_store(node.cell.redis).take_lease(seconds=60)
     with pytest.raises(LeaseLost):
         await node.store.report([named()])

@@ -126,7 +126,7 @@ async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: De
         assert [one["done"] for one in await desk.bulk(*failed, force=force)] == [False] * 3
 
 
-async def test_what_its_owner_has_cancelled_is_not_done_in_bulk_but_alone(desk: Desk) -> None:
+async def test_a_cancelled_job_is_retried_alone_but_not_in_bulk(desk: Desk) -> None:
     job_id = await desk.create("a", None)
     assert (await desk.api.call("POST", f"/api/v1/jobs/{job_id}/cancel/")).status == 200
     assert "cancelled" in await desk.refused(job_id)
@@ -210,7 +210,7 @@ class TestOverwriting:
         await desk.api.cell.raw("HSET", f"server:{SERVER}", "power", "on")
         assert (await desk.offered(failed))[1] is True
 
-    async def test_all_reasons_are_said(self, desk: Desk, failed: JobId) -> None:
+    async def test_all_reasons_are_given(self, desk: Desk, failed: JobId) -> None:
         later = await desk.create("b")
         await desk.has_power("on")
         await desk.api.cell.raw("HINCRBY", f"job:{failed}", "finished_ms", -3601 * 1000)
@@ -265,7 +265,7 @@ class TestForetelling:
         assert await desk.api.cell.raw("ZCARD", "jobs") == count
         assert (await desk.job(failed))["retried_by"] is None
 
-    async def test_a_cancel_is_not_foretold_nor_forced(self, desk: Desk) -> None:
+    async def test_a_cancel_takes_neither_dry_run_nor_force(self, desk: Desk) -> None:
         for more in ({"dry_run": True}, {"force": True}):
             answer = await desk.call("bulk/", {"action": "cancel", "ids": ["0" * 32], **more})
             assert answer.refused_fields() == ["body"]
@@ -369,7 +369,7 @@ class TestDeletes:
             assert await cell.node.retry_deletes() == 1
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
-    async def test_one_that_its_node_has_not_begun_is_no_failure_of_the_disks(self, cell: Cell) -> None:
+    async def test_a_delete_that_its_node_has_not_started_is_no_disk_failure(self, cell: Cell) -> None:
         admitted = await cell.create()
         snapshot_id = admitted.snapshot.id
         await cell.node.begin(admitted.job.id)

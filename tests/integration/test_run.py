@@ -107,7 +107,7 @@ def parts() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
+async def test_a_signal_stops_everything_and_the_next_run_continues(tmp_path: Path, signum: signal.Signals) -> None:
     async with running(tmp_path / "state") as run:
         client, first = await run.up(), run
         children = run.children()

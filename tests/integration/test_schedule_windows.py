@@ -150,7 +150,7 @@ class TestCovering:
         assert {one["server"]["id"] for one in await snapshots(api)} == set(SERVERS[1:])
         assert await counts(api, schedule["id"]) == {"servers": 5, "started": 5}
 
-    async def test_a_strangers_schedule_shows_no_servers(self, api: FrontEnd) -> None:
+    async def test_another_accounts_schedule_shows_no_servers(self, api: FrontEnd) -> None:
         schedule = await made(api, body())
         stranger = await api.new_token(account=OTHERS)
         answer = await api.call("GET", f"{SCHEDULES}{schedule['id']}/servers/", token=stranger)
@@ -225,7 +225,7 @@ class TestWindow:
         assert await api.cell.raw("HGET", f"server:{SERVERS[0]}", "job") is None
         assert (await snapshots(api))[0]["status"] == "failed"
 
-    async def test_a_job_that_has_started_goes_on_when_the_window_ends(self, api: FrontEnd) -> None:
+    async def test_a_job_that_has_started_continues_when_the_window_ends(self, api: FrontEnd) -> None:
         await planned(api)
         await let_start(api, SERVERS[0])
         await round_of(api)
@@ -237,7 +237,7 @@ class TestWindow:
         await api.cell.node.finish(job_id, DONE)
         assert (await snapshots(api))[0]["status"] == "completed"
 
-    async def test_a_window_that_nobody_saw_is_told_and_the_next_one_comes(self, api: FrontEnd) -> None:
+    async def test_a_missed_window_is_reported_and_the_next_one_runs(self, api: FrontEnd) -> None:
         schedule = await made(api, body(window_minutes=10))
         hour = (datetime.now(UTC) - timedelta(hours=3)).hour
         await api.cell.raw("HSET", f"schedule:{schedule['id']}", "when", f"0 {hour} * * *")
@@ -279,7 +279,7 @@ class TestWindow:
 
 
 class TestRetention:
-    async def test_of_each_server_its_own_newest_stay_and_protected_and_manual_ones_too(self, api: FrontEnd) -> None:
+    async def test_each_server_keeps_its_newest_and_protected_and_manual_ones(self, api: FrontEnd) -> None:
         schedule = await made(api, body(keep=1, expire_after_hours=72))
         await label(api, SERVERS[1], {})
         manual = await api.cell.create("by-hand", server=SERVERS[0])
@@ -302,7 +302,7 @@ class TestRetention:
         lives = datetime.fromisoformat(details["expires_at"]) - datetime.fromisoformat(details["created_at"])
         assert abs(lives - timedelta(hours=72)) <= timedelta(seconds=1)
 
-    async def test_a_full_server_is_refused_for_good_and_the_others_go_on(self, api: FrontEnd) -> None:
+    async def test_a_full_server_is_skipped_and_the_others_continue(self, api: FrontEnd) -> None:
         schedule = await planned(api)
         for number in range(5):
             await api.cell.create(f"by-hand-{number}", server=SERVERS[0])

@@ -138,7 +138,7 @@ async def have_a_job_that_failed(customer: Client, operator: Client) -> None:
     assert (cancelled.status, cancelled.body["state"]) == (200, "failed")
 
 
-async def test_no_account_gets_at_what_another_has(service: Service, state: State, tmp_path: Path) -> None:
+async def test_no_account_can_access_anothers_objects(service: Service, state: State, tmp_path: Path) -> None:
     tokens = {"one": service.client.token, "other": await token(state, AccountId(78))}
     headers = {name: {"name": "Authorization", "value": f"Bearer {secret}"} for name, secret in tokens.items()}
     users = [{"name": name, "fixedHeaders": [header]} for name, header in headers.items()]

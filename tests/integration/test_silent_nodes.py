@@ -82,7 +82,7 @@ async def test_the_page_of_its_job_says_what_the_node_does_meanwhile(dashboard: 
     assert "running when last heard 10 s" in text  # without the two minutes since
 
 
-async def test_a_drain_waits_for_what_ran_when_it_was_last_heard(dashboard: Dashboard) -> None:
+async def test_a_drain_waits_for_jobs_of_the_last_report(dashboard: Dashboard) -> None:
     await stopped(dashboard)
     await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
     assert "last heard" not in await page(dashboard, "nodes/")

@@ -109,7 +109,7 @@ def test_it_waits_for_the_jobs_next_step_and_no_longer(settings: Path, journal: 
 
 
 @pytest.mark.parametrize("domain", ["", "<domain/>", "no XML", DOMAIN.format(id="x"), DOMAIN.format(id=1 << 64)])
-def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, settings: Path, domain: str) -> None:
+def test_uncertainty_is_no_reason_to_wait(tmp_path: Path, settings: Path, domain: str) -> None:
     assert asked(settings, domain) != NOT_YET
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET  # there is no journal yet
     (tmp_path / "odd.toml").write_text("no TOML")
@@ -121,7 +121,7 @@ def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, settings: Pat
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET
 
 
-def test_it_looks_where_the_worker_writes_when_nothing_is_said(tmp_path: Path) -> None:
+def test_by_default_it_reads_the_workers_folder(tmp_path: Path) -> None:
     assert state_dir(tmp_path / "nowhere") == WorkerSettings.model_fields["state_dir"].default
 
 

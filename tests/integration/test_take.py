@@ -72,7 +72,7 @@ async def is_begun(cell: Cell, job_id: JobId) -> bool:
 # --- what is handed out ---
 
 
-async def test_a_job_is_given_begun_and_begun_once(cell: Cell) -> None:
+async def test_a_job_is_handed_out_started_and_started_once(cell: Cell) -> None:
     admitted = await cell.create()
     (given,) = await cell.node.take(running=[], free=1, seconds=0, begin=True)
     assert isinstance(given, Job)
@@ -85,13 +85,13 @@ async def test_a_job_is_given_begun_and_begun_once(cell: Cell) -> None:
     assert (await cell.node.begin(given.id)).attempts == 2
 
 
-async def test_who_does_not_ask_for_that_begins_nothing(cell: Cell) -> None:
+async def test_a_node_that_does_not_request_it_starts_nothing(cell: Cell) -> None:
     admitted = await cell.create()
     assert await cell.node.take(running=[], free=1, seconds=0) == (admitted.job.id,)
     assert (await cell.job(admitted)).state is JobState.QUEUED
 
 
-async def test_no_more_are_begun_than_there_are_slots(cell: Cell) -> None:
+async def test_no_more_jobs_are_started_than_there_are_slots(cell: Cell) -> None:
     await cell.have([SERVER, ANOTHER])
     queued = [await cell.create(), await cell.create(server=ANOTHER)]  # in one millisecond, if Redis is quick
     (one,) = begun(await cell.node.take(running=[], free=1, seconds=0, begin=True))
@@ -123,7 +123,7 @@ async def test_a_paused_node_is_given_nothing(cell: Cell) -> None:
     assert (await cell.job(admitted)).state is JobState.QUEUED
 
 
-async def test_a_cancelled_job_is_not_given_and_a_begun_one_not_cancelled(cell: Cell) -> None:
+async def test_a_cancelled_job_is_not_started_and_a_started_one_not_cancelled(cell: Cell) -> None:
     cancelled = await cell.create()
     await cell.store.cancel(account_id=ACCOUNT, job_id=cancelled.job.id)
     assert await cell.node.take(running=[], free=1, seconds=0, begin=True) == ()
@@ -134,7 +134,7 @@ async def test_a_cancelled_job_is_not_given_and_a_begun_one_not_cancelled(cell: 
     assert isinstance(given, Job)
 
 
-async def test_who_has_lost_the_lease_is_given_nothing(cell: Cell) -> None:
+async def test_a_worker_without_the_lease_gets_no_jobs(cell: Cell) -> None:
     late, successor = cell.node, node_store(cell.redis)
     assert await successor.take_lease(seconds=60) is None
     admitted = await cell.create()

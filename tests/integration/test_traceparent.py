@@ -71,7 +71,7 @@ async def test_a_run_of_a_schedule_carries_the_trace_of_its_round(cell: Cell) ->
 @pytest.mark.parametrize(
     "text", ["", "00-short-01", FIRST.replace("00-", "ff-", 1), f"00-{'0' * 32}-00f067aa0ba902b7-01"]
 )
-async def test_what_is_no_traceparent_is_as_none(cell: Cell, text: str) -> None:
+async def test_an_invalid_traceparent_is_ignored(cell: Cell, text: str) -> None:
     with tracing.span("a request", {}, parent={"traceparent": text}):
         created = await cell.create()
     assert (await do(cell, created.job.id)).traceparent == ""

@@ -191,7 +191,7 @@ async def test_one_trace_leads_from_the_callers_request_to_each_step(start: Call
             assert secret.encode() not in collector.raw
 
 
-async def test_a_request_is_told_by_its_route_and_never_by_what_a_stranger_wrote(start: Callable[[str], Any]) -> None:
+async def test_a_request_is_named_by_its_route_and_never_by_a_strangers_text(start: Callable[[str], Any]) -> None:
     async with collecting() as collector, start(collector.url) as cell:
         assert await cell.call("GET", "/readyz") == 200
         assert await cell.call("GET", f"{ROUTE}?name=private", traceparent="00-no-trace-01") == 200
@@ -210,7 +210,7 @@ async def test_a_request_is_told_by_its_route_and_never_by_what_a_stranger_wrote
         assert not [span for span in collector.spans if span.service == "vps-snapshots-worker"]
 
 
-async def test_a_job_whose_worker_was_killed_goes_on_in_the_same_trace(
+async def test_a_job_whose_worker_was_killed_continues_in_the_same_trace(
     start: Callable[[str], Any], tmp_path: Path
 ) -> None:
     deaf = FakeServer(

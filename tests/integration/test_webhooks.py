@@ -314,7 +314,7 @@ class TestRedeliveries:
         assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 1, "not_kept": 0}
         await receiver.has(1)
 
-    async def test_what_is_no_delivery_of_the_webhook_is_not_found(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_a_delivery_of_another_webhook_is_not_found(self, api: FrontEnd, receiver: Receiver) -> None:
         mine, other = await made(api, receiver.url), await made(api, receiver.url)
         of_other = await api.have_failed_delivery(other["id"])
         for delivery_id in (of_other, "0" * 32, "no-id"):
@@ -327,7 +327,7 @@ class TestRedeliveries:
 
 
 class TestDeliveries:
-    async def test_each_event_that_is_wanted_is_told_with_the_job_as_it_was(
+    async def test_each_subscribed_event_is_sent_with_the_job_as_it_was(
         self, api: FrontEnd, receiver: Receiver
     ) -> None:
         webhook = await made(api, receiver.url, events=EVERY)
@@ -348,7 +348,9 @@ class TestDeliveries:
         done = await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
         assert (done["status_code"], done["error"], done["next_attempt_at"]) == (200, None, None)
 
-    async def test_what_is_not_wanted_or_of_others_is_not_told(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_unsubscribed_events_and_those_of_others_are_not_sent(
+        self, api: FrontEnd, receiver: Receiver
+    ) -> None:
         stranger = await api.new_token(account=OTHERS)
         await api.call("POST", WEBHOOKS, body={"url": receiver.url, "events": EVERY}, token=stranger)
         off = await made(api, receiver.url, events=EVERY, enabled=False)
@@ -410,7 +412,7 @@ class TestDeliveries:
             assert (last["next_attempt_at"], last["delivered_at"]) == (None, None)
             assert await api.cell.redis.zcard(f"webhook:{webhook['id']}:due") == 0
 
-    async def test_who_is_gone_is_told_no_more(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_a_deleted_webhook_gets_nothing(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
         async with receiving(answers=[410]) as receiver:
             webhook = await made(api, receiver.url)
             await send_test(api, webhook)
@@ -420,7 +422,7 @@ class TestDeliveries:
             on = (await api.call("PATCH", f"{WEBHOOKS}{webhook['id']}/", body={"enabled": True})).body
             assert (on["enabled"], on["disabled_reason"]) == (True, None)
 
-    async def test_who_took_nothing_for_days_is_disabled(self, api: FrontEnd) -> None:
+    async def test_a_webhook_that_fails_for_days_is_disabled(self, api: FrontEnd) -> None:
         async with receiving(answers=[500]) as receiver:
             webhook = await made(api, receiver.url)
             days_ago = (datetime.now(UTC) - timedelta(seconds=PATIENCE_SECONDS + 60)).timestamp() * 1000
@@ -431,7 +433,7 @@ class TestDeliveries:
             shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
             assert (shown["enabled"], shown["disabled_reason"]) == (False, "failing")
 
-    async def test_one_that_hangs_holds_nobody_else_back(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_a_hanging_receiver_does_not_delay_others(self, api: FrontEnd, receiver: Receiver) -> None:
         async with receiving() as slow:
             slow.open.clear()
             hangs = await made(api, slow.url)
@@ -500,7 +502,7 @@ class TestDeliveries:
 class TestSenders:
     """Without a front end: which sender gets which deliveries."""
 
-    async def test_of_many_one_gets_it_and_after_its_time_another(self, cell: Cell) -> None:
+    async def test_of_many_senders_one_claims_it_and_after_its_time_another(self, cell: Cell) -> None:
         async with serving(cell, webhooks=1) as api:
             webhook = await made(api, URL, enabled=False)
         # no sender is running from here on
@@ -527,7 +529,7 @@ class TestSenders:
         await deliveries.settle(third, results, patience_seconds=60)
         assert await cell.redis.zcard("webhooks:due") == 0
 
-    async def test_what_a_killed_front_end_was_sending_another_sends(
+    async def test_deliveries_of_a_killed_front_end_are_sent_by_another(
         self, cell: Cell, redis_server: RedisServer, receiver: Receiver
     ) -> None:
         receiver.open.clear()
@@ -551,7 +553,7 @@ class TestSenders:
         assert first == second
         assert receiver.got[0][0]["webhook-id"] == receiver.got[1][0]["webhook-id"]
 
-    async def test_a_front_end_that_ends_lets_go_of_what_it_was_sending(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_a_stopping_front_end_releases_its_deliveries(self, cell: Cell, receiver: Receiver) -> None:
         receiver.open.clear()
         async with serving(cell, webhooks_to_private=True, drain_seconds=0.1) as api:
             webhook = await made(api, receiver.url)
@@ -561,7 +563,7 @@ class TestSenders:
         async with serving(cell, webhooks_to_private=True) as api:
             await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
 
-    async def test_a_front_end_ends_at_whatever_moment_it_is_told_to(self, cell: Cell) -> None:
+    async def test_a_front_end_stops_at_any_moment(self, cell: Cell) -> None:
         for n in range(100):
             async with asyncio.timeout(PATIENCE_SECONDS_FOR_END), serving(cell):
                 await asyncio.sleep(n % 10 / 1000)
@@ -623,7 +625,7 @@ class TestWhere:
                 assert (await attempted(api, answer.body))["status_code"] is None
         assert receiver.got == []
 
-    async def test_what_was_taken_under_other_settings_is_looked_at_again(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_urls_accepted_under_other_settings_are_checked_again(self, cell: Cell, receiver: Receiver) -> None:
         async with serving(cell, webhooks_to_private=True) as lenient:
             webhook = await made(lenient, receiver.url)
         async with serving(cell) as api:
@@ -685,7 +687,7 @@ class TestWhere:
             ({"webhook_networks": ("127.0.0.0/8",), "webhook_denied_networks": ("127.0.0.1/32",)}, "address_refused"),
         ],
     )
-    async def test_what_is_listed_is_reached_and_nothing_else(
+    async def test_only_listed_networks_are_reached(
         self, cell: Cell, receiver: Receiver, listed: dict[str, Any], error: str
     ) -> None:
         port = receiver.url.split(":")[-1]
@@ -698,7 +700,7 @@ class TestWhere:
                 "connection_failed" if error == "tls_failed" else error,
             }
 
-    async def test_a_proxy_gets_what_is_sent_and_resolves_the_name(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_a_proxy_gets_the_request_and_resolves_the_name(self, cell: Cell, receiver: Receiver) -> None:
         async with serving(cell, webhooks_to_private=True, webhook_proxy=receiver.url) as api:
             webhook = await made(api, "http://nobody-here-knows.example/hook")
             await send_test(api, webhook)
@@ -717,7 +719,7 @@ class TestWhere:
         ("names", "url", "code"),
         [({}, "https://nowhere.example/", "name_not_found"), ({"x.example": "127.0.0.1"}, "", "connection_failed")],
     )
-    async def test_what_goes_wrong_is_told(self, cell: Cell, names: dict[str, str], url: str, code: str) -> None:
+    async def test_errors_are_named(self, cell: Cell, names: dict[str, str], url: str, code: str) -> None:
         async with receiving() as closed:
             port = closed.url.split(":")[-1]
         async with serving(cell, names=Names(names), webhooks_to_private=True) as api:

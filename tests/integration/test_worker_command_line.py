@@ -123,7 +123,7 @@ def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
 
 
-def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_path: Path) -> None:
+def test_kept_snapshots_can_be_released_beside_a_running_worker(tmp_path: Path) -> None:
     node = {"driver": "fake", "state_dir": str(tmp_path)}
     assert f"{tmp_path}/journal.sqlite: unable to open" in refuses("drop-kept", "vps-safety-j1", **node)
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
         assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
 
 
-def test_a_journal_that_only_a_newer_version_can_read_ends_the_start_in_words(tmp_path: Path) -> None:
+def test_a_journal_of_a_newer_version_ends_the_start_with_a_message(tmp_path: Path) -> None:
     path, node = tmp_path / "journal.sqlite", {"state_dir": str(tmp_path), "driver": "fake"}
     with closing(Journal(path)) as journal:
         journal.begin(TASK, Step.PREFLIGHT)

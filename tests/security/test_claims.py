@@ -88,7 +88,7 @@ CLAIMS: dict[str, Callable[[Victim], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("begin", [False, True], ids=["queued", "in progress"])
 @pytest.mark.parametrize("claim", CLAIMS)
-async def test_what_a_node_says_of_another_nodes_things_changes_nothing_and_is_told(
+async def test_claims_about_another_nodes_objects_change_nothing_and_are_shown(
     hostile: Hostile, claim: str, begin: bool
 ) -> None:
     call, reason = claim.split()
@@ -120,7 +120,7 @@ ITEMS: dict[str, Callable[[Victim], Items]] = {
 
 
 @pytest.mark.parametrize("why", ITEMS)
-async def test_what_does_not_hold_is_left_out_of_what_a_node_publishes(hostile: Hostile, why: str) -> None:
+async def test_invalid_parts_of_a_publication_are_omitted(hostile: Hostile, why: str) -> None:
     victim = await victim_of(hostile, begin=True)
     before = await hostile.everything()
     snapshots, jobs = ITEMS[why](victim)
@@ -129,7 +129,7 @@ async def test_what_does_not_hold_is_left_out_of_what_a_node_publishes(hostile: 
     assert hostile.refused == [("publish", why.split(maxsplit=1)[0])]
 
 
-async def test_what_holds_is_accepted_beside_what_does_not(hostile: Hostile) -> None:
+async def test_valid_parts_are_accepted_beside_invalid_ones(hostile: Hostile) -> None:
     new = await hostile.node.publish(ITS_SERVER, [published(2**53), published(7)], [])
     assert new == (7,)
 
@@ -234,7 +234,7 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
     assert await hostile.told() == {b"n2:publish:too_many": 5}
 
 
-async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Hostile) -> None:
+async def test_a_claim_without_the_lease_is_not_even_checked(hostile: Hostile) -> None:
     victim = await victim_of(hostile, begin=True)
     await hostile.cell.raw("HSET", "node:n2", "owner", "another")
     with pytest.raises(LeaseLost):
@@ -244,7 +244,7 @@ async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Host
     assert hostile.refused == []
 
 
-async def test_a_dry_run_whose_server_has_left_is_ended_and_not_begun(hostile: Hostile) -> None:
+async def test_a_dry_run_whose_server_has_left_ends_without_a_start(hostile: Hostile) -> None:
     cell = hostile.cell
     check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="x", request_id="r")
     await cell.raw("HSET", f"server:{SERVER}", "node", "n2")

@@ -277,7 +277,7 @@ def bounded(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-async def test_a_forged_image_ends_in_words_soon_and_within_bounds(image: Path, forged: str) -> None:
+async def test_a_forged_image_is_refused_soon_and_within_limits(image: Path, forged: str) -> None:
     FORGED[forged](image)
     with bounded(image):
         async with asyncio.timeout(SOON_SECONDS):
@@ -475,7 +475,7 @@ async def test_a_backing_file_that_would_block_is_refused(image: Path, tmp_path:
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "folder"])
-async def test_what_lies_in_the_images_place_is_refused(
+async def test_anything_but_a_file_at_the_images_path_is_refused(
     image: Path, tmp_path: Path, secret: tuple[Path, Opens], what: str
 ) -> None:
     needs_root()

@@ -30,7 +30,7 @@ numbers = st.one_of(
 
 @settings(deadline=None)
 @given(numbers)
-def test_a_tag_stands_for_an_id_in_one_form_only(number: str) -> None:
+def test_a_tag_represents_an_id_in_one_form_only(number: str) -> None:
     found = snapshot_id_of(f"vps-{number}")
     if found is not None:
         assert snapshot_tag(found) == f"vps-{number}"
@@ -41,7 +41,7 @@ def test_a_tag_stands_for_an_id_in_one_form_only(number: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["vps-0001", "vps-0", "vps-9007199254740992", "vps-1000000000000000", "vps-\u0661"])
-def test_another_form_is_a_foreign_tag(tag: str) -> None:
+def test_a_tag_in_another_form_is_foreign(tag: str) -> None:
     assert snapshot_id_of(tag) is None
     assert not is_ours(tag)
 
@@ -117,7 +117,7 @@ async def test_an_id_whose_record_exists_is_skipped(cell: Cell) -> None:
     assert await cell.raw("HGETALL", f"snapshot:{top}") == {b"server": b"9", b"account": b"9"}
 
 
-async def test_what_nodes_claim_changes_no_id_that_is_given_by_more_than_the_bound(hostile: Hostile) -> None:
+async def test_claims_raise_new_ids_by_no_more_than_the_bound(hostile: Hostile) -> None:
     cell = hostile.cell
     edge = await now_s(cell) + AHEAD
     claims = [1, edge - 5, edge + 60, 10**14, 10**15, 2**53 - 1, 2**53, 2**63 - 1, 10**30]

@@ -185,9 +185,7 @@ BROKEN = [  # lists that drive background work, and the entry that they name as 
 
 
 @pytest.mark.parametrize(("key", "member"), BROKEN)
-async def test_what_the_service_does_by_itself_leaves_alone_what_a_broken_list_names(
-    world: World, key: str, member: str
-) -> None:
+async def test_background_work_ignores_wrong_entries_of_a_broken_list(world: World, key: str, member: str) -> None:
     cell, ids = world.api.cell, world.ids[THEIRS]
     record = f"{member.removesuffix('_id')}:{ids[member]}".encode()
     before = await kept(cell, record)

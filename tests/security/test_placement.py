@@ -50,9 +50,7 @@ async def falls_silent(cell: Cell, node: str = "n1") -> None:
 
 
 @pytest.mark.parametrize("power", ["on", "off"])
-async def test_a_server_that_a_live_node_has_stays_there_and_the_claim_is_told_once_it_lasts(
-    hostile: Hostile, power: str
-) -> None:
+async def test_a_live_node_keeps_its_server_and_a_lasting_claim_is_shown(hostile: Hostile, power: str) -> None:
     cell = hostile.cell
     await cell.have(power=power)
     before = await hostile.everything()
@@ -68,9 +66,7 @@ async def test_a_server_that_a_live_node_has_stays_there_and_the_claim_is_told_o
     assert (await cell.job(await cell.create())).node == "n1"
 
 
-async def test_a_server_of_a_silent_node_waits_for_the_word_of_an_operator(
-    hostile: Hostile, operators: OperatorStore
-) -> None:
+async def test_a_server_of_a_silent_node_moves_only_by_an_operator(hostile: Hostile, operators: OperatorStore) -> None:
     cell = hostile.cell
     with pytest.raises(errors.ServerOnLiveNode):
         await operators.place(SERVER, node="n2")
@@ -87,7 +83,7 @@ async def test_a_server_of_a_silent_node_waits_for_the_word_of_an_operator(
     assert not (await operators.server(SERVER)).missing
 
 
-async def test_the_word_of_an_operator_holds_against_the_node_that_comes_back(
+async def test_an_operators_placement_holds_when_the_node_comes_back(
     hostile: Hostile, operators: OperatorStore
 ) -> None:
     await falls_silent(hostile.cell)
@@ -98,7 +94,7 @@ async def test_the_word_of_an_operator_holds_against_the_node_that_comes_back(
     assert (await hostile.cell.node.report([CLAIM])).conflicts == frozenset()
 
 
-async def test_what_the_former_node_still_says_after_a_move_is_refused_and_not_told(
+async def test_claims_of_the_former_node_after_a_move_are_refused_and_not_shown(
     hostile: Hostile,
 ) -> None:
     await hostile.node.report([])
@@ -117,9 +113,7 @@ async def test_a_reported_account_does_not_count_for_a_server_that_is_known(host
     assert await hostile.everything() == before
 
 
-async def test_a_node_that_is_told_of_another_account_writes_it_into_the_domain(
-    cell: Cell, operators: OperatorStore
-) -> None:
+async def test_a_node_writes_a_changed_account_into_the_domain(cell: Cell, operators: OperatorStore) -> None:
     refused: list[tuple[str, str]] = []
     node = NodeStore(
         cell.redis, node="n1", machine="m1", who="pid 2", refused=lambda call, why: refused.append((call, why))

@@ -128,7 +128,7 @@ PLANTS = [file_link, folder_link, hard_link, others_file, device, link_in_tpm, h
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_planted_is_refused_before_the_stop_and_never_copied(host: Path, plant: Callable[[Path], None]) -> None:
+def test_planted_files_are_refused_before_the_stop_and_never_copied(host: Path, plant: Callable[[Path], None]) -> None:
     plant(host)
     server = copies(host)
     with pytest.raises(OSError, match=REFUSED):

@@ -49,12 +49,12 @@ def is_silent(receiver: socket.socket) -> bool:
         return True
 
 
-def test_systemd_is_told(told: socket.socket) -> None:
+def test_systemd_is_notified(told: socket.socket) -> None:
     alive.tell(alive.READY)
     assert told.recv(100) == b"READY=1"
 
 
-def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_systemd_nobody_is_notified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     alive.tell(alive.READY)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
@@ -88,7 +88,7 @@ def test_a_program_whose_event_loop_hangs_says_where_and_ends() -> None:
     assert "in hang" in done.stderr
 
 
-def test_the_parent_of_several_processes_speaks_for_them(told: socket.socket, tmp_path: Path) -> None:
+def test_the_parent_of_several_processes_notifies_for_them(told: socket.socket, tmp_path: Path) -> None:
     settings = ApiSettings(unix_socket=tmp_path / "socket", processes=2)
     pid = os.fork()
     if not pid:

@@ -146,14 +146,14 @@ async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, 
         await redis.execute_command("CLIENT", "UNPAUSE")  # type: ignore[no-untyped-call]
 
 
-async def test_a_command_that_was_not_sent_is_not_said_to_be_lost(tmp_path: Path) -> None:
+async def test_a_command_that_was_not_sent_is_not_reported_as_lost(tmp_path: Path) -> None:
     async with connected(RedisSettings(url=f"unix://{tmp_path}/none.sock")) as client:
         with pytest.raises(RedisConnectionError) as refused:
             await client.incr("counted")
     assert not isinstance(refused.value, AnswerLost)
 
 
-async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: RedisServer, redis: Redis) -> None:
+async def test_the_connections_own_commands_do_not_count(redis_server: RedisServer, redis: Redis) -> None:
     async with (
         lossy_way(redis_server.socket) as way,
         connected(RedisSettings(url=f"unix://{way.socket}")) as client,
@@ -281,7 +281,7 @@ async def test_another_host_or_an_unknown_authority_is_refused(
             await client.ping()
 
 
-async def test_the_hosts_name_is_not_checked_where_that_was_said(tls: tuple[int, Path]) -> None:
+async def test_the_hosts_name_is_not_checked_if_disabled(tls: tuple[int, Path]) -> None:
     port, folder = tls
     settings = RedisSettings(url=f"rediss://127.0.0.1:{port}", tls_ca_file=folder / "ca.pem", tls_check_hostname=False)
     async with connected(settings) as client:

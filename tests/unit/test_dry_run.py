@@ -130,7 +130,7 @@ async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool
 
 
 @pytest.mark.parametrize("kind", [JobKind.CREATE, JobKind.RESTORE])
-async def test_what_a_stop_takes_away_is_foretold_and_told(kind: JobKind) -> None:
+async def test_what_a_stop_takes_away_is_predicted_and_reported(kind: JobKind) -> None:
     server = FakeServer(name="server-1", server_id=SERVER, account_id=77, reduced=["2 vCPUs instead of 4"])
     hypervisor = FakeHypervisor([server])
     await hypervisor.take_snapshot(SERVER, SPEC)

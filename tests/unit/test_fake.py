@@ -187,7 +187,7 @@ async def test_a_torn_disk_that_is_touched_before_its_repair_is_a_misuse(fake: F
     assert fake.misuse
 
 
-async def test_what_qemu_does_under_a_running_guest_is_not_torn_by_our_end(fake: FakeHypervisor) -> None:
+async def test_qemus_own_change_is_not_torn_when_the_worker_dies(fake: FakeHypervisor) -> None:
     await fake.take_snapshot(1, SPEC)
     await fake.start(1)
     fake.faults.fail(Effect.DELETE_TAG, "vda", at=Moment.AFTER, error=Killed())
@@ -197,7 +197,7 @@ async def test_what_qemu_does_under_a_running_guest_is_not_torn_by_our_end(fake:
     assert await fake.snapshots(1) == []
 
 
-async def test_what_hangs_goes_on_when_it_is_let_go(fake: FakeHypervisor) -> None:
+async def test_a_hanging_call_continues_when_it_is_released(fake: FakeHypervisor) -> None:
     released = fake.faults.hang(Effect.SNAPSHOT_DISK)
     call = asyncio.ensure_future(fake.take_snapshot(1, SPEC))
     await asyncio.sleep(0.01)

@@ -62,7 +62,7 @@ def test_an_agent_that_makes_no_sense_is_none(says: Says, answer: str) -> None:
     assert not guest_agent.refuse_frozen(Domain())
 
 
-def test_a_frozen_guest_is_anothers(says: Says) -> None:
+def test_a_frozen_guest_is_refused(says: Says) -> None:
     says(said("frozen"))
     with pytest.raises(ServerInUse):
         guest_agent.refuse_frozen(Domain())

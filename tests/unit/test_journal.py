@@ -63,7 +63,7 @@ def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(opened:
     assert (entry.task, entry.step, entry.facts, entry.outcome) == (TASK, Step.REVERTING, FACTS, None)
 
 
-def test_a_job_that_was_begun_before_there_were_traces_goes_on(opened: Callable[[], Journal], path: Path) -> None:
+def test_a_job_from_before_tracing_continues(opened: Callable[[], Journal], path: Path) -> None:
     opened().begin(TASK, Step.PREFLIGHT)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE jobs SET task = json_remove(task, '$.traceparent')")
@@ -73,7 +73,7 @@ def test_a_job_that_was_begun_before_there_were_traces_goes_on(opened: Callable[
     assert entry.task == replace(TASK, traceparent="")
 
 
-def test_a_job_that_is_begun_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:
+def test_a_job_that_is_started_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:
     journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
     journal.enter(TASK.job_id, Step.STARTING, FACTS)
@@ -90,7 +90,7 @@ def test_interruptions_count_for_one_step(opened: Callable[[], Journal]) -> None
     assert [entry.interruptions for entry in journal.owed()] == [0]
 
 
-def test_an_outcome_is_owed_until_it_is_published(opened: Callable[[], Journal]) -> None:
+def test_an_outcome_is_pending_until_it_is_published(opened: Callable[[], Journal]) -> None:
     journal = opened()
     entry = journal.begin(TASK, Step.PREFLIGHT)
     journal.conclude(entry, OUTCOME, safety_kept_seconds=0)
@@ -368,7 +368,7 @@ def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: P
     assert TypeAdapter(Task).validate_json(text) == TASK
 
 
-def test_what_the_hypervisor_said_of_many_failures_stays_short() -> None:
+def test_the_hypervisors_messages_of_many_failures_stay_short() -> None:
     facts = Facts()
     for step in range(10):
         facts = facts.failed(Failure(code="disk_failed", detail="vda"), f"{step}: {'x' * 100_000} the reason {step}")

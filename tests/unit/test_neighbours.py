@@ -50,7 +50,7 @@ def patient_for(seconds: float, slow: Slow) -> neighbours.Neighbours:
     return neighbours.Neighbours(slow, SYSTEM, look_seconds=seconds)  # type: ignore[arg-type] # all that it asks
 
 
-async def test_all_who_wait_share_one_look(disk: FileDisk) -> None:
+async def test_all_waiting_callers_share_one_scan(disk: FileDisk) -> None:
     slow = Slow()
     found = patient_for(60, slow)
     waiting = [asyncio.ensure_future(found.refuse_shared(1, [disk])) for _ in range(3)]

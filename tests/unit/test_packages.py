@@ -68,7 +68,7 @@ def test_a_version_that_the_changelog_does_not_begin_with_is_not_released(versio
         dated(CHANGELOG, version, "2026-11-28")
 
 
-def test_a_version_of_which_nothing_is_said_is_not_released() -> None:
+def test_a_version_without_changes_is_not_released() -> None:
     with pytest.raises(NotReadyError):
         section("## 1.1.0 (2026-11-28)\n\n## 1.0.0 (2026-01-02)\n- a\n", "1.1.0")
 

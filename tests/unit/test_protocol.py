@@ -138,7 +138,7 @@ def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> Non
     assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
 
 
-def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
+def test_an_older_gateway_gets_nothing_that_it_would_refuse() -> None:
     take = protocol.CALLS["take"]
     ask = take.ask.fitting(running=(), free=1, seconds=5, begin=True)
     assert set(from_json(take.said(ask, 1))) == {"running", "free", "seconds"}
@@ -209,7 +209,7 @@ def test_every_text_and_list_that_a_node_sends_has_a_bound(message: type[protoco
         ("unix://relative", False),
     ],
 )
-def test_a_node_speaks_in_the_clear_to_nobody_else(url: str, fits: bool) -> None:
+def test_a_node_sends_plain_text_to_nobody_else(url: str, fits: bool) -> None:
     if fits:
         GatewayAddress(urls=(url,))
     else:

@@ -47,7 +47,7 @@ def test_the_first_line_names_what_is_used_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{module}" for module in MODULES if module != "states")])
-def test_no_line_is_longer_than_those_of_our_python(name: str) -> None:
+def test_no_line_is_longer_than_pythons_limit(name: str) -> None:
     assert [line for line in scripts.source(name).splitlines() if len(line) > 120] == []
 
 

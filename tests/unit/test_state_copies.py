@@ -89,7 +89,7 @@ def test_what_could_not_be_put_back_is_known_before(copies: Copies, tmp_path: Pa
         full.refuse_unrestorable(TAG)
 
 
-def test_what_was_lost_comes_back_for_those_who_may_open_the_disks(copies: Copies) -> None:
+def test_lost_files_come_back_with_the_disks_permissions(copies: Copies) -> None:
     copies.save(TAG)
     os.chown(copies.images[0], os.geteuid(), os.getegid())
     variables(copies).unlink()
@@ -206,7 +206,7 @@ def test_an_image_with_a_long_name_has_copies_too(copies: Copies) -> None:
     assert [*long.tags()] == ["vps-safety-0123456789abcdef0123456789abcdef"]
 
 
-def test_a_tpm_of_another_version_is_told_and_left_alone(copies: Copies, tmp_path: Path) -> None:
+def test_a_tpm_of_another_version_is_reported_and_left_alone(copies: Copies, tmp_path: Path) -> None:
     copies.save(TAG)
     older = StatePart(kind=Kind.TPM, path=tmp_path / "tpm" / "uuid" / "tpm1.2", folder=True)
     today = Copies(images=copies.images, parts=[older])

@@ -40,7 +40,7 @@ class Pools:
         (99, "99"),
     ],
 )
-def test_a_volume_that_is_no_file_is_told_by_its_kind(kind: int, word: str) -> None:
+def test_a_volume_that_is_not_a_file_is_named_by_its_kind(kind: int, word: str) -> None:
     with pytest.raises(NoVolumeFile, match=f"is not a file but of type {word}, which cannot be snapshotted"):
         paths_by(Pools(kind))("vg", "lv")
 
