@@ -52,6 +52,11 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     assert dead == []
 
 
+def test_no_document_has_an_empty_heading_or_doubled_bold_marks() -> None:
+    broken = re.compile(r"^#+ *$|\*{4}", re.MULTILINE)
+    assert [str(path) for path in DOCUMENTS if broken.search(_CODE.sub("code", path.read_text()))] == []
+
+
 def test_the_index_has_every_page() -> None:
     index = text_of("README")
     assert sorted(path.stem for path in FOLDER.glob("*.md")) == sorted(PAGES)
