@@ -227,7 +227,7 @@ class TestJobs:
             "preflight 0.5 s",
             "stopping attempt 2 running",
             "snapshotting pending",
-            "stopping · 14 %",
+            "stopping · 14%",
             "on → on",
             "03:04:05 warning step.tried step= stopping",
             '{"cut',

@@ -249,7 +249,7 @@ class TestTheDashboard:
         for asked in (question, await browser.seen("/ops/nodes/n1/pause/")):
             text = visible(asked)
             assert "1 running job to wait for" in text
-            assert f"create on web-server-01 ({SERVER}), n1: starting, 0 %" in text
+            assert f"create on web-server-01 ({SERVER}), n1: starting, 0%" in text
         assert 'name="until_back"' in question
         fields = {"action": "pause", "nodes": ["n1", "n2"], "reason": "kernel", "until": f"{SOON:%Y-%m-%dT%H:%M}"}
         said = visible(await browser.done("/ops/drain/", fields))
