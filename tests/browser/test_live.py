@@ -41,7 +41,7 @@ def badge(operator: Operator) -> Locator:
     return operator.page.locator("#connection[data-state=lost]")
 
 
-async def test_a_page_that_a_hung_front_end_leaves_alone_says_how_old_it_is_after_five_seconds(
+async def test_a_page_shows_its_age_five_seconds_after_the_front_end_hangs(
     operator: Operator,
 ) -> None:
     page = operator.page

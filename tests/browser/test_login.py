@@ -19,7 +19,7 @@ async def enter(operator: Operator, secret: str) -> None:
     await operator.page.get_by_role("button", name="Log in").click()
 
 
-async def test_a_bad_token_is_refused_and_a_good_one_leads_to_where_one_wanted(stranger: Operator) -> None:
+async def test_a_bad_token_is_refused_and_a_good_one_opens_the_requested_page(stranger: Operator) -> None:
     page = stranger.page
     await page.goto(f"{stranger.stage.url}/ops/jobs/?state=failed")
     await expect(page).to_have_url(LOGIN)

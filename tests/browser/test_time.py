@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 ZONE = "Asia/Tokyo"  # ahead of UTC all year
 
 
-async def test_a_moment_of_a_chart_leads_to_the_jobs_that_ended_then(operator: Operator) -> None:
+async def test_a_point_of_a_chart_links_to_the_jobs_that_ended_then(operator: Operator) -> None:
     page, stage = operator.page, operator.stage
     job_id = await stage.create(operator.a_server())
     job = await stage.ended(job_id)

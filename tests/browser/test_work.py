@@ -192,7 +192,7 @@ async def test_a_stranded_server_comes_first_until_it_is_marked_as_resolved(oper
     await expect(row(operator, job_id).get_by_text("resolved")).to_be_visible()
 
 
-async def test_a_page_is_right_again_after_the_front_end_was_away(operator: Operator) -> None:
+async def test_a_page_is_correct_again_after_the_front_end_was_down(operator: Operator) -> None:
     server_id = operator.a_server()
     operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.0))
     job_id = await operator.stage.create(server_id)

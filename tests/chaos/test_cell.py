@@ -15,7 +15,7 @@ from tests.chaos.cell import Event, campaign  # noqa: E402 - only where there is
 EVENTS = (Event.APART, Event.MIGRATION, Event.DRAIN, Event.UPGRADE)
 
 
-def test_the_dashboard_says_what_the_machines_are_whatever_becomes_of_nodes() -> None:
+def test_the_dashboard_shows_the_real_machines_whatever_happens_to_nodes() -> None:
     for program in (*PROGRAMS, "redis-server", "openssl", "haproxy", "ip", "virsh"):
         needs(program)
     needs_root()

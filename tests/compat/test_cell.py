@@ -166,7 +166,7 @@ async def ended(cell: Recorded, job_id: str) -> Any:
     return await cell.get(f"ops/jobs/{job_id}/", by="operator")
 
 
-async def test_each_job_under_way_or_queued_comes_to_its_end(cell: Recorded) -> None:
+async def test_each_running_or_queued_job_ends(cell: Recorded) -> None:
     resumed = await cell.call("POST", "ops/nodes/n2/resume/", {"reason": "It is back."}, by="operator")
     assert resumed.status == 200
     for name, job_id in cell.found["jobs"].items():

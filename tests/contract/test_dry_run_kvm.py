@@ -49,7 +49,7 @@ class Before:
 
 
 @pytest.mark.parametrize("first", BATCHES)
-async def test_what_a_dry_run_allows_the_job_does(kvm_bench: KvmBench, first: int) -> None:
+async def test_if_a_dry_run_succeeds_so_does_the_job(kvm_bench: KvmBench, first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(number)  # noqa: S311 - a state that can be had again, not a secret
         state = await State.make(kvm_bench, chance, guest=number % GUEST_EACH == 0)

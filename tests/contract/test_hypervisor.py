@@ -65,7 +65,7 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
 
 
 class TestServers:
-    async def test_the_node_says_what_it_runs_on_and_what_is_free(self, bench: Bench) -> None:
+    async def test_the_node_reports_its_software_and_free_space(self, bench: Bench) -> None:
         await bench.add_server(1)
         about = await bench.hypervisor.about()
         assert re.fullmatch(r"\w+ \d+\.\d+\.\d+", about.hypervisor)
@@ -201,7 +201,7 @@ class TestPower:
 
 class TestLayout:
     @pytest.mark.parametrize("running", [False, True])
-    async def test_it_tells_what_a_snapshot_would_hold(self, bench: Bench, running: bool) -> None:
+    async def test_it_lists_what_a_snapshot_would_hold(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1, disks=3, running=running)
         layout = await bench.hypervisor.layout(1)
         assert [(disk.target, disk.virtual_bytes) for disk in layout.disks] == [
@@ -213,7 +213,7 @@ class TestLayout:
         assert not layout.nvram
         assert layout.free_bytes > 0
 
-    async def test_it_tells_what_is_free_also_of_a_suspended_server(self, bench: Bench) -> None:
+    async def test_it_reports_free_space_also_for_a_suspended_server(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
         bench.suspend(1)  # as QEMU does when the storage is full
         assert await bench.hypervisor.free_space(1) > 0

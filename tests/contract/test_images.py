@@ -324,7 +324,7 @@ class TestBitmaps:
 
 
 class TestSizes:
-    async def test_a_disk_is_as_large_again_as_before_and_keeps_the_snapshots_data(self, kvm_bench: KvmBench) -> None:
+    async def test_a_disk_keeps_its_size_and_gets_the_snapshots_data(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -342,7 +342,7 @@ class TestSizes:
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
         assert await kvm_bench.hypervisor.resize(1, {"vdx": 1 << 30, "vdb": 1}) == {"vdb"}
 
-    async def test_the_old_format_says_that_it_cannot_grow_with_a_snapshot(self, kvm_bench: KvmBench) -> None:
+    async def test_an_old_format_disk_with_a_snapshot_is_refused_growth(self, kvm_bench: KvmBench) -> None:
         path = kvm_bench.lab.disk_path("old")
         qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", str(path), "64M")
         assert (await qcow2.image(str(path))).can_grow
@@ -453,7 +453,7 @@ class TestDamage:
         with pytest.raises(DiskCorrupt, match="vdb"):
             await kvm_bench.hypervisor.repair(1)
 
-    async def test_what_no_check_mends_is_named_and_the_server_still_starts(self, kvm_bench: KvmBench) -> None:
+    async def test_damage_that_no_check_repairs_is_named_and_the_server_starts(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         break_a_cluster(kvm_bench.path(1, "vdb"))

@@ -162,7 +162,7 @@ class TestDisks:
         _fill(kvm_bench.path(1, "vdc"), 20)
         assert await kvm_bench.hypervisor.size_mb(1, "vps-801") == 7
 
-    async def test_a_lock_that_is_about_to_be_given_back_is_waited_for(self, kvm_bench: KvmBench) -> None:
+    async def test_a_lock_that_is_about_to_be_released_is_waited_for(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         async with held(kvm_bench.path(1, "vdb"), seconds=1):
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -344,7 +344,7 @@ async def test_a_guest_outlives_a_driver_that_is_killed_and_is_found_by_the_next
         shutil.rmtree(folder)
 
 
-async def test_a_start_in_which_the_driver_was_killed_is_made_again(kvm_bench: KvmBench) -> None:
+async def test_a_start_in_which_the_driver_was_killed_is_repeated(kvm_bench: KvmBench) -> None:
     folder = Path(tempfile.mkdtemp(prefix="vps-killed-"))
     lab = Lab(folder, image=kvm_bench.lab.image)
     try:

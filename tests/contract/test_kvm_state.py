@@ -195,7 +195,7 @@ class TestTpm:
         await bench.hypervisor.start(1)
         await bench.hypervisor.cut_power(1)
 
-    async def test_what_the_tpm_keeps_goes_back_with_the_disks(self, kvm_bench: KvmBench) -> None:
+    async def test_the_tpms_state_is_restored_with_the_disks(self, kvm_bench: KvmBench) -> None:
         path = await add(kvm_bench, tpm=True)
         await self.started_once(kvm_bench)
         folder = self.folder(kvm_bench)

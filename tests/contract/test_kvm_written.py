@@ -68,7 +68,7 @@ class TestContents:
         assert sorted(plan.targets) == ["vda", "vdb"]
 
     @pytest.mark.parametrize("what", ["detached", "read-only", "replaced", "added", "tag deleted"])
-    async def test_a_server_whose_disks_differ_is_refused_by_name_and_the_rest_goes_back_on_demand(
+    async def test_differing_disks_are_refused_by_name_and_the_rest_is_restored_on_request(
         self, kvm_bench: KvmBench, what: str
     ) -> None:
         await kvm_bench.add_server(1)
@@ -269,7 +269,7 @@ class TestOlderVersions:
         assert domain.listAllSnapshots(0) == []
         assert await kvm_bench.hypervisor.snapshots(1) == [replace(left, settled=True)]
 
-    async def test_one_of_which_a_disk_was_detached_says_so(self, kvm_bench: KvmBench) -> None:
+    async def test_a_snapshot_with_a_detached_disk_says_so(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         domain = kvm_bench.domain(1)

@@ -129,7 +129,7 @@ async def test_a_libvirtd_that_hangs_is_given_up_and_used_again_once_it_answers(
     await hypervisor.close()
 
 
-async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon) -> None:
+async def test_a_start_in_which_libvirtd_was_killed_is_repeated(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
     from tests.contract.kvm_bench import cut_off_start  # noqa: PLC0415
 

@@ -156,7 +156,7 @@ class TestNextStart:
         await kvm_bench.hypervisor.cut_power(1)
         await kvm_bench.hypervisor.layout(1)  # a job makes nothing worse for a server that is off
 
-    async def test_a_start_without_a_disk_may_be_made_again(self, kvm_bench: KvmBench) -> None:
+    async def test_a_start_without_a_disk_can_be_repeated(self, kvm_bench: KvmBench) -> None:
         """For example, its storage was unavailable for a moment."""
         await kvm_bench.add_server(1, disks=1)
         path, away = kvm_bench.path(1, "vda"), kvm_bench.lab.disk_path("away")

@@ -98,7 +98,7 @@ async def test_a_disk_that_is_a_volume_of_a_pool_is_held_like_its_file(daemon: D
     await hypervisor.close()
 
 
-async def test_a_disk_whose_pool_is_away_for_a_while_is_not_passed_over(daemon: Daemon, connection: Any) -> None:
+async def test_a_disk_of_an_unavailable_pool_is_not_skipped(daemon: Daemon, connection: Any) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
     from drivers.qcow2 import image  # noqa: PLC0415
 

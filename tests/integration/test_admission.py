@@ -450,7 +450,7 @@ async def test_a_former_owner_neither_undoes_a_restore_nor_sees_the_server_any_m
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
 
-async def test_a_server_that_left_a_dead_node_is_free_and_its_deletes_come_with_it(cell: Cell) -> None:
+async def test_a_server_that_left_a_dead_node_is_free_and_keeps_its_deletes(cell: Cell) -> None:
     old = await cell.create("old")
     await do(cell, old)
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=old.snapshot.id, request_id="r")

@@ -55,7 +55,7 @@ async def test_a_create_answers_201_with_the_contracts_keys(api: FrontEnd) -> No
     assert answer.body["message"] == ("Snapshot is being created. This may take 3-10 minutes depending on server size.")
 
 
-async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
+async def test_a_create_returns_the_paths_of_the_snapshot_and_its_job(api: FrontEnd) -> None:
     answer = await api.create()
 
     assert answer.headers["Location"] == one(answer.body["id"])
@@ -346,7 +346,7 @@ async def test_a_bad_query_is_refused_by_the_fields_name(api: FrontEnd, field: s
     assert (await api.call("GET", f"{SNAPSHOTS}?{field}={value}")).refused_fields() == [field]
 
 
-async def test_a_query_that_says_two_things_is_refused(api: FrontEnd) -> None:
+async def test_a_repeated_parameter_is_refused(api: FrontEnd) -> None:
     assert (await api.call("GET", f"{SNAPSHOTS}?page=1&page=2")).refused_fields() == ["page"]
 
 

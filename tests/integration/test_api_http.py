@@ -231,7 +231,7 @@ async def test_an_internal_error_is_500_logged_once_and_shown_to_no_one(cell: Ce
     assert lines[0]["exc_info"]
 
 
-async def test_while_redis_is_away_the_answer_is_503_and_then_all_is_well_again(
+async def test_without_redis_the_answer_is_503_and_then_all_works_again(
     api: FrontEnd, redis_server: RedisServer
 ) -> None:
     snapshot_id = await api.have_snapshot()
@@ -330,7 +330,7 @@ async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_agai
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /heal", PROBE], ids=["nothing", "half a head", "one request"])
-async def test_a_crowd_that_only_waits_keeps_nobody_out(cell: Cell, said: bytes) -> None:
+async def test_many_idle_connections_lock_nobody_out(cell: Cell, said: bytes) -> None:
     async with serving(cell, connections=20) as api:
         crowd = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(60)]
         for reader, writer in crowd:

@@ -275,7 +275,7 @@ def test_a_wrong_settings_file_is_named_at_start(
     assert named in said
 
 
-async def test_the_environment_goes_before_the_file(program: Program, tmp_path: Path) -> None:
+async def test_the_environment_overrides_the_file(program: Program, tmp_path: Path) -> None:
     path = tmp_path / "api.toml"
     path.write_text("port = 1\nhost = '127.0.0.2'\n")
 

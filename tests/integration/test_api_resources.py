@@ -84,7 +84,7 @@ class TestList:
             ("sort=name&sort=name", "sort"),
         ],
     )
-    async def test_what_it_cannot_be_filtered_by_is_named(self, api: FrontEnd, query: str, field: str) -> None:
+    async def test_an_unknown_filter_is_named(self, api: FrontEnd, query: str, field: str) -> None:
         assert (await api.call("GET", f"{SNAPSHOTS}?{query}")).refused_fields() == [field]
 
 
@@ -159,7 +159,7 @@ class TestJobs:
         assert await listed(f"since={three}&until={one}") == ([], 0)
         (await api.call("GET", f"{JOBS}?since=yesterday")).refused_fields()
 
-    async def test_what_is_not_kept_any_more_is_not_counted(self, api: FrontEnd) -> None:
+    async def test_expired_jobs_are_not_counted(self, api: FrontEnd) -> None:
         for n in range(3):
             await api.have_snapshot(f"s{n}")
         oldest = (await api.call("GET", JOBS)).body["results"][-1]["id"]
@@ -178,7 +178,7 @@ class TestJobs:
 
 
 class TestServer:
-    async def test_it_tells_what_it_does_and_what_it_has(self, api: FrontEnd) -> None:
+    async def test_it_shows_its_current_job_and_its_snapshots(self, api: FrontEnd) -> None:
         await api.have_snapshot()
         idle = (await api.call("GET", f"/api/v1/servers/{SERVER}/")).body
         job = await api.create("second")
@@ -244,7 +244,7 @@ class TestCancel:
 
 
 class TestEdit:
-    async def test_what_is_given_changes_and_the_rest_stays(self, api: FrontEnd) -> None:
+    async def test_only_the_given_fields_change(self, api: FrontEnd) -> None:
         path = f"{SNAPSHOTS}{await api.have_snapshot()}/"
 
         labelled = await api.call("PATCH", path, body={"labels": {"env": "production", "a/b": ""}})

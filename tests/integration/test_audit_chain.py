@@ -177,7 +177,7 @@ async def test_the_entries_of_an_earlier_version_stand_before_the_chain(log: Log
     assert (found.checked, found.unchained, found.faults) == (2, 1, ())
 
 
-async def test_old_entries_go_and_are_no_gap(log: Log) -> None:
+async def test_removed_old_entries_are_not_a_gap(log: Log) -> None:
     old = datetime.now(UTC) - KEPT - timedelta(days=1)
     for n in range(250):
         await Audit(log.front_end, now=lambda: old).write({"path": str(n)})

@@ -89,7 +89,7 @@ async def test_those_of_an_earlier_version_are_found_too(log: Log) -> None:
     assert await log.whole(about={"node": "n7"}) == ["r-2", "r-1"]
 
 
-async def test_where_a_keeper_of_an_earlier_version_moved_some_none_is_missed(log: Log) -> None:
+async def test_entries_moved_by_an_earlier_keeper_are_not_missed(log: Log) -> None:
     await log.add(request_id="r-1")
     await log.add(request_id="r-2")
     await log.redis.zrem("audit:of:node:n7", *(await log.redis.zrange("audit:of:node:n7", 1, 1)))
@@ -98,7 +98,7 @@ async def test_where_a_keeper_of_an_earlier_version_moved_some_none_is_missed(lo
     assert await log.whole(about={"node": "n7"}) == ["r-3", "r-2", "r-1"]
 
 
-async def test_a_list_is_as_long_as_one_call_may_look_and_what_is_older_is_found(log: Log) -> None:
+async def test_a_list_is_bounded_and_older_entries_are_still_found(log: Log) -> None:
     await log.add()
     await log.fill()
     assert await log.redis.zcard(f"audit:of:token:{'b' * 12}") == 2000

@@ -161,9 +161,7 @@ async def test_it_can_be_repeated_and_changes_nothing_that_is_there(node: Node, 
     assert await everything(node.cell) == before
 
 
-async def test_what_was_removed_since_the_backup_stays_removed_where_nothing_was_lost(
-    node: Node, tmp_path: Path
-) -> None:
+async def test_without_a_loss_a_restore_brings_back_nothing_removed(node: Node, tmp_path: Path) -> None:
     """What was lost comes back: the label of a snapshot."""
     cell = node.cell
     snapshot_id, secrets = await have_all(node)
@@ -204,7 +202,7 @@ async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp
 
 
 @pytest.mark.parametrize("newer_first", [False, True])
-async def test_of_two_backups_the_later_one_counts(node: Node, tmp_path: Path, newer_first: bool) -> None:
+async def test_the_later_of_two_backups_wins(node: Node, tmp_path: Path, newer_first: bool) -> None:
     cell, paths = node.cell, []
     snapshot_id = await node.create("kept")
     for name, edit in (("old", Edit(labels={"of": "old"})), ("new", Edit(labels={"of": "new"}))):
@@ -313,7 +311,7 @@ async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, t
     assert (written["token"], written["credential"]) == (0, 1)
 
 
-async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_record_does_not_exclude_others(node: Node, tmp_path: Path) -> None:
     snapshot_id, secrets = await have_all(node)
     before = await known(node, snapshot_id, secrets)
     await node.cell.raw("HSET", f"schedule:{'0' * 32}", b"\xff", b"\xff")
@@ -333,7 +331,7 @@ async def test_an_unreadable_head_omits_no_entry(node: Node, tmp_path: Path) -> 
     assert sum(row["kind"] == "audit" for row in BackupFile.open(path, identity=None).rows()) == 250
 
 
-async def test_an_unreadable_entry_of_the_audit_log_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_audit_entry_does_not_exclude_others(node: Node, tmp_path: Path) -> None:
     await have_all(node)
     await node.cell.raw("XADD", "audit", "*", "seq", b"\xff")
     await node.cell.raw("XADD", "audit", "*", "seq", "soon")

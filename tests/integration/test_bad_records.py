@@ -215,7 +215,7 @@ async def _tried(world: World, missing: Mapping[str, set[str]], *, well: Hosted 
 
 
 @pytest.mark.parametrize("kind", ["token", "token:session"])
-async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: World, kind: str) -> None:
+async def test_a_damaged_credential_admits_nobody_and_locks_out_nobody(world: World, kind: str) -> None:
     (pattern,) = [pattern for pattern in PATTERNS if pattern == f"{kind}:<sha256>"]
     (fields,) = [row.fields for row in ROWS if row.pattern == pattern]
     browser, secret = world.browser, await world.api.new_token()
@@ -357,7 +357,7 @@ async def test_a_server_with_damaged_records_goes_to_another_account_and_node(wo
     assert (record[b"account"], record[b"node"], b"job" in record) == (b"78", b"n1", False)
 
 
-async def test_a_server_whose_job_is_gone_takes_the_next_one(world: World) -> None:
+async def test_a_server_whose_job_has_no_record_accepts_the_next_one(world: World) -> None:
     server = world.hosted[0].server
     await world.redis.hset(f"server:{server}", "job", "0" * 32)
     made = await world.api.call("POST", body={"server_id": server, "name": "next"})

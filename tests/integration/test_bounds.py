@@ -115,7 +115,7 @@ async def mentions(cell: Cell, job_id: JobId) -> set[str]:
     return found
 
 
-async def test_the_oldest_ended_jobs_of_a_server_go_with_all_that_is_theirs(small: Cell) -> None:
+async def test_the_oldest_ended_jobs_of_a_server_are_deleted_completely(small: Cell) -> None:
     jobs = [await fail(small, f"one-{n}") for n in range(5)]
     assert await listed(small, SERVER) == jobs[:1:-1]
     for gone in jobs[:2]:
@@ -149,7 +149,7 @@ async def test_a_job_that_is_still_needed_stays(small: Cell) -> None:
     await small.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
 
-async def test_a_snapshot_stays_when_its_job_goes(small: Cell) -> None:
+async def test_a_snapshot_stays_when_its_job_is_deleted(small: Cell) -> None:
     made = await small.create("made")
     await end(small, made.job.id, DONE)
     for n in range(6):
@@ -186,7 +186,7 @@ async def test_too_many_dry_runs_at_a_time_are_refused(small: Cell) -> None:
     await dry_run(small)
 
 
-async def test_the_oldest_failed_snapshots_go_and_none_that_exists(small: Cell) -> None:
+async def test_only_the_oldest_failed_snapshots_are_deleted(small: Cell) -> None:
     made = (await small.create("made")).job.id
     await end(small, made, DONE)
     for n in range(4):

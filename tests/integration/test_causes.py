@@ -91,7 +91,7 @@ async def test_customers_see_it_nowhere(dashboard: Dashboard) -> None:
     assert await holding(dashboard.cell, "secret-pool") == [f"job:{job}"]
 
 
-async def test_a_node_that_says_too_much_is_cut_short_and_cleaned(dashboard: Dashboard) -> None:
+async def test_long_texts_of_a_node_are_truncated_and_cleaned(dashboard: Dashboard) -> None:
     job = await fail(dashboard, replace(FAILED, cause=HOSTILE))
     shown = await dashboard.api.call("GET", f"/api/v1/ops/jobs/{job}/", token=dashboard.token)
     cause = shown.body["cause"]

@@ -177,7 +177,7 @@ class TestWhatIsShown:
         assert "[bold]not markup[/bold]" in shown.out
         assert "\x07" not in shown.out
 
-    async def test_a_long_list_comes_whole_or_as_long_as_asked(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_long_list_is_complete_or_as_long_as_requested(self, ops: Ops, cli: Cli) -> None:
         for n in range(502):
             await node_store(ops.api.cell.redis, node=f"x{n:03}", machine=f"m{n}").take_lease(seconds=60)
         whole, part = await asyncio.gather(
@@ -264,7 +264,7 @@ class TestWhatIsChanged:
         for line in ("cancel", f"cancel {bad} --match node=n1", "retry --match colour=red", "retry --match node"):
             assert (await cli.run(*line.split(), "--yes")).code == Exit.USAGE, line
 
-    async def test_of_many_only_those_are_retried_that_are_still_wanted(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_bulk_retry_skips_jobs_that_are_no_longer_wanted(self, ops: Ops, cli: Cli) -> None:
         earlier, latest = await ops.made("earlier", failed()), await ops.made("latest", failed())
         done = await cli.run("retry", "--match", "error_code=not_enough_space", "--yes")
         assert done.code == Exit.REFUSED
@@ -523,7 +523,7 @@ class TestExits:
         file.write_text(f"{cli.token}\n")
         assert (await replace(cli, token=BAD).run("nodes", VPS_SNAPSHOTS_TOKEN_FILE=str(file))).code == 0
 
-    async def test_a_store_that_is_away_is_no_refusal(self, cell: Cell) -> None:
+    async def test_an_unavailable_store_is_not_a_refusal(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
             await cell.raw("CLIENT", "PAUSE", "2000", "ALL")
@@ -602,7 +602,7 @@ class TestExits:
             ended = await Cli(url=url, token=BAD).run("jobs")
         assert (ended.code, "too large" in ended.err) == (Exit.REFUSED, True)
 
-    async def test_a_proxy_may_say_with_a_date_when_to_come_again(self) -> None:
+    async def test_a_proxys_retry_after_can_be_a_date(self) -> None:
         told = {"RateLimit": "limit=1", "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
         async with _answering(lambda _: web.Response(status=429, headers=told)) as url:
             ended = await Cli(url=url, token=BAD).run("nodes")

@@ -109,7 +109,7 @@ class TestOfRedis:
         # after a forward step, Redis drops the counter, which lives for a minute
         assert (429 in after) == (step < timedelta())
 
-    async def test_a_waiting_job_starts_and_one_that_comes_then_too(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_a_queued_job_starts_and_so_does_a_later_one(self, stepping: Stepping, step: timedelta) -> None:
         waiting = (await stepping.cell.create()).job.id
         stepping.clock.set(step)
         assert await stepping.cell.node.take(running=[], free=2, seconds=0) == (waiting,)

@@ -106,7 +106,7 @@ async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_now(
+async def test_a_returning_node_leaves_a_server_alone_that_was_placed_elsewhere(
     cell: Cell, tmp_path: Path, kind: JobKind
 ) -> None:
     """Its host dies at any moment of the job, and an operator places the server on another node."""
@@ -131,7 +131,7 @@ async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_
 
 
 @pytest.mark.parametrize(("kind", "stop"), [(JobKind.CREATE, Effect.PRESS), (JobKind.RESTORE, Effect.CUT)])
-async def test_a_worker_that_was_away_for_long_leaves_a_server_alone_that_another_node_has_by_now(
+async def test_a_worker_cut_off_for_long_leaves_a_server_alone_that_was_placed_elsewhere(
     cell: Cell, tmp_path: Path, kind: JobKind, stop: Effect
 ) -> None:
     """Its host hung or was cut off. It stops the guest, and does not start it again."""
@@ -219,7 +219,7 @@ async def test_a_start_after_which_every_worker_died_is_no_stranded_server(cell:
     await node.check(job, power=Power.ON)
 
 
-async def test_a_restore_that_can_go_neither_on_nor_back_is_stranded_and_stays_off(cell: Cell, tmp_path: Path) -> None:
+async def test_a_restore_that_can_neither_finish_nor_roll_back_is_stranded_and_off(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     node.hypervisor.faults.fail(Effect.REVERT_DISK, "vdb", times=100, at=Moment.DURING)
@@ -317,7 +317,7 @@ async def test_a_snapshot_whose_size_is_unknown_is_kept(cell: Cell, tmp_path: Pa
     assert node.hypervisor.server(SERVER).power is Power.ON
 
 
-async def test_disks_that_nobody_could_look_at_are_not_booted(cell: Cell, tmp_path: Path) -> None:
+async def test_unchecked_disks_are_not_booted(cell: Cell, tmp_path: Path) -> None:
     limits = Limits(first_retry_seconds=0.001, step_seconds=30)
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
     job_id = await node.admit(JobKind.CREATE)

@@ -317,9 +317,7 @@ class TestMany:
         ],
         ids=str,
     )
-    async def test_what_makes_no_sense_is_refused_before_anything_is_done(
-        self, dashboard: Dashboard, fields: Any
-    ) -> None:
+    async def test_an_invalid_request_is_refused_before_any_change(self, dashboard: Dashboard, fields: Any) -> None:
         job = await made(dashboard)
         assert (await dashboard.browser.post("/ops/jobs/bulk/", fields)).status == 400
         assert await dashboard.cell.raw("ZSCORE", "jobs:state:queued", job)

@@ -153,9 +153,7 @@ class TestSession:
         assert "Max-Age=0" in page.cookies[0]
         assert (await dashboard.browser.get("/ops/")).status == 303
 
-    async def test_a_person_keeps_it_from_its_idle_end_and_a_page_that_keeps_itself_fresh_does_not(
-        self, dashboard: Dashboard
-    ) -> None:
+    async def test_a_persons_activity_extends_it_and_automatic_refreshes_do_not(self, dashboard: Dashboard) -> None:
         key, cell = key_of(dashboard.browser), dashboard.cell
 
         async def idle_after(**headers: str) -> float:
@@ -181,7 +179,7 @@ class TestSession:
             assert response.status == 200
             assert int(await dashboard.cell.raw("HGET", key, "seen_ms")) == seen_ms
 
-    async def test_nothing_keeps_it_from_its_end(self, dashboard: Dashboard) -> None:
+    async def test_its_maximum_lifetime_cannot_be_extended(self, dashboard: Dashboard) -> None:
         key, redis = key_of(dashboard.browser), dashboard.cell.redis
         ends_ms = int(await dashboard.cell.raw("HGET", key, "ends_ms"))
         seconds, _ = await redis.time()

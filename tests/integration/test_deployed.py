@@ -85,7 +85,7 @@ def _wait_for(redis: DeployedRedis) -> None:
     raise RuntimeError("redis-server did not answer within 10 s")
 
 
-def test_it_loses_nothing_it_answered_and_throws_nothing_away(deployed: DeployedRedis) -> None:
+def test_it_loses_nothing_confirmed_and_evicts_nothing(deployed: DeployedRedis) -> None:
     wanted = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
     wanted |= {"maxmemory-policy": "noeviction", "maxmemory": str(1 << 30)}
     with deployed.as_user("operator") as client:

@@ -126,7 +126,7 @@ class TestTheEndOfAPause:
         both = await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat(), "until_back": True})
         assert both.refused(400, "invalid_request")
 
-    async def test_the_time_of_the_cell_says_what_is_in_the_future(self, cell: Cell) -> None:
+    async def test_the_time_of_the_cell_decides_what_is_in_the_future(self, cell: Cell) -> None:
         now = datetime.now(UTC).replace(microsecond=0)
         until = {"sooner": now + timedelta(hours=1), "later": now + timedelta(hours=4)}
         await cell.raw("HSET", "clock", "ahead_ms", 3 * 3_600_000)
@@ -169,7 +169,7 @@ class TestTheEndOfAPause:
         assert await dashboard.cell.raw("HEXISTS", "node:n1", "paused_ms") == 0
         await dashboard.cell.raw("DEL", "audit:new")
 
-    async def test_a_reason_says_something(self, dashboard: Dashboard) -> None:
+    async def test_a_reason_is_not_empty(self, dashboard: Dashboard) -> None:
         for blank in (" ", "\t \u00a0", ""):
             assert (await post(dashboard, "n1/pause/", {"reason": blank})).refused_fields() == ["reason"]
         assert (await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "  "})).status == 400

@@ -242,7 +242,7 @@ async def test_a_permission_allows_what_it_says(api: FrontEnd, permissions: set[
             answer.refused(403, "permission_denied")
 
 
-async def test_an_operator_who_reads_changes_nothing(api: FrontEnd) -> None:
+async def test_operator_read_changes_nothing(api: FrontEnd) -> None:
     token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
 
     for path in ("overview/", "nodes/", "jobs/", "servers/", "findings/", "audit/", "tokens/"):

@@ -81,7 +81,7 @@ async def test_neither_cancelled_jobs_nor_dry_runs_count(dashboard: Dashboard) -
     assert (told["failing"], told["last_hour"]) == (False, {"completed": 0, "failed": 0, "stranded": 0})
 
 
-async def test_what_is_older_than_an_hour_is_forgotten(dashboard: Dashboard) -> None:
+async def test_outcomes_older_than_an_hour_are_dropped(dashboard: Dashboard) -> None:
     await fail(dashboard, 2)
     redis = dashboard.cell.redis
     counted = await dashboard.cell.raw("HGETALL", "node:n1:ended")

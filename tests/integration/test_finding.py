@@ -193,7 +193,9 @@ class TestSearchBox:
 
 
 class TestHistory:
-    async def test_it_says_who_did_what_also_after_the_end(self, dashboard: Dashboard, ops: Ops, cli: Cli) -> None:
+    async def test_it_shows_who_did_what_even_after_the_deletion(
+        self, dashboard: Dashboard, ops: Ops, cli: Cli
+    ) -> None:
         api = dashboard.api
         snapshot_id = await api.have_snapshot("before")
         one = f"{SNAPSHOTS}{snapshot_id}/"
@@ -262,7 +264,7 @@ class TestHistory:
         (await ops.call("GET", "snapshots/999999999/")).refused(404, "snapshot_not_found")
 
 
-async def test_the_command_lists_what_may_be_meant_and_shows_what_is(ops: Ops, cli: Cli) -> None:
+async def test_the_command_lists_possible_matches_and_shows_an_exact_one(ops: Ops, cli: Cli) -> None:
     await ops.api.cell.have([SERVER, SECOND])
     job_id = await ops.made("three", DONE)
     assert job_id in (await cli.run("find", job_id[:8])).out

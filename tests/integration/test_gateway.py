@@ -104,7 +104,7 @@ async def test_a_token_of_the_api_is_no_credential_and_a_credential_no_token(cel
     assert found.token is None
 
 
-async def test_two_credentials_in_one_request_are_none(reached: Reached) -> None:
+async def test_two_credentials_in_one_request_are_refused(reached: Reached) -> None:
     headers = [("Authorization", f"Bearer {reached.secret}")] * 2
     path = reached.address.urls[0].removeprefix("unix://")
     with pytest.raises(InvalidStatus) as told:
@@ -113,7 +113,7 @@ async def test_two_credentials_in_one_request_are_none(reached: Reached) -> None
     assert told.value.response.status_code == 401
 
 
-async def test_another_path_leads_nowhere_and_health_needs_no_credential(reached: Reached) -> None:
+async def test_other_paths_are_404_and_health_needs_no_credential(reached: Reached) -> None:
     path = reached.address.urls[0].removeprefix("unix://")
     with pytest.raises(InvalidStatus) as told:
         async with unix_connect(path, "ws://gateway/", additional_headers={}):
@@ -258,7 +258,7 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
 # --- the calls ---
 
 
-async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
+async def test_a_job_runs_from_take_to_conclude(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         assert await node.take_lease(seconds=15) is None
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
@@ -281,7 +281,7 @@ async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
     assert not [key async for key in cell.redis.scan_iter("arq:*") if not key.endswith(b":wake")]
 
 
-async def test_a_long_text_keeps_no_outcome_back(cell: Cell, reached: Reached) -> None:
+async def test_a_long_text_does_not_block_an_outcome(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         await node.take_lease(seconds=15)
         job_id = (await cell.create()).job.id
@@ -377,7 +377,7 @@ BAD_ASKS = {
 
 
 @pytest.mark.parametrize("call", BAD_ASKS)
-async def test_what_does_not_fit_is_refused_and_changes_nothing(cell: Cell, reached: Reached, call: str) -> None:
+async def test_an_invalid_message_is_refused_and_changes_nothing(cell: Cell, reached: Reached, call: str) -> None:
     name, fields = BAD_ASKS[call]
     async with greeted(reached) as connection:
         before = await everything(cell.redis)
@@ -409,7 +409,7 @@ async def test_a_frame_that_is_too_long_ends_the_connection(reached: Reached) ->
     assert connection.close_code == 1009
 
 
-async def test_a_node_that_asks_too_often_waits_and_holds_up_nobody(cell: Cell, redis_server: RedisServer) -> None:
+async def test_a_node_that_calls_too_often_waits_and_delays_nobody(cell: Cell, redis_server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
         limits: dict[str, Any] = {"calls_per_second": 50, "calls_at_once": 10}
         reached = await stack.enter_async_context(gateway(redis_server.socket, **limits))

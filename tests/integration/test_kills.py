@@ -54,7 +54,7 @@ async def test_a_worker_that_dies_right_after_the_end_of_a_job_leaves_nothing_op
 
 
 @pytest.mark.parametrize("killed", ["gateway", "redis"])
-async def test_a_pause_with_an_end_ends_though_what_keeps_it_was_killed(
+async def test_a_pause_with_an_end_ends_although_a_process_was_killed(
     redis_of_ours: RedisServer, state: Path, tmp_path: Path, killed: str
 ) -> None:
     program = GatewayProgram(redis_of_ours.socket)

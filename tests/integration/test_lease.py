@@ -61,7 +61,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(holder: subprocess.Popen[b
     lock.release()
 
 
-def test_a_child_that_outlives_a_killed_process_keeps_the_next_one_out_until_it_ends(tmp_path: Path) -> None:
+def test_a_child_of_a_killed_process_blocks_the_next_one_until_it_ends(tmp_path: Path) -> None:
     orphaning = HOLD_THE_LOCK.replace("import sys,", "import subprocess, sys,").replace(
         "time.sleep(3600)",
         "subprocess.Popen(['sleep', '1'], close_fds=False)\nprint('child', flush=True)\ntime.sleep(9)",

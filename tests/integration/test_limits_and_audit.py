@@ -268,7 +268,7 @@ class TestBudgetOfTheAuditLog:
         async with serving(cell, audit_entries_per_hour=3) as front_end:
             yield front_end
 
-    async def test_calls_that_start_no_job_are_left_out_beyond_it_and_the_log_says_so(self, api: FrontEnd) -> None:
+    async def test_beyond_it_calls_without_a_job_are_omitted_and_the_log_says_so(self, api: FrontEnd) -> None:
         other = await api.new_token()
         for _ in range(3):
             (await api.call("DELETE", f"{SNAPSHOTS}1/")).refused(404, "snapshot_not_found")

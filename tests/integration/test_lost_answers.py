@@ -61,7 +61,7 @@ async def test_repeated_with_its_key_it_gets_the_first_answer_marked_as_replayed
     assert (await lossy.api.call("GET")).body["count"] == 2
 
 
-async def test_a_first_answer_says_nothing_of_a_replay(lossy: Lossy) -> None:
+async def test_a_first_answer_has_no_replay_header(lossy: Lossy) -> None:
     first = await lossy.api.call("POST", body=BODY, headers=KEY)
     assert first.status == 201
     assert "Idempotent-Replayed" not in first.headers
@@ -133,7 +133,7 @@ async def test_a_write_is_not_asked_again_and_its_count_is_no_write(lossy: Lossy
     assert lossy.way.lost == 2
 
 
-async def test_the_streams_first_look_is_asked_once_more(lossy: Lossy) -> None:
+async def test_the_first_read_of_a_stream_is_repeated(lossy: Lossy) -> None:
     lossy.way.lose("XREVRANGE")
     async with listening(lossy.api):
         assert lossy.way.lost == 1

@@ -199,7 +199,7 @@ async def test_outdated_values_are_not_reported(cell: Cell) -> None:
         await anext(running)
 
 
-async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_not(redis: Redis) -> None:
+async def test_nodes_are_read_in_parts_and_removed_ones_are_omitted(redis: Redis) -> None:
     many = 2 * PAGE + 1
     await seed(redis, Size(nodes=many, servers_per_node=1, jobs=0, open_jobs=0))
     looks = CellLooks(redis)
@@ -262,7 +262,7 @@ async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_p
     assert value(found, "job_duration_seconds_sum", kind=kind) >= 0.2, "from its begin, in a life before"
 
 
-async def test_a_port_that_is_taken_keeps_nothing_waiting() -> None:
+async def test_a_port_in_use_does_not_block_the_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, capture_logs() as lines:
         port = taken.getsockname()[1]
         async with exposed(registry(), host="127.0.0.1", port=port) as served:
@@ -279,7 +279,7 @@ async def test_without_a_port_nothing_is_served() -> None:
     assert lines == []
 
 
-async def test_a_client_that_says_nothing_keeps_no_one_waiting() -> None:
+async def test_a_silent_client_does_not_block_others() -> None:
     async with exposed(registry(), host="127.0.0.1", port=0) as port:
         _, silent = await asyncio.open_connection("127.0.0.1", port)
         answer, asking = await asyncio.open_connection("127.0.0.1", port)

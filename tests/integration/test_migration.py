@@ -157,7 +157,7 @@ async def test_records_in_libvirts_list_are_moved_and_the_server_migrates(two: T
     assert (await two.restored(before.id)).failure is None
 
 
-async def test_a_definition_that_is_left_behind_keeps_nothing_from_the_new_node(two: Two) -> None:
+async def test_a_definition_left_behind_does_not_block_the_new_node(two: Two) -> None:
     await with_workers(two)
     two.first.ask("create")
     before = await two.created("before")

@@ -152,7 +152,7 @@ async def test_a_slot_is_free_before_its_jobs_end_is_reported(
     assert jobs.starts == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_more_jobs_than_one_look_reads_all_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_more_jobs_than_one_poll_reads_all_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     job_ids = [f"j{n}" for n in range(250)]
     jobs.end(*job_ids)
     await put(redis, *job_ids)

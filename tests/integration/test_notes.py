@@ -168,9 +168,7 @@ class TestContents:
 
 class TestPresentOnly:
     @pytest.mark.parametrize("dry_run", [False, True])
-    async def test_the_job_says_that_only_the_disks_that_are_there_go_back(
-        self, api: FrontEnd, *, dry_run: bool
-    ) -> None:
+    async def test_the_job_shows_that_only_present_disks_are_restored(self, api: FrontEnd, *, dry_run: bool) -> None:
         snapshot_id = SnapshotId(await api.have_snapshot())
         if dry_run:
             check = await api.cell.store.check_restore(
@@ -237,7 +235,7 @@ class TestReported:
         told = {"code": "backup_chain_ended", "detail": CHAIN.detail, "disks": ["vda", "vdb"]}
         assert message["data"]["notes"][0] == told
 
-    async def test_the_audit_says_what_the_job_has_noted_since(self, api: FrontEnd) -> None:
+    async def test_the_audit_entry_has_the_jobs_later_notes(self, api: FrontEnd) -> None:
         operator = await api.new_token(account=None, permissions={Permission.OPERATOR})
 
         async def audit(query: str = "") -> list[list[str]]:

@@ -161,7 +161,7 @@ class TestJobs:
                 s: await ops.listed(f"?node=n1&state={s}") for s in ("queued", "in_progress", "completed", "failed")
             } == {s: [job] if s == state else [] for s in ("queued", "in_progress", "completed", "failed")}
 
-    async def test_a_cursor_leads_through_all_of_them_while_new_ones_come_and_others_change(self, ops: Ops) -> None:
+    async def test_a_cursor_reaches_all_of_them_while_jobs_are_added_and_change(self, ops: Ops) -> None:
         jobs = [await ops.made(f"job-{n}", failed()) for n in range(7)]
         part = await ops.get("jobs/?limit=3&state=failed")
         assert part["count"] == 7
@@ -466,14 +466,14 @@ class TestOverview:
         assert point["downtime_seconds"]["p95"] == pytest.approx(2.0, rel=0.05)
         assert point["seconds"]["p50"] is not None
 
-    async def test_the_oldest_job_that_waits_stays_it_when_its_turn_to_be_given_up_is_put_off(self, ops: Ops) -> None:
+    async def test_postponing_its_deadline_keeps_the_oldest_waiting_job_the_oldest(self, ops: Ops) -> None:
         await have_theirs(ops.api.cell)
         first = await ops.made("first", None)
         await ops.made("second", None, server=THEIRS)
         await ops.api.cell.redis.zincrby("jobs:waiting", 60_000, first)
         assert (await ops.get("overview/"))["oldest_queued"]["id"] == first
 
-    async def test_of_many_durations_the_percentiles_are_near(self, ops: Ops) -> None:
+    async def test_percentiles_of_many_durations_are_accurate(self, ops: Ops) -> None:
         for seconds in range(1, 101):
             outcome = Outcome(state=JobState.FAILED, failure=failed().failure, downtime_seconds=float(seconds))
             await ops.made(f"job-{seconds}", outcome)
@@ -556,7 +556,7 @@ class TestAudit:
             ],
         ],
     )
-    async def test_a_cursor_that_is_none_is_named(self, ops: Ops, path: str, field: str) -> None:
+    async def test_an_invalid_cursor_is_named(self, ops: Ops, path: str, field: str) -> None:
         assert (await ops.call("GET", path)).refused_fields() == [field]
 
     @pytest.mark.parametrize("query", ["since=0001-01-01T00:00:00Z", "until=1970-01-01T00:00:00Z", "after=1-0"])

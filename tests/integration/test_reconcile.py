@@ -216,7 +216,7 @@ async def test_a_tag_that_nobody_knows_may_be_all_that_is_left_and_is_never_touc
     assert await node.listed() == {}
 
 
-async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outlives_the_store(node: Node) -> None:
+async def test_records_lost_by_the_hypervisor_are_restored_and_survive_a_loss_of_redis(node: Node) -> None:
     """As when the domain was moved here, or after `virsh snapshot-delete --metadata`."""
     kept = await node.create("kept")
     node.hypervisor.server(SERVER).listed.clear()
@@ -242,7 +242,7 @@ async def test_findings_stay_while_a_job_holds_the_server(node: Node) -> None:
     assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 
-async def test_a_job_ends_also_where_the_look_at_the_power_breaks(
+async def test_a_job_ends_even_if_reading_the_power_fails(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admitted = await node.cell.create("kept")
@@ -464,7 +464,7 @@ async def test_of_a_moved_servers_safety_snapshots_only_the_undoable_one_is_kept
     assert node.journal.safety_tags(SERVER) == {newest, "vps-safety-stranded"}
 
 
-async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:
+async def test_records_of_a_server_that_moved_away_are_dropped(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     node.journal.track_safety_tag(SERVER, "vps-safety-abc", kept_seconds=0)
     node.journal.change(SERVER)

@@ -92,7 +92,7 @@ async def desk(cell: Cell) -> AsyncIterator[Desk]:
         yield Desk(api, await api.new_token(account=None, permissions={Permission.OPERATOR}))
 
 
-async def test_one_that_failed_last_is_retried_and_says_by_which_job(desk: Desk) -> None:
+async def test_the_latest_failed_job_is_retried_and_names_the_new_one(desk: Desk) -> None:
     job_id = await desk.create("a")
     assert (await desk.job(job_id))["retried_by"] is None
     (one,) = await desk.bulk(job_id)
@@ -295,13 +295,13 @@ async def test_a_dry_run_is_no_later_job_and_many_of_them_end_the_search(desk: D
     assert "later job" in await desk.refused(JobId(one["job_id"]))
 
 
-async def test_of_many_at_once_one_retries(desk: Desk) -> None:
+async def test_of_concurrent_retries_one_starts_a_job(desk: Desk) -> None:
     job_id = await desk.create("a")
     answers = await asyncio.gather(*(desk.retry(job_id) for _ in range(10)))
     assert sorted(answer.status for answer in answers) == [202] + [409] * 9
 
 
-async def test_of_many_that_force_one_retries(desk: Desk) -> None:
+async def test_of_concurrent_forced_retries_one_starts_a_job(desk: Desk) -> None:
     job_id = await desk.create("a")
     await desk.create("b")
     answers = await asyncio.gather(*(desk.retry(job_id, force=True) for _ in range(10)))
@@ -349,7 +349,7 @@ async def test_an_undo_of_the_disks_that_are_there_stays_one(desk: Desk) -> None
 
 
 class TestDeletes:
-    async def test_one_that_keeps_failing_is_tried_ever_later_and_counted(self, cell: Cell) -> None:
+    async def test_a_failing_delete_is_retried_at_growing_intervals_and_counted(self, cell: Cell) -> None:
         admitted = await cell.create()
         snapshot_id = admitted.snapshot.id
         await cell.node.begin(admitted.job.id)

@@ -183,7 +183,7 @@ class TestRuns:
         assert after["last_run"]["job_id"]
         assert after["last_run"]["error"] is None
 
-    async def test_of_many_workers_one_makes_it(self, api: FrontEnd) -> None:
+    async def test_of_many_concurrent_rounds_one_runs_it(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await fall_due(api, schedule["id"])
         await asyncio.gather(*[Scheduler(chores=Chores(api.cell.redis)).round() for _ in range(20)])

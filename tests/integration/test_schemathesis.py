@@ -118,7 +118,7 @@ async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_h
     assert f"{len(CUSTOMERS_CALLS) - 1 + len(PROBES)} selected" in said
 
 
-async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: State, tmp_path: Path) -> None:
+async def test_operators_calls_match_the_document_too(service: Service, state: State, tmp_path: Path) -> None:
     secret = await token(state, None)
     await have_a_job_that_failed(service.client, Client(service.url, secret))
     said = await tried(

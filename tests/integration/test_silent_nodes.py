@@ -60,7 +60,7 @@ async def test_a_server_whose_snapshots_are_not_known_yet_accepts_no_jobs(dashbo
 
 
 @pytest.mark.parametrize("path", ["", "jobs/", "nodes/n1/", f"servers/{SERVER}/", "jobs/JOB/"])
-async def test_nothing_says_that_its_job_runs_or_that_its_guest_is_off_by_now(dashboard: Dashboard, path: str) -> None:
+async def test_nothing_claims_that_its_job_or_guest_is_still_in_that_state(dashboard: Dashboard, path: str) -> None:
     path = path.replace("JOB", await stopped(dashboard))
     before = await page(dashboard, path)
     assert "off for 2 min" in before
@@ -72,7 +72,7 @@ async def test_nothing_says_that_its_job_runs_or_that_its_guest_is_off_by_now(da
     assert MARK in now
 
 
-async def test_the_page_of_its_job_says_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:
+async def test_the_jobs_page_explains_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:
     job = await stopped(dashboard)
     assert "not responding" not in await page(dashboard, f"jobs/{job}/")
     await falls_silent(dashboard)

@@ -62,7 +62,7 @@ async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(ce
     assert waiting.job.id in failed
 
 
-async def test_where_no_worker_is_left_the_front_end_sees_to_it(cell: Cell) -> None:
+async def test_without_any_worker_the_front_end_fails_it(cell: Cell) -> None:
     admitted = await cell.create()
     await _die(cell, admitted.job.id)
     async with serving(cell):

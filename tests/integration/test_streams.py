@@ -255,7 +255,7 @@ async def _all_that_comes(deaf: socket.socket) -> bytes:
     return received
 
 
-async def test_redis_may_go_and_come_back_under_a_stream(
+async def test_a_stream_survives_a_restart_of_redis(
     api: FrontEnd, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.events.streams.AGAIN_SECONDS", 0.05)

@@ -99,7 +99,7 @@ async def test_no_more_jobs_are_started_than_there_are_slots(cell: Cell) -> None
     assert left == [JobState.QUEUED]
 
 
-async def test_a_job_that_cannot_be_read_holds_up_no_other(cell: Cell) -> None:
+async def test_an_unreadable_job_does_not_block_others(cell: Cell) -> None:
     await cell.have([SERVER, ANOTHER])
     bad, good = await cell.create(), await cell.create(server=ANOTHER)
     await cell.raw("HSET", f"job:{bad.job.id}", "kind", "of_a_later_release")
@@ -161,7 +161,7 @@ async def test_an_answer_that_is_lost_delays_the_job_and_loses_it_not(cell: Cell
         assert (await again.begin(job_id)).attempts == 2
 
 
-async def test_two_connections_of_a_node_are_not_both_given_a_job(cell: Cell, reached: Reached) -> None:
+async def test_two_connections_of_a_node_never_get_the_same_job(cell: Cell, reached: Reached) -> None:
     async with speaker(reached) as first, speaker(reached) as second:
         for one in (first, second):
             await one.say(1, "take", **(BEGIN | {"seconds": 0.5}))
@@ -207,7 +207,7 @@ async def test_a_take_that_nobody_awaits_is_ended_at_the_gateway(cell: Cell, rea
 # --- other releases ---
 
 
-async def test_a_node_of_the_release_before_begins_its_jobs_itself(cell: Cell, reached: Reached) -> None:
+async def test_a_node_of_the_previous_release_starts_its_jobs_itself(cell: Cell, reached: Reached) -> None:
     async with speaker(reached, protocol=1) as node:
         await node.say(1, "take", **TAKE)
         job_id = (await cell.create()).job.id
@@ -252,7 +252,7 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
     assert asked[1:] == [("take", fields), ("take", fields), ("republish", set())]
 
 
-async def test_a_stop_comes_also_where_there_is_no_gateway(tmp_path: Path) -> None:
+async def test_a_worker_stops_also_without_a_gateway(tmp_path: Path) -> None:
     address = GatewayAddress(urls=(f"unix://{tmp_path}/nobody.sock",), credential_file=tmp_path / "none")
     node = GatewayClient(address, node="n1", machine="m1", who="x")
     await node.stop_taking()

@@ -366,7 +366,7 @@ class TestDeliveries:
         shown = await api.call("POST", f"{WEBHOOKS}{off['id']}/test/")
         assert shown.body["detail"] == "The webhook is disabled. Enable it first."
 
-    async def test_for_a_day_the_old_secret_signs_too(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_the_old_secret_also_signs_for_a_day(self, api: FrontEnd, receiver: Receiver) -> None:
         webhook = await made(api, receiver.url)
         rotated = (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/rotate-secret/")).body
         assert rotated["secret"] != webhook["secret"]
@@ -633,7 +633,7 @@ class TestWhere:
             assert (await attempted(api, webhook))["error"] == "address_refused"
         assert receiver.got == []
 
-    async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
+    async def test_the_socket_is_checked_last(self, receiver: Receiver) -> None:
         """Regardless of what earlier checks have accepted."""
         async with client(Reach(), resolver=Names({}), seconds=5.0) as session:
             with pytest.raises(ClientConnectorError) as refused:
@@ -648,7 +648,7 @@ class TestWhere:
             *("2130706433", "0x7f.1", "127.1", "router.home.arpa", "localhost.localdomain"),
         ],
     )
-    async def test_a_name_that_leads_inside_is_refused_at_once(self, cell: Cell, host: str) -> None:
+    async def test_a_name_with_an_internal_address_is_refused_at_once(self, cell: Cell, host: str) -> None:
         async with serving(cell) as api:
             answer = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
             assert answer.refused_fields() == ["url"]

@@ -575,7 +575,7 @@ async def test_a_repair_that_reports_a_million_clusters_comes_to_its_end(tmp_pat
     assert not left.corruptions
 
 
-async def test_a_child_that_says_much_is_ended() -> None:
+async def test_a_child_with_too_much_output_is_killed() -> None:
     script = "import sys\nwhile True: sys.stdout.write('x' * 100000)"
     limits = Limits(memory_bytes=1 << 30, cpu_seconds=60, file_bytes=0)
     async with asyncio.timeout(SOON_SECONDS):

@@ -77,7 +77,7 @@ def test_lua_takes_for_an_id_what_python_does(redis_server: RedisServer, text: s
 
 @settings(deadline=None)
 @given(text=st.one_of(numbers, st.integers(1, 10**9).map(str)))
-def test_no_id_can_have_been_given_that_is_far_above_the_clock(redis_server: RedisServer, text: str) -> None:
+def test_an_id_far_above_the_clock_was_never_issued(redis_server: RedisServer, text: str) -> None:
     assert not Ids(redis_server)("may_be_given", text) or int(text) < 2 * 10**8
 
 
@@ -86,7 +86,7 @@ async def now_s(cell: Cell) -> int:
     return int(seconds) - EPOCH
 
 
-async def test_a_poisoned_last_id_heals_and_no_id_is_given_twice(cell: Cell) -> None:
+async def test_a_forged_last_id_is_ignored_and_no_id_is_issued_twice(cell: Cell) -> None:
     given_before = (await cell.create()).snapshot.id
     await cell.node.begin(await cell.holder())
     await cell.node.finish(await cell.holder(), DONE)

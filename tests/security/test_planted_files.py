@@ -201,7 +201,7 @@ def test_a_copy_that_others_have_made_is_not_used(host: Path) -> None:
     assert (host / "lib/qemu/nvram/VARS.fd").read_bytes() == b"variables"
 
 
-def test_a_file_that_is_put_back_is_never_set_user_id(host: Path) -> None:
+def test_a_restored_file_is_never_set_user_id(host: Path) -> None:
     server = copies(host)
     server.save(TAG)
     make(host / "lib/qemu/nvram/VARS.fd", b"changed", owner=0, mode=0o4755)

@@ -61,7 +61,7 @@ def test_without_systemd_nobody_is_notified(monkeypatch: pytest.MonkeyPatch, tmp
     alive.tell(alive.READY)
 
 
-async def test_the_watchdog_is_fed_while_all_loops_come_round(told: socket.socket) -> None:
+async def test_the_watchdog_is_notified_while_all_loops_make_progress(told: socket.socket) -> None:
     now = [0.0]
     turns = Turns(300, now=lambda: now[0])
     heartbeats, jobs = turns.counted("heartbeats"), turns.counted("jobs")

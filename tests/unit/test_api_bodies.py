@@ -196,7 +196,7 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
     }
 
 
-def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
+def test_a_failed_job_says_why_and_whether_it_needs_an_operator() -> None:
     failed = replace(
         JOB,
         state=JobState.FAILED,

@@ -73,7 +73,7 @@ def test_a_number_is_what_it_stands_for(number: str) -> None:
         b'{"a":' * 12_000 + b"1" + b"}" * 12_000,
     ],
 )
-def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(raw: bytes) -> None:
     assert fields_of(raw) == ["body"]
 
 

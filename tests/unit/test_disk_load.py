@@ -31,7 +31,7 @@ async def allowed_after(load: DiskLoad, pressure: Path, *percents: float) -> lis
     return found
 
 
-async def test_one_job_fewer_with_each_look_and_never_none(pressure: Path) -> None:
+async def test_one_job_fewer_with_each_reading_and_at_least_one(pressure: Path) -> None:
     changes: list[int] = []
     load = load_of(pressure, changes)
     assert await allowed_after(load, pressure, 41, 60, 80, 80, 80) == [3, 2, 1, 1, 1]

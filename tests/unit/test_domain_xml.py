@@ -60,7 +60,7 @@ def test_every_refusal_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\tb", "a\rb", "  a  ", 'it\'s > "it"'])
-def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
+def test_libvirts_escaping_is_read_correctly(text: str) -> None:
     # as libvirt's virBufferEscapeString does: quotes and brackets, but no line breaks
     printed = text.replace("&", "&amp;").replace("'", "&apos;").replace('"', "&quot;").replace(">", "&gt;")
     others = "<!-- it's a\nb --><m><![CDATA[<a b='\n'>]]></m>"
@@ -89,5 +89,5 @@ def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
         ),
     ],
 )
-def test_what_the_xml_does_not_name_lies_where_that_libvirt_keeps_it(uri: str, variables: Path, tpms: Path) -> None:
+def test_unnamed_files_are_at_that_libvirts_default_paths(uri: str, variables: Path, tpms: Path) -> None:
     assert places_of(uri) == Places(variables=variables, tpms=tpms)

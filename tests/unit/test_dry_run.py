@@ -74,7 +74,7 @@ async def with_a_past(chance: random.Random, hypervisor: FakeHypervisor) -> None
 
 
 @pytest.mark.parametrize("first", range(0, STATES, BATCH))
-async def test_what_a_dry_run_allows_the_job_does(first: int) -> None:
+async def test_if_a_dry_run_succeeds_so_does_the_job(first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(number)  # noqa: S311 - a state that can be had again, not a secret
         hypervisor = FakeHypervisor([a_server(chance)])

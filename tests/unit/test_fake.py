@@ -83,7 +83,7 @@ async def test_every_effect_can_fail(fake: FakeHypervisor, effect: Effect) -> No
         await all_effects(fake)
 
 
-async def test_a_fault_strikes_as_often_as_is_asked(fake: FakeHypervisor) -> None:
+async def test_a_fault_occurs_as_often_as_requested(fake: FakeHypervisor) -> None:
     fake.faults.fail(Effect.START, times=2)
     for _ in range(2):
         with pytest.raises(StartFailed):

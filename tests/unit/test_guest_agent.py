@@ -57,7 +57,7 @@ def said(value: object) -> str:
 
 
 @pytest.mark.parametrize("answer", [said("molten"), said({}), said(None), "{}", "[]", "not JSON", DEEP, SILENT])
-def test_an_agent_that_makes_no_sense_is_none(says: Says, answer: str) -> None:
+def test_an_agent_with_invalid_answers_counts_as_none(says: Says, answer: str) -> None:
     says(answer)
     assert not guest_agent.refuse_frozen(Domain())
 

@@ -117,7 +117,7 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callabl
     assert journal.due_safety_tags() == []
 
 
-def test_what_was_due_before_tags_had_an_age_is_due(opened: Callable[[], Journal], path: Path) -> None:
+def test_tags_due_in_an_older_journal_are_still_due(opened: Callable[[], Journal], path: Path) -> None:
     journal = opened()
     journal.track_safety_tag(TASK.server_id, "vps-safety-replaced", kept_seconds=0)
     journal.begin(TASK, Step.PREFLIGHT)
@@ -132,7 +132,7 @@ def test_what_was_due_before_tags_had_an_age_is_due(opened: Callable[[], Journal
 
 
 @pytest.mark.parametrize("facts", ['{"was_running": true}', '{"was_running": true, "found_out_later": {"a": 1}}'])
-def test_what_an_older_or_a_newer_version_knew_of_a_job_can_be_read(
+def test_a_job_of_an_older_or_newer_version_can_be_read(
     opened: Callable[[], Journal], tmp_path: Path, facts: str
 ) -> None:
     journal = opened()
@@ -343,7 +343,7 @@ def test_a_job_of_a_newer_version_that_has_not_ended_is_left_to_that_version(pat
         assert db.execute("SELECT * FROM jobs").fetchall() == before
 
 
-def test_a_job_of_a_newer_version_that_has_ended_keeps_no_other_from_its_way(path: Path) -> None:
+def test_an_ended_job_of_a_newer_version_does_not_block_others(path: Path) -> None:
     with closing(Journal(path)) as journal:
         entry = journal.begin(TASK, Step.PREFLIGHT)
         journal.conclude(replace(entry, facts=replace(FACTS, frozen=True)), OUTCOME, safety_kept_seconds=1)
@@ -359,7 +359,7 @@ def test_a_job_of_a_newer_version_that_has_ended_keeps_no_other_from_its_way(pat
             journal.find(TASK.job_id)
 
 
-def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: Path) -> None:
+def test_a_job_has_a_version_that_an_older_reader_ignores(path: Path) -> None:
     with closing(Journal(path)) as journal:
         journal.begin(TASK, Step.PREFLIGHT)
     with closing(sqlite3.connect(path)) as db:

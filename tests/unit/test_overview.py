@@ -56,7 +56,7 @@ def test_a_week_is_counted_by_the_hour() -> None:
     assert (point.completed, point.at.timestamp()) == (2, (last - WEEK + 1) * 3600)
 
 
-def test_what_is_older_than_a_day_is_forgotten() -> None:
+def test_counts_older_than_a_day_are_dropped() -> None:
     counted = Counted()
     counted.learn(FIRST, told({FIRST: {"create:completed": 3}}, last=FIRST, since=0))
     assert counted.ended("completed", within=DAY) == 3

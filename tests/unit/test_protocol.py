@@ -93,7 +93,7 @@ def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Mes
     ],
     ids=lambda own: type(own).__name__,
 )
-def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
+def test_a_nodes_message_arrives_unchanged(own: Any) -> None:
     message = getattr(protocol, type(own).__name__)
     sent = message.model_validate(own, context="fitting").model_dump_json()
     assert protocol.told(type(own), message.model_validate(from_json(sent))) == own
@@ -133,7 +133,7 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
         ),
     ],
 )
-def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> None:
+def test_a_gateways_answer_arrives_unchanged(call: str, answer: Any) -> None:
     kind: TypeAdapter[Any] = protocol.CALLS[call].answer
     assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
 

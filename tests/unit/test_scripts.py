@@ -137,7 +137,7 @@ WHEN_FULL = {
 }
 
 
-def test_what_a_full_redis_still_does_is_known() -> None:
+def test_scripts_for_a_full_redis_are_listed() -> None:
     assert {name for name in SCRIPTS if scripts.runs_when_full(name)} == WHEN_FULL
     assert scripts.when_full("nodes/lease").startswith("#!lua flags=allow-oom\n")
 

@@ -44,7 +44,7 @@ def beside_the_disk(copies: Copies) -> list[str]:
     return sorted(path.name for path in copies.images[0].parent.iterdir() if path != copies.images[0])
 
 
-def test_both_go_back_as_they_were_and_leave_nothing_when_deleted(copies: Copies) -> None:
+def test_both_are_restored_unchanged_and_a_delete_leaves_nothing(copies: Copies) -> None:
     copies.save(TAG)
     assert beside_the_disk(copies) == ["vda.qcow2.vps-801.nvram", "vda.qcow2.vps-801.tpm"]
     assert copies.tags() == {TAG: {Kind.NVRAM, Kind.TPM}}
@@ -71,7 +71,7 @@ def test_one_that_differs_is_enough(copies: Copies, changed: str) -> None:
     assert not copies.is_at(TAG)
 
 
-def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
+def test_unchanged_files_are_not_written_again(copies: Copies) -> None:
     # A rollback must not need the space that the step forward lacked.
     copies.save(TAG)
     (variables(copies).parent / "VARS.fd.new").mkdir()  # no new file can be written
@@ -81,7 +81,7 @@ def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
         copies.restore(TAG)
 
 
-def test_what_could_not_be_put_back_is_known_before(copies: Copies, tmp_path: Path) -> None:
+def test_an_impossible_restore_is_refused_before(copies: Copies, tmp_path: Path) -> None:
     copies.save(TAG)
     copies.refuse_unrestorable(TAG)
     full = Copies(images=copies.images, parts=[StatePart(kind=Kind.NVRAM, path=Path("/proc/VARS.fd"))])
@@ -104,7 +104,7 @@ def test_lost_files_come_back_with_the_disks_permissions(copies: Copies) -> None
     assert tpm(copies).read_bytes() == b"tpm A"
 
 
-def test_what_is_not_there_yet_has_no_copy_and_stays_what_it_becomes(copies: Copies) -> None:
+def test_a_missing_file_has_no_copy_and_a_later_one_stays(copies: Copies) -> None:
     variables(copies).unlink()
     tpm(copies).unlink()
     copies.save(TAG)

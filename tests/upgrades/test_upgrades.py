@@ -11,7 +11,7 @@ from tests.upgrades.cell import NODES
 from tests.upgrades.releases import following, today
 
 
-def test_nothing_admitted_is_lost_or_done_twice_when_the_cell_goes_to_the_following_release_and_back() -> None:
+def test_nothing_admitted_is_lost_or_repeated_in_an_upgrade_and_downgrade() -> None:
     needs("redis-server")
     folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # a short path: sockets are below it
     upgrade = asyncio.run(up_and_back(folder, today(), following(folder / "following"), say=lambda _: None))
