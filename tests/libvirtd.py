@@ -36,7 +36,7 @@ class Daemon:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._listens():
-                    assert process.poll() is None, f"{_SCRIPT} has ended: by hand it says why"
+                    assert process.poll() is None, f"{_SCRIPT} has exited; run it by hand to see why"
                     await asyncio.sleep(0.05)
         except BaseException:  # the caller has nothing yet with which to stop it
             process.kill()

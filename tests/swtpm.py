@@ -53,8 +53,8 @@ def _tpm(folder: Path) -> Iterator[socket.socket]:
                     with suppress(FileNotFoundError, ConnectionRefusedError):
                         tpm.connect(data)
                         break
-                    assert process.poll() is None, "swtpm has ended"
-                    assert time.monotonic() < deadline, "swtpm did not come up"
+                    assert process.poll() is None, "swtpm has exited"
+                    assert time.monotonic() < deadline, "swtpm did not start"
                     time.sleep(0.02)
                 yield tpm
         finally:

@@ -58,7 +58,7 @@ def main() -> int:
     tally = asyncio.run(campaign(folder, rounds=rounds, seed=seed, sabotage=sabotage))
     print(tally.text())
     if tally.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

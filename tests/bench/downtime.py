@@ -119,7 +119,7 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
 
 
 async def main() -> None:
-    print(f"{ROUNDS} rounds, medians, ms that the guest is away; the ratio is to the script")
+    print(f"{ROUNDS} rounds, medians, downtime of the guest in ms; the ratio is to the script")
     rows = []
     folder = Path(tempfile.mkdtemp(prefix="vps-"))  # a process can open only one libvirt root
     for shape, sizes in SHAPES.items():

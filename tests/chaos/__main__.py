@@ -148,7 +148,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, wanted=wanted, seed=seed, sabotage=sabotage, daemon=daemon))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

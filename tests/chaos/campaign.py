@@ -208,7 +208,7 @@ class Campaign:
                 while await self._are_busy(servers):  # noqa: ASYNC110 - other processes decide
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            self.summary.violations.append(f"servers {[one.server.id for one in servers]}: a job does not end")
+            self.summary.violations.append(f"servers {[one.server.id for one in servers]}: a job has not ended")
             return False
         return True
 

@@ -81,7 +81,7 @@ async def campaign(
     """`folder`: a short path, because sockets are below it."""
     began = time.monotonic()
     async with many(folder, guests_each=guests_each) as cell:
-        say(f"{len(cell.hosts)} nodes with {len(cell.guests)} servers run after {time.monotonic() - began:.1f} s")
+        say(f"{len(cell.hosts)} nodes with {len(cell.guests)} servers running after {time.monotonic() - began:.1f} s")
         return await _Played(cell, random.Random(seed), say).run(events)
 
 
@@ -346,12 +346,12 @@ class _Played:
                     job = (await self._insist("GET", f"/api/v1/jobs/{job_id}/")).body
                     await asyncio.sleep(AGAIN_SECONDS)
         except TimeoutError:
-            self.summary.violations.append(f"job {job_id} does not end: {job}")
+            self.summary.violations.append(f"job {job_id} has not ended: {job}")
             return
         code = (job["error"] or {}).get("code", "")
         self.summary.jobs[code or job["state"]] += 1
         if (state and job["state"] != state) or (code and code not in (codes or set())):
-            self.summary.violations.append(f"job {job_id} ended as {job}, not as {state} {codes or ''}")
+            self.summary.violations.append(f"job {job_id} ended as {job}, expected {state} {codes or ''}")
 
     async def _insist(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
         """Repeat the call until it is answered without a 5xx and its server is published and not busy."""
@@ -445,7 +445,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, events=chosen, seed=seed))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

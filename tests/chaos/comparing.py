@@ -160,4 +160,4 @@ def _of_overview(truth: Truth, told: Told) -> Iterator[str]:
 
 def _unless(what: str, said: object, real: object) -> Iterator[str]:
     if said != real:
-        yield f"{what}: said {said}, really {real}"
+        yield f"{what}: shown {said}, actual {real}"

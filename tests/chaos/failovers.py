@@ -179,12 +179,12 @@ class _Played:
         for job_id in customers.admitted:
             if job_id not in completed:
                 answer = await cell.client.call("GET", f"/api/v1/jobs/{job_id}/")
-                violations.append(f"job {job_id} was admitted and not done: {answer.status} {answer.body}")
+                violations.append(f"job {job_id} was admitted but not done: {answer.status} {answer.body}")
         violations += [f"job {job_id} was done {times} times" for job_id, times in completed.items() if times > 1]
         held = sum(len(tags) for tags in cell.tags().values())
         listed = (await cell.client.call("GET", "/api/v1/snapshots/")).body["count"]
         if held != listed:
-            violations.append(f"the disks hold {held} snapshots, the API knows {listed}")
+            violations.append(f"the disks have {held} snapshots, the API lists {listed}")
 
     async def _all_ended(self) -> None:
         try:
@@ -194,7 +194,7 @@ class _Played:
                     while (left := await self._cell.operator.call("GET", path)).body["results"]:  # noqa: ASYNC110
                         await asyncio.sleep(0.1)
         except TimeoutError:
-            self.summary.violations.append(f"jobs do not end: {left.body}")
+            self.summary.violations.append(f"jobs have not ended: {left.body}")
 
 
 def main() -> int:
@@ -208,7 +208,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, faults=faults, wait_for_replicas=wait, min_replicas=least))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -93,7 +93,7 @@ class HostileNode:
         finally:
             await redis.aclose(close_connection_pool=True)
         if holder != NODE.encode():
-            self.violations.append(f"the hostile node was answered to {call} of job {job} of node {holder!r}")
+            self.violations.append(f"the hostile node got an answer to {call} of job {job} of node {holder!r}")
 
     async def _learn(self) -> None:
         """Learn what exists: more than a node can know."""

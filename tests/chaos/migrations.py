@@ -68,7 +68,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, kills=kills, seed=seed))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -28,11 +28,11 @@ class Summary:
         late = sum(seconds > SETTLED_SECONDS for seconds in times)
         rows = [
             f"operations: {_counted(self.operations.items())}",
-            f"kills by target: {_counted(self.kills.items())}; {self.killed} in all",
-            f"kills by the step that the journal had: {_counted(self.steps.items())}",
-            f"settled, from the restart on: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {times[-1]:.2f} s; "
+            f"kills by target: {_counted(self.kills.items())}; {self.killed} in total",
+            f"kills by the step in the journal: {_counted(self.steps.items())}",
+            f"time to settle after the restart: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {times[-1]:.2f} s; "
             f"{late} of {len(times)} later than {SETTLED_SECONDS:.0f} s",
-            f"claims of the hostile node: {_counted(self.claims.items())}; {self.claims.total()} in all",
+            f"claims of the hostile node: {_counted(self.claims.items())}; {self.claims.total()} in total",
             f"violations: {len(self.violations)}",
         ]
         if self.moments_wanted:

@@ -21,6 +21,6 @@ def test_the_dashboard_shows_the_real_machines_whatever_happens_to_nodes() -> No
     needs_root()
     folder = Path(tempfile.mkdtemp(prefix="many-", dir="/tmp"))  # a short path: sockets are below it
     summary = asyncio.run(campaign(folder, events=EVENTS, seed=3, guests_each=1, say=lambda _: None))
-    assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
+    assert summary.violations == [], f"{summary.text()}\nkept for inspection: {folder}"
     assert summary.events.total() == len(EVENTS)
     shutil.rmtree(folder)

@@ -322,7 +322,7 @@ class reading:  # noqa: N801 - used as a function
     async def __aenter__(self) -> None:
         self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - as any other tool
         while not self._socket.exists():
-            assert self._process.poll() is None, "qemu-nbd has ended"
+            assert self._process.poll() is None, "qemu-nbd has exited"
             await asyncio.sleep(0.01)
 
     async def __aexit__(self, *_: object) -> None:

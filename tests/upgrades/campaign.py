@@ -71,7 +71,7 @@ class Upgrade:
         self.cell.allow(first, release)
         await self.cell.start_gateways(release)
         await self.cell.let_nodes_in()
-        self.say(f"gateways are of {release.name}")
+        self.say(f"gateways run {release.name}")
         await self.change_nodes(release)
         self.cell.forbid("worker")
 
@@ -84,7 +84,7 @@ class Upgrade:
             await self.cell.children[f"worker-{node}"].stop()
             await self.cell.start_node(node, first)
             await self._order(f"nodes/{node}/resume/", reason="it is of the former release")
-            self.say(f"node {node} is of {first.name}")
+            self.say(f"node {node} runs {first.name}")
         for place in range(len(self.cell.ports)):
             await self.cell.children[f"gateway-{place}"].stop()
         await self.change_front_ends(first)
@@ -101,14 +101,14 @@ class Upgrade:
             await self._admitted()
             await self.cell.children[f"api-{place}"].stop()
             await self.cell.start_front_end(place, release)
-            self.say(f"front end {place} is of {release.name}")
+            self.say(f"front end {place} runs {release.name}")
 
     async def change_gateways(self, release: Release) -> None:
         for place in range(len(self.cell.ports)):
             await self._admitted()
             await self.cell.children[f"gateway-{place}"].stop()
             await self.cell.start_gateway(place, release)
-            self.say(f"gateway {place} is of {release.name}")
+            self.say(f"gateway {place} runs {release.name}")
 
     async def change_nodes(self, release: Release) -> None:
         """Stop the worker of the first node and kill that of the second. Both have running jobs."""
@@ -136,7 +136,7 @@ class Upgrade:
         held = {int(tag.removeprefix("vps-")) for tags in map(_tags, cell.servers().values()) for tag in tags}
         listed = (await cell.customer().call("GET", "/api/v1/snapshots/?page_size=500")).body["results"]
         if held != {snapshot["id"] for snapshot in listed}:
-            violations.append(f"the disks hold {held}, the API lists {listed}")
+            violations.append(f"the disks have {held}, the API lists {listed}")
         violations += [f"{s.name} is {s.power}" for s in cell.servers().values() if s.power is not Power.ON]
         violations += [f"an error was logged: {line}" for line in cell.errors()]
 
@@ -179,7 +179,7 @@ class Upgrade:
     async def _ended(self, job: str) -> None:
         done = await self.cell.operator().follow(f"/api/v1/ops/jobs/{job}/", timeout_seconds=ENDS_SECONDS)
         if done["state"] != JobState.COMPLETED:
-            self.violations.append(f"a job that was at work did not complete: {done}")
+            self.violations.append(f"a running job did not complete: {done}")
 
     async def _all_ended(self) -> None:
         async with asyncio.timeout(ENDS_SECONDS):

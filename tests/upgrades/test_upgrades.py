@@ -15,6 +15,6 @@ def test_nothing_admitted_is_lost_or_repeated_in_an_upgrade_and_downgrade() -> N
     needs("redis-server")
     folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # a short path: sockets are below it
     upgrade = asyncio.run(up_and_back(folder, today(), following(folder / "following"), say=lambda _: None))
-    assert upgrade.violations == [], f"{upgrade.text()}\nleft for a look: {folder}"
+    assert upgrade.violations == [], f"{upgrade.text()}\nkept for inspection: {folder}"
     assert len(upgrade.held) == 2 * len(NODES)
     shutil.rmtree(folder)
