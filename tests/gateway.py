@@ -79,7 +79,7 @@ async def gateway(redis: Path, *, node: str = "n1", **settings: Any) -> AsyncIte
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
-    """A certificate for localhost, which is its own authority."""
+    """Write a certificate for localhost, which is its own authority."""
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)

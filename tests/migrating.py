@@ -121,7 +121,7 @@ class Two:
         return self.folder / "d" / "variables"
 
     async def define(self, *more: Path, uefi: bool = False) -> None:
-        """A server on the first node, off, with A on its disk; `more`: additional disks."""
+        """Define a server on the first node, off, with A on its disk; `more`: additional disks."""
         place = self.path.parent
         place.mkdir()
         devices = [disk(make_disk(path)) for path in (self.path, *more)]

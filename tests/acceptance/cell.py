@@ -123,7 +123,7 @@ class AcceptanceCell:
         )
 
     async def is_published(self) -> None:
-        """Whether the node has reported all servers and their snapshots."""
+        """Wait until the node has reported all servers and their snapshots."""
         redis = self.redis.client()
         try:
             for server_id in self.servers:

@@ -105,7 +105,7 @@ class Backups:
         self._say(f"round {number:4} server {expected.server.id} {'; '.join(said) or 'nothing'}")
 
     async def _switch(self, expected: Expected) -> str:
-        """Turn the server on or off, as its owner would."""
+        """Turn the server on or off, as its owner would. Returns what was done."""
         if expected.running:
             await self._cell.lab.cut_power(expected.server.name)
         else:

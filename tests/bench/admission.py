@@ -68,7 +68,7 @@ async def fresh(cell: Cell, servers: list[ServerId]) -> None:
 
 
 async def race(cell: Cell) -> bool:
-    """That many creates of one server at the same time: exactly one becomes a job."""
+    """Whether exactly one of that many creates of one server at the same time becomes a job."""
     await fresh(cell, [SERVER])
     answers = await asyncio.gather(*(cell.create(f"race-{n}") for n in range(RACE)), return_exceptions=True)
     busy = sum(isinstance(answer, ServerBusy) for answer in answers)

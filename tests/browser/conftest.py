@@ -49,7 +49,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def unused(stage: Stage) -> list[ServerId]:
-    """Yields servers that no test has used yet."""
+    """Servers that no test has used yet."""
     return list(stage.nodes["node-1"].servers)
 
 

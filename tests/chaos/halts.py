@@ -91,7 +91,7 @@ class Halts:
         self._write(self._halted, "")
 
     def reached(self) -> list[int] | None:
-        """The stopped process: a child, or none for the worker. None: not stopped yet."""
+        """The PIDs of the stopped child; empty if the worker itself stopped. None: nothing has stopped yet."""
         try:
             return [int(pid) for pid in self._halted.read_text().split()]
         except FileNotFoundError:

@@ -86,7 +86,7 @@ class HostileNode:
             await self._must_be_its_own(job, call)
 
     async def _must_be_its_own(self, job: str, call: str) -> None:
-        """A job of its own server that it may have invented, as one that started before the store lost its data."""
+        """Check that the job is its own: it can invent jobs of its server that started before a loss of the store."""
         redis = self._cell.redis.client()
         try:
             holder = await redis.execute_command("HGET", f"job:{job}", "node")  # type: ignore[no-untyped-call]

@@ -106,7 +106,7 @@ class Host:
         self.is_on = True
 
     async def die(self) -> None:
-        """A power failure: nothing is running or reachable."""
+        """Simulate a power failure: nothing is running or reachable."""
         self.cut()
         await self.worker_dies()
         self.daemon.stop_for_good()
@@ -172,7 +172,7 @@ class Host:
         self.let_go()
 
     def _release(self) -> Path:
-        """The environment that makes the worker report that version."""
+        """A folder with package metadata that makes the worker report that version."""
         folder = self.folder / f"release-{self.version}"
         about = folder / f"vps_snapshots-{self.version}.dist-info" / "METADATA"
         about.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ class Learning:
         expected.held[f"{SAFETY_PREFIX}{end.job_id}"] = frozenset(expected.server.disks)
 
     def _learn_of_the_chain(self, expected: Expected, end: End) -> None:
-        """A revert makes bitmaps wrong: none may remain, and the end of a backup chain must be reported."""
+        """Check that no bitmap remains after a revert and that the end of a backup chain is reported."""
         for disk in [disk for disk in expected.server.disks if expected.bitmaps.get(disk)]:
             left = frozenset[str]() if end.state == "completed" else model.look(disk).bitmaps
             if left != expected.bitmaps[disk] and CHAIN_ENDED not in end.notes:

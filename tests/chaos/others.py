@@ -144,7 +144,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
 
 
 async def arrive(cell: AcceptanceCell, expected: Expected, snapshot_id: int) -> None:
-    """The server arrives from another node with a snapshot, before the worker's first start."""
+    """Let the server arrive from another node with a snapshot, before the worker's first start."""
     tag = f"vps-{snapshot_id}"
     command = [sys.executable, "-c", _ARRIVE, cell.lab.uri, str(expected.server.id), tag]
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)

@@ -147,7 +147,7 @@ class State:
 
     @property
     def spoilt(self) -> bool:
-        """Make a disk unusable, so that nothing can be read from it."""
+        """Whether nothing can be read from one of the disks."""
         return len(self.readable()) < len(self.images)
 
     def readable(self) -> dict[str, Image]:
@@ -342,7 +342,7 @@ def _qemu_io(path: Path, command: str) -> None:
 
 
 def _kill_a_writer(path: Path) -> None:
-    """A QEMU that dies leaves its bitmaps marked as in use, so that no program trusts them again."""
+    """Kill a QEMU, which leaves its bitmaps marked as in use, so that no program trusts them again."""
     command = ["stdbuf", "-oL", "qemu-io", "--image-opts", image_options(path), "-c", "write 0 4k", "-c", "sleep 60000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None

@@ -651,7 +651,7 @@ def add_bitmap(path: Path, *names: str) -> None:
 
 
 def leave_in_use(path: Path) -> None:
-    """As a killed QEMU does."""
+    """Mark the bitmaps as in use, as a killed QEMU leaves them."""
     subprocess.run(
         ["qemu-io", "--image-opts", image_options(path), "-c", "write -q 0 64k", "-c", "flush", "-c", "abort"],
         check=False,

@@ -183,7 +183,7 @@ async def test_the_disks_of_a_qemu_that_dies_are_repaired(kvm_bench: KvmBench) -
 
 
 async def _running(bench: KvmBench, *, instead: tuple[str, str] = ("", "")) -> None:
-    """A server with two disks and this replacement in its definition."""
+    """Start a server with two disks and this replacement in its definition."""
     devices = [disk(make_disk(bench.path(1, target))) for target in ("vda", "vdb")]
     xml = bench.lab.domain_xml("server-1", devices, guest=False)
     domains.define(bench.connection, xml.replace(*instead) if instead[0] else xml)

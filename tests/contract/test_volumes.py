@@ -55,7 +55,7 @@ def pool(connection: Any, folder: Path, name: str, *, active: bool = True) -> An
 
 
 def define(daemon: Daemon, connection: Any, source: str, *, efi: bool = False) -> None:
-    """A domain whose second disk is a volume."""
+    """Define a domain whose second disk is a volume."""
     lab = Lab(daemon.folder / "l")  # only for its XML
     first, second = (make_disk(lab.disk_path(name), "16M") for name in ("a", "b"))
     xml = lab.domain_xml("s1", [disk(first), disk(second)], guest=False)

@@ -311,7 +311,7 @@ async def _work_of(world: World, hosted: Hosted) -> None:
 
 
 async def work_damaged(hosted: Hosted) -> None:
-    """The same if something is damaged: only that may be refused."""
+    """Do the same if something is damaged: only that may be refused."""
     node, server = hosted.node, hosted.server
     assert await node.take_lease(seconds=600) is None
     await node.report([ReportedServer(id=server, account_id=ACCOUNT, name="web", power="on")], FACTS)

@@ -84,7 +84,7 @@ class Found:
             assert NoteCode.DISK_KEPT_SIZE in _told(job)
 
     def _check_chain(self, server: FakeServer, job: Job) -> None:
-        """A restore leaves no wrong bitmap, and reports the end of a backup chain; other jobs leave bitmaps alone."""
+        """Check that only a restore ends a backup chain, without a wrong bitmap, and that it reports this."""
         is_as_before = _chain(server) == _chain(self.before)
         assert is_as_before or (job.kind in OVERWRITING and NoteCode.BACKUP_CHAIN_ENDED in _told(job)), job
         if job.kind in OVERWRITING and job.state is JobState.COMPLETED:

@@ -37,7 +37,7 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
 
 
 def _fit_schedule(body: dict[str, Any], *, is_new: bool) -> None:
-    """A schedule has a server or labels and keeps that kind; by label, it has a window."""
+    """Give a schedule a server or labels, and a window if it has labels."""
     if body.get("time_zone") is not None:
         body["time_zone"] = "Europe/Berlin"
     if "window_minutes" in body:

@@ -80,7 +80,7 @@ async def milliseconds(cell: Cell) -> int:
 
 
 async def end(cell: Cell, job_id: JobId, outcome: Outcome = BROKEN) -> JobId:
-    """Make each change in a separate millisecond."""
+    """Start and end the job, each in a separate millisecond. Returns its ID."""
     await next_millisecond(cell)
     await cell.node.begin(job_id)
     await next_millisecond(cell)

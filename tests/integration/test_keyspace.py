@@ -356,7 +356,7 @@ async def _without_front_end(seen: Keyspace) -> None:
 
 
 async def _restored(seen: Keyspace) -> None:
-    """A snapshot from a backup that its node has not published."""
+    """Restore a backup with a snapshot that its node has not published."""
     record = {"server": str(SERVER), "account": str(ACCOUNT), "description": "", "labels": "{}", "protected": "1"}
     record |= {"status": "completed", "expires_ms": "1", "schedule": "a" * 32}
 

@@ -79,7 +79,7 @@ async def nothing_left(redis: Redis) -> None:
 
 
 async def every_slot_works(redis: Redis, jobs: Jobs, *, slots: int = 2) -> None:
-    """As many jobs run in parallel as there are slots."""
+    """Check that as many jobs run in parallel as there are slots."""
     job_ids = [f"slot{n}" for n in range(slots)]
     await put(redis, *job_ids, "w-too-many")
     await jobs.have_started(*job_ids)

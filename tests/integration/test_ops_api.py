@@ -75,7 +75,7 @@ async def ops(cell: Cell) -> AsyncIterator[Ops]:
 
 
 async def have_theirs(cell: Cell) -> None:
-    """A second node with a server of another account."""
+    """Add a second node with a server of another account."""
     other = node_store(cell.redis, node="n2", machine="m2")
     assert await other.take_lease(seconds=60) is None
     await Cell(redis=cell.redis, store=cell.store, node=other).have([THEIRS], account=OTHERS)

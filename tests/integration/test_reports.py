@@ -47,7 +47,7 @@ async def test_an_unchanged_server_is_not_read_again(node: Node) -> None:
 
 
 async def _power(node: Node) -> None:
-    """A job has ended, and its node has reported the server's power."""
+    """End a job; its node reports the server's power with it."""
     admitted = await node.cell.create()
     await node.cell.node.take_lease(seconds=60)
     await node.cell.node.begin(admitted.job.id)
@@ -56,7 +56,7 @@ async def _power(node: Node) -> None:
 
 
 async def _moved(node: Node) -> None:
-    """An operator has placed it on another node."""
+    """Place the server on another node, as an operator does."""
     await node.cell.raw("HSET", "node:n1", "heartbeat_ms", "0")
     other = node_store(node.cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
@@ -78,7 +78,7 @@ async def _lost(node: Node) -> None:
 
 
 async def _restored(node: Node) -> None:
-    """The record was lost, and a backup has declared the server."""
+    """Lose the server's record and declare it again, as a restored backup does."""
     await node.cell.raw("DEL", f"server:{SERVER}")
     record = {"account": str(ACCOUNT), "node": "n1", "name": "web-server-01"}
     row = {"kind": "server", "key": f"server:{SERVER}", "record": record}

@@ -314,7 +314,7 @@ class TestRetention:
 
 
 async def _night(api: FrontEnd, schedule_id: str, name: str) -> None:
-    """One window, with snapshots of its own name."""
+    """Run one window, with snapshots of its own name."""
     await api.cell.raw("HSET", f"schedule:{schedule_id}", "name", name)
     await api.cell.raw("HDEL", f"schedule:{schedule_id}", "window_start_ms")
     await fall_due(api, schedule_id)

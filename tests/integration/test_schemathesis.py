@@ -129,7 +129,7 @@ async def test_operators_calls_match_the_document_too(service: Service, state: S
 
 
 async def have_a_job_that_failed(customer: Client, operator: Client) -> None:
-    """A failed job for the operator: cancelled while its node was paused."""
+    """Create a failed job for the operator: cancelled while its node was paused."""
     node = f"{OPS}nodes/node-1/"
     await operator.call("POST", f"{node}pause/", {"reason": "a test"})
     created = await customer.call("POST", "/api/v1/snapshots/", {"server_id": SERVER_ID, "name": "a"})

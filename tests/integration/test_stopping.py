@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def reached(server: RedisServer) -> AsyncIterator[Reached]:
-    """Whether Redis answers."""
+    """A gateway for the worker, with or without Redis."""
     async with gateway(server.socket) as reached:
         yield reached
 

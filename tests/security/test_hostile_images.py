@@ -151,7 +151,7 @@ def needs_a_data_file(name: str) -> Forge:
 
 
 def all_l1_entries_at_one_table(path: Path) -> None:
-    """The most L1 entries that QEMU accepts, all for one table of 8192 entries: 2^35 clusters to check."""
+    """Write the most L1 entries that QEMU accepts, all for one table of 8192 entries: 2^35 clusters to check."""
     l2 = number(path, number(path, L1_AT))
     at = -(-path.stat().st_size // CLUSTER) * CLUSTER
     count = 4 << 20

@@ -42,7 +42,7 @@ def a_server(chance: random.Random) -> FakeServer:
 
 
 async def with_a_past(chance: random.Random, hypervisor: FakeHypervisor) -> None:
-    """A snapshot, and what has happened to the server since."""
+    """Create a snapshot, and apply what may happen to the server afterward."""
     server = hypervisor.server(SERVER)
     power, server.power, in_use, server.in_use = server.power, Power.OFF, server.in_use, ""
     await hypervisor.take_snapshot(SERVER, SPEC)

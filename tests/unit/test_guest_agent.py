@@ -33,7 +33,7 @@ Says = Callable[..., list[str]]
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """The agent's answers, one per command; SILENT: none. Yields the commands that were received."""
+    """Sets the agent's answers, one per command (SILENT: none), and returns the received commands."""
 
     def use(*answers: str) -> list[str]:
         left, asked = list(answers), list[str]()

@@ -76,14 +76,14 @@ class Upgrade:
         self.cell.forbid("worker")
 
     async def back_to_the_first(self, first: Release, release: Release) -> None:
-        """A node that is downgraded may not have a running job: the first release does not know all steps."""
+        """Downgrade to the first release, after draining each node, because that release does not know all steps."""
         self.cell.allow(release, first, beside=release)
         for node in NODES:
             await self._admitted()
             await self._drain(node)
             await self.cell.children[f"worker-{node}"].stop()
             await self.cell.start_node(node, first)
-            await self._order(f"nodes/{node}/resume/", reason="it is of the former release")
+            await self._order(f"nodes/{node}/resume/", reason="it has the previous release")
             self.say(f"node {node} runs {first.name}")
         for place in range(len(self.cell.ports)):
             await self.cell.children[f"gateway-{place}"].stop()
