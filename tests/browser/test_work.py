@@ -1,4 +1,4 @@
-"""An operator at work: what happens is seen without a reload, and what is done takes place."""
+"""An operator at work: pages show changes without a reload, and actions take effect."""
 
 import re
 
@@ -18,7 +18,7 @@ def row(operator: Operator, job_id: JobId) -> Locator:
 
 
 async def press(operator: Operator, name: str, *, answer: str, reason: str = "") -> None:
-    """A button that asks, and the one of its question."""
+    """Press a button that asks for confirmation, and then the one that confirms."""
     await operator.page.get_by_role("button", name=name, exact=True).click()
     question = operator.page.get_by_role("dialog")
     if reason:
@@ -28,7 +28,7 @@ async def press(operator: Operator, name: str, *, answer: str, reason: str = "")
 
 
 async def failed(operator: Operator) -> JobId:
-    """A job that has failed and left its server as it was."""
+    """A failed job that left its server unchanged."""
     server_id = operator.a_server()
     operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, fails=True))
     job_id = await operator.stage.create(server_id)
@@ -38,7 +38,7 @@ async def failed(operator: Operator) -> JobId:
 
 
 async def waiting(operator: Operator) -> JobId:
-    """A job on the paused node."""
+    """A job that waits on the paused node."""
     return await operator.stage.create(operator.a_server())
 
 
@@ -70,7 +70,7 @@ async def test_a_jobs_page_shows_its_steps_as_they_come(operator: Operator) -> N
     assert await operator.is_same_document()
 
 
-async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(operator: Operator) -> None:
+async def test_a_filter_shows_its_choice_and_is_in_the_address(operator: Operator) -> None:
     bad, good = await failed(operator), await operator.stage.create(operator.a_server(), "a-good-one")
     await operator.stage.ended(good)
     await operator.open("jobs/")
@@ -125,7 +125,7 @@ async def test_a_restore_that_would_overwrite_what_was_written_since_is_forced_b
     await expect(field).to_be_focused()
     await field.fill("1")
     await force.click()
-    await expect(field).to_be_visible()  # the browser refuses to send it
+    await expect(field).to_be_visible()  # the browser refuses to submit the form
     assert (await operator.stage.job(job_id)).job.retried_by is None
     await field.fill(str(server_id))
     await force.click()
@@ -192,7 +192,7 @@ async def test_a_stranded_server_comes_first_until_it_is_marked_as_resolved(oper
     await expect(row(operator, job_id).get_by_text("resolved")).to_be_visible()
 
 
-async def test_a_page_is_right_again_after_the_front_end_was_away(operator: Operator) -> None:
+async def test_a_page_is_correct_again_after_the_front_end_was_down(operator: Operator) -> None:
     server_id = operator.a_server()
     operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.0))
     job_id = await operator.stage.create(server_id)

@@ -1,4 +1,4 @@
-"""Operators set how many snapshots a server of an account may have."""
+"""Operators set the snapshot limit of an account's servers."""
 
 from collections.abc import AsyncIterator
 

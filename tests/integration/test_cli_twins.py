@@ -1,5 +1,5 @@
-"""What the dashboard and the API can do, the command line can: pages and actions, schedules, webhooks, protection,
-contexts, names."""
+"""Everything in the dashboard and the API is also in the command line: pages and actions, schedules, webhooks,
+protection, contexts, names."""
 
 import json
 import stat
@@ -22,7 +22,7 @@ from tests.integration.test_ops_api import Ops, failed
 from worker.store.access.tokens import Permission
 from worker.store.model import ServerId
 
-OF_A_BROWSER = ""  # has no command: a session, or a file that is on the front end
+OF_A_BROWSER = ""  # has no command: a session, or a file on the front end
 OF_PAGES = {
     "/ops/": "overview",
     "/ops/nodes/": "nodes",
@@ -54,7 +54,7 @@ OF_ACTIONS = {
     "/ops/tokens/{token_id}/revoke/": ("token revoke",),
     "/ops/logout/": (OF_A_BROWSER,),
 }
-# For orchestrators and installations: they come with a file for a node, or say what only an orchestrator knows.
+# For orchestrators and installers: they have a file for a node, or state what only an orchestrator knows.
 OF_SCRIPTS = {
     *("node credential create", "node credential rotate", "node credential revoke"),
     *("server declare", "server place", "server give", "account limit"),
@@ -203,7 +203,7 @@ class TestContexts:
         assert (await run("nodes"))[0] == Exit.NOT_ALLOWED
         assert (await run("context", "use", "cell"))[0] == 0
         assert "n1" in (await run("nodes"))[1]
-        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # its token goes nowhere else
+        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # it sends no token there
         assert (await run("--context", "none", "nodes"))[0] == Exit.USAGE
         assert (await run("context", "use", "none"))[0] == Exit.NOT_FOUND
         file.chmod(0o644)
@@ -215,7 +215,7 @@ class TestContexts:
 
 
 class TestTerminal:
-    async def test_what_decides_fits_in_80_columns(self, ops: Ops, cli: Cli) -> None:
+    async def test_the_important_columns_fit_in_80_characters(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("not_enough_space", stranded=True))
         async with cli.at_terminal("jobs", width=80) as terminal:
             assert await terminal.ends() == 0
@@ -233,7 +233,7 @@ class TestTerminal:
             assert await terminal.ends() == 0
             assert (await terminal.shows("in the last hour")).count("paged:") == 5
 
-    async def test_what_was_put_right_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_resolved_server_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("start_failed", stranded=True))
         assert "stranded" in (await cli.run("jobs", "--state", "failed")).out
         await ops.post(f"jobs/{job}/resolve/", {"reason": "by hand"})

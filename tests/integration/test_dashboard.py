@@ -1,4 +1,4 @@
-"""The dashboard's pages and what an operator does on them."""
+"""The dashboard's pages and an operator's actions on them."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def failed(code: str = "not_enough_space", *, detail: str = "Too little space.",
 async def made(
     dashboard: Dashboard, outcome: Outcome | None = None, *, name: str = "a", server: ServerId = SERVER
 ) -> JobId:
-    """A create, taken to that outcome; None: it waits."""
+    """A create with that outcome; None: it stays queued."""
     job = (await dashboard.cell.create(name, server=server)).job
     if outcome is not None:
         await dashboard.cell.node.begin(job.id)
@@ -62,7 +62,7 @@ async def audited(dashboard: Dashboard) -> list[dict[str, str]]:
 
 
 def visible(page: str) -> str:
-    """What a person reads, in one line."""
+    """The visible text, in one line."""
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
@@ -156,7 +156,7 @@ class TestJobs:
             ("audit/", "about", "server:x"),
         ],
     )
-    async def test_a_filter_that_can_not_be_is_kept_and_told_beside_its_field(
+    async def test_an_invalid_filter_is_kept_and_explained_at_its_field(
         self, dashboard: Dashboard, path: str, field: str, text: str
     ) -> None:
         await made(dashboard)
@@ -175,7 +175,7 @@ class TestJobs:
     @pytest.mark.parametrize(
         "query", ["since=then", "until=0000-00-00T00:00", "since=0001-01-01T00:00", "after=x", "limit=0"]
     )
-    async def test_a_query_that_can_not_be_is_told(self, dashboard: Dashboard, query: str) -> None:
+    async def test_an_invalid_query_is_explained(self, dashboard: Dashboard, query: str) -> None:
         page = await dashboard.browser.get(
             f"/ops/jobs/?{query}", Cookie=f"{COOKIE}={dashboard.browser.session}; ops-zone=Asia/Tokyo"
         )
@@ -227,7 +227,7 @@ class TestJobs:
             "preflight 0.5 s",
             "stopping attempt 2 running",
             "snapshotting pending",
-            "stopping · 14 %",
+            "stopping · 14%",
             "on → on",
             "03:04:05 warning step.tried step= stopping",
             '{"cut',
@@ -255,7 +255,7 @@ class TestJobs:
         assert (retried["path"], retried["job"], retried["status"]) == (f"/ops/jobs/{job}/retry/", new, "200")
         assert (cancelled["path"], cancelled["token_name"]) == (f"/ops/jobs/{new}/cancel/", "a test")
 
-    async def test_what_is_refused_is_told_in_words_on_a_page_that_stays(self, dashboard: Dashboard) -> None:
+    async def test_a_refusal_is_explained_on_the_same_page(self, dashboard: Dashboard) -> None:
         job = await made(dashboard)
         page = await dashboard.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
         assert (page.status, page.headers["HX-Retarget"]) == (409, "#notice")
@@ -317,9 +317,7 @@ class TestMany:
         ],
         ids=str,
     )
-    async def test_what_makes_no_sense_is_refused_before_anything_is_done(
-        self, dashboard: Dashboard, fields: Any
-    ) -> None:
+    async def test_an_invalid_request_is_refused_before_any_change(self, dashboard: Dashboard, fields: Any) -> None:
         job = await made(dashboard)
         assert (await dashboard.browser.post("/ops/jobs/bulk/", fields)).status == 400
         assert await dashboard.cell.raw("ZSCORE", "jobs:state:queued", job)
@@ -414,7 +412,7 @@ class TestEveryPage:
             told += page.text.count("&lt;script&gt;")
         assert told > 10
 
-    async def test_of_what_is_not_there_says_so(self, dashboard: Dashboard) -> None:
+    async def test_a_missing_object_is_reported_as_missing(self, dashboard: Dashboard) -> None:
         for path in (
             "/ops/nodes/no-such/",
             "/ops/nodes/.../",
@@ -427,7 +425,7 @@ class TestEveryPage:
             assert page.status == 404, path
             assert "Not found" in page.text
 
-    async def test_without_the_store_says_so_and_what_goes_on(self, cell: Cell) -> None:
+    async def test_without_the_store_it_says_so_and_what_continues(self, cell: Cell) -> None:
         async with dashboard_of(cell, request_seconds=0.2) as dashboard:
             await cell.raw("CLIENT", "PAUSE", "1500", "ALL")
             page = await dashboard.browser.get("/ops/")
@@ -444,7 +442,7 @@ class TestEveryPage:
             assert "<html" not in inside.text
             assert '<form class="filter"' not in inside.text
 
-    async def test_costs_the_store_the_same_with_four_times_as_much_in_it(self, cell: Cell) -> None:
+    async def test_costs_the_store_no_more_with_four_times_the_data(self, cell: Cell) -> None:
         async def commands(dashboard: Dashboard, path: str) -> int:
             await cell.raw("CONFIG", "RESETSTAT")
             await dashboard.browser.seen(path)

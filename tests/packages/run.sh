@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the packages twice and compares them, runs lintian, and tries the packages and install.sh in fresh chroots of each
+# Builds the packages twice and compares them, runs lintian, and tests the packages and install.sh in fresh chroots of each
 # Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR, and keeps the bare systems
-# in .chroots. TRANSCRIPT: a file for what was done in the chroots with the packages. DEBS: a folder with packages, which are
-# then only used: nothing is built, compared or installed from the checkout.
-# `run.sh units`: instead, boots each Debian release in a virtual machine, and tries the units there under systemd (machine.sh).
+# in .chroots. TRANSCRIPT: a file for the commands that were run in the chroots with the packages. DEBS: a folder with
+# packages to test; nothing is then built, compared or installed from the checkout.
+# `run.sh units`: instead, boots each Debian release in a virtual machine and tests the units under systemd (machine.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD
@@ -50,7 +50,7 @@ bare() { # RELEASE: the tar of a minimal system
     echo "$tar"
 }
 
-# fresh RELEASE NAME: a system that reaches the mirrors that this machine reaches, and starts no service.
+# fresh RELEASE NAME: a system that can reach this machine's mirrors and starts no service.
 fresh() {
     root=$work/$2
     mkdir -p "$root" && tar -C "$root" -xf "$(bare "$1")"
@@ -72,7 +72,7 @@ build_and_compare() {
     say "lintian"
     lintian --allow-root --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*.deb
 }
-# prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh when it boots.
+# prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh at boot.
 prepare_machine() {
     local packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
     packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
@@ -98,7 +98,7 @@ boot() {
         -kernel "${kernel[0]}" -initrd "${initrd[0]}" -append 'root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0' \
         -drive "file=$work/image,format=raw,if=virtio" -device virtio-rng-pci -serial stdio </dev/null |
         tee "$work/console" | sed -un 's/^machine: /    /p' >&2
-    grep -q '^machine: all hold' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
+    grep -q '^machine: all tests passed' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
     rm "$work/image"
 }
 debs=${DEBS:-$work/first}
@@ -109,7 +109,7 @@ if [ "${1:-}" = units ]; then
         prepare_machine "$release"
         boot
     done
-    say "all hold"
+    say "all tests passed"
     exit
 fi
 [ -n "${DEBS:-}" ] || build_and_compare
@@ -135,4 +135,4 @@ for release in "${releases[@]}"; do
     done
 done
 [ -z "${TRANSCRIPT:-}" ] || { cat tests/packages/transcript.md "$work/transcript" >"$TRANSCRIPT"; say "see $TRANSCRIPT"; }
-say "all hold"
+say "all tests passed"

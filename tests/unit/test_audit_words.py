@@ -1,4 +1,4 @@
-"""The audit log in words: every call that changes something has its own."""
+"""The audit log in words: every call that changes something has its own phrase."""
 
 import re
 
@@ -73,13 +73,13 @@ def test_each_call_that_changes_something_has_words(method: str, path: str) -> N
         ({"method": "", "path": "", "token_name": "", "unreadable": "no entry"}, None),
     ],
 )
-def test_what_is_said(fields: dict[str, str], text: str | None) -> None:
+def test_each_phrase(fields: dict[str, str], text: str | None) -> None:
     told = str(said({"token_name": "ops-night", "method": "POST"} | fields))
     assert told == (text or told)
     assert text or told.startswith("someone ")
 
 
-def test_what_is_named_can_be_linked() -> None:
+def test_named_objects_can_be_linked() -> None:
     told = said({"method": "POST", "path": "/ops/nodes/fra1-hv02/pause/", "token_name": "ops-night"})
     assert told.parts == ("paused ", Named(kind="node", id="fra1-hv02"))
     assert Named(kind="node", id="x").has_page
