@@ -14,7 +14,19 @@ from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import AdmittedJob
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, Snapshot, SnapshotId, SnapshotStatus, Step
+from worker.store.model import (
+    Contents,
+    Failure,
+    HeldDisk,
+    JobId,
+    JobKind,
+    JobState,
+    ServerId,
+    Snapshot,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
 from worker.store.nodes.node_store import (
     BeginRefused,
     BegunJob,
@@ -190,6 +202,30 @@ async def test_a_node_learns_nothing_of_a_snapshot_of_another_server(hostile: Ho
     known = await hostile.node.known(ITS_SERVER, [victim.snapshot, SnapshotId(1)])
     assert known.on_disk == {victim.snapshot: None, SnapshotId(1): None}
     assert known.elsewhere == {victim.snapshot}
+
+
+async def test_a_short_question_has_no_endless_answer(hostile: Hostile) -> None:
+    """Else a few calls would fill the memory of Redis and of the gateway with answers."""
+    disks = tuple(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1) for _ in range(60))
+    await hostile.node.publish(ITS_SERVER, [published(7, contents=Contents(disks=disks))], [])
+    assert (await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 100)).on_disk
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 500)
+    assert await hostile.told() == {b"n2:known:too_many": 1}
+
+
+async def test_the_list_of_a_server_is_bounded(hostile: Hostile) -> None:
+    """A lost snapshot takes no slot, but stays listed."""
+    ids = iter(range(1, 1000))
+    for turn in range(3):
+        new = await hostile.node.publish(ITS_SERVER, [published(next(ids)) for _ in range(101)], [])
+        assert len(new) == 100
+        lost = [await hostile.node.lose(ITS_SERVER, snapshot_id) for snapshot_id in new if turn < 2]
+        assert all(lost)
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.lose(ITS_SERVER, new[0])
+    assert await hostile.cell.raw("HGET", f"snapshot:{new[0]}", "status") == b"completed"
+    assert hostile.refused == [*[("publish", "too_many")] * 3, ("lose", "too_many")]
 
 
 async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
