@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import structlog
 from redis.asyncio import Redis
@@ -66,7 +67,8 @@ class Gateway:
         self._credentials = Credentials(redis)
         self._refusals = Refusals(metrics)
         self._handshakes = asyncio.Semaphore(HANDSHAKES)
-        self._admitted: dict[ServerConnection, Credential] = {}
+        # weak, because a connection that is admitted may still end before it is served
+        self._admitted = WeakKeyDictionary[ServerConnection, Credential]()
         self._sessions: dict[str, list[Session]] = defaultdict(list)
         self._allowances: dict[str, Allowances] = {}
         metrics.connections.set_function(lambda: sum(map(len, list(self._sessions.values()))))

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NewType
 
 import structlog
@@ -34,6 +35,10 @@ from worker.store.nodes.protocol import (
 
 OPEN_CALLS = 64  # concurrent calls of one connection; the next one is read when a call is answered
 POLICY_VIOLATION = 1008  # WebSocket close code
+# As how many calls a call counts, besides its items, because of what the store does for it: `republish` writes to the
+# record of each server of the node, and `known` reads the whole list of a server's snapshots.
+COSTS: Mapping[str, int] = {"republish": 100, "known": 4}
+ITEMS_OF_A_CALL = 20  # so many items, such as servers of a report, count as one more call
 
 CallId = NewType("CallId", int)
 
@@ -50,10 +55,12 @@ class CallRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowances:
-    """The rate limits of one node, over all its connections."""
+    """The limits of one node, over all its connections. `bytes`: of its calls and their answers. `known`: a short call
+    with a long answer, one at a time."""
 
     calls: Allowance
     bytes: Allowance
+    known: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Session:
@@ -172,11 +179,17 @@ class Session:
             return self._greet(message).model_dump_json()
         if self._store is None:
             raise CallRefused("no_hello", "the first call must be hello")
+        await self._allowances.calls.take(COSTS.get(name, 1) - 1 + _items(message) / ITEMS_OF_A_CALL)
+        if self._is_cut:  # while the call waited
+            raise StoreUnavailable.of()
         if name == "take_lease" and not self._had_lease:
             await self._first_lease()
             self._had_lease = True
-        answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
-        return call.answer.dump_json(answer).decode()
+        async with self._allowances.known if name == "known" else nullcontext():
+            answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
+            text = call.answer.dump_json(answer).decode()
+            await self._allowances.bytes.take(len(text))
+        return text
 
     def _greet(self, hello: Hello) -> Greeting:
         common = PROTOCOLS & set(hello.protocols)
@@ -198,6 +211,12 @@ class Session:
             return await ANSWERS["take"](store, ask)
         finally:
             self._taking = False
+
+
+def _items(message: Message) -> int:
+    """The number of items in the lists of a message and of its parts."""
+    lists = (value for _, value in message if isinstance(value, tuple))
+    return sum(map(len, lists)) + sum(_items(value) for _, value in message if isinstance(value, Message))
 
 
 def _read(frame: str | bytes) -> tuple[CallId, str, Any]:

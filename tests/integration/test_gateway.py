@@ -1,6 +1,7 @@
 """The gateway: who is let in, for how long, how much one node may send, and what is lost when a part dies."""
 
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
+from api.gateway.server import Connection
 from api.gateway.settings import GatewaySettings
 from deploy.demo.processes import Child
 from drivers.fake_faults import Effect, Rule, write_rules
@@ -123,6 +125,23 @@ async def test_another_path_leads_nowhere_and_health_needs_no_credential(reached
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+async def test_a_handshake_that_is_broken_off_leaves_nothing(reached: Reached) -> None:
+    request = (
+        f"GET /node HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {reached.secret}\r\n\r\n"  # it asks for no upgrade
+    )
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(reached.address.urls[0].removeprefix("unix://"))
+        writer.write(request.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 426 ")
+        writer.close()
+
+    async def none_is_left() -> bool:
+        gc.collect()
+        return not any(isinstance(one, Connection) for one in gc.get_objects())
+
+    await until_told(none_is_left)
 
 
 async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
@@ -419,8 +438,8 @@ async def test_a_node_that_asks_too_often_waits_and_holds_up_nobody(cell: Cell, 
         assert (await ask(other, "hello", **(HELLO | {"node": "n2"})))["answer"]
         began = time.monotonic()
         for number in range(60):
-            await flood.send(json.dumps({"id": number, "call": "republish", "ask": {}}))
-        assert (await ask(other, "republish"))["answer"] == 0
+            await flood.send(json.dumps({"id": number, "call": "lease_holder", "ask": {}}))
+        assert "answer" in await ask(other, "lease_holder")
         for _ in range(60):
             await flood.recv()
         assert time.monotonic() - began > 0.9  # (60 - 10) / 50 a second
@@ -432,8 +451,34 @@ async def test_a_second_connection_of_a_node_gives_it_no_second_allowance(redis_
         for _ in range(2):
             async with greeted(reached) as connection:
                 for _ in range(19):
-                    await ask(connection, "republish")
+                    await ask(connection, "lease_holder")
         assert time.monotonic() - began > 0.9
+
+
+async def test_a_call_with_many_items_counts_as_many(redis_server: RedisServer) -> None:
+    servers = [{"id": n + 1, "account_id": 5, "name": "x", "power": "on"} for n in range(380)]
+    async with gateway(redis_server.socket, calls_per_second=20, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            for _ in range(2):
+                await ask(connection, "report", servers=servers, about=None)
+        assert time.monotonic() - began > 0.9
+
+
+async def test_a_call_that_waits_while_its_node_is_cut_does_nothing(cell: Cell, redis_server: RedisServer) -> None:
+    async with gateway(redis_server.socket, node="n3", calls_per_second=100, calls_at_once=2) as reached:
+        secret = (await Credentials(cell.redis).create("n1")).secret
+        async with raw(reached, secret=secret) as connection:
+            assert "answer" in await ask(connection, "hello", **HELLO)
+            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))  # has to wait for a second
+            await Credentials(cell.redis).revoke("n1")
+            await gone(connection)
+
+        async def is_over() -> bool:  # with all its calls
+            return reached.metrics.registry.get_sample_value("vps_snapshots_gateway_connections") == 0
+
+        await until_told(is_over)
+    assert not await cell.raw("HEXISTS", f"server:{SERVER}", "unpublished")
 
 
 async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached) -> None:
