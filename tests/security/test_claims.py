@@ -21,6 +21,8 @@ from worker.store.model import (
     JobId,
     JobKind,
     JobState,
+    Note,
+    NoteCode,
     ServerId,
     Snapshot,
     SnapshotId,
@@ -268,6 +270,23 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
     known = await hostile.node.publish(ITS_SERVER, [replace(large, id=SnapshotId(n + 1)) for n in range(10)], [])
     assert len(known) == 5
     assert await hostile.told() == {b"n2:publish:too_many": 5}
+
+
+async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Hostile) -> None:
+    """Else it would fill Redis with the logs, notes and contents of jobs. Their ends count."""
+    node, raw, job_id = hostile.node, hostile.cell.raw, JobId("a" * 32)
+    await node.publish(ITS_SERVER, [], [begun(5, JobKind.CREATE, job_id)])
+    await used_up(hostile, "node:n2:told", left_ms=1000, window_ms=86_400_000)
+    await node.progress(job_id, Step.STOPPING, JobReport(log=("x" * 8000,)))
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.tell_findings(ITS_SERVER, [{"finding": "x", "tag": "y" * 250, "at": "1"}] * 10)
+    contents = Contents(disks=(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1),))
+    outcome = replace(DONE, notes=(Note(code=NoteCode.LEFT_OUT, detail="x" * 1000),), contents=contents)
+    assert await node.finish(job_id, outcome) == "published"
+    ended = await raw("HMGET", f"job:{job_id}", "state", "step", "notes", "contents")
+    assert ended == [b"completed", b"stopping", None, None]
+    assert await raw("EXISTS", f"job:{job_id}:log") == 0
+    assert await hostile.told() == {f"n2:{call}:too_many".encode(): 1 for call in ("progress", "findings", "finish")}
 
 
 async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Hostile) -> None:

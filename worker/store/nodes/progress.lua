@@ -12,7 +12,7 @@ local refused = refuse_foreign_job(ask, 'progress', job)
 if refused then return refused end
 if not STEPS_OF[job.kind][ask.step] then return refuse_claim(ask, 'progress', 'step_unknown', 'job:' .. ask.job) end
 if job.state ~= 'in_progress' then return {''} end
-keep_report(ask.job, job, ask.report)
+if not keep_report(ask.job, job, ask.report) then refuse_claim(ask, 'progress', 'too_many', 'job:' .. ask.job) end
 job.step = ask.step
 redis.call('HSET', key, 'step', job.step)
 tell(ask.job, job)
