@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NewType
@@ -35,10 +35,10 @@ from worker.store.nodes.protocol import (
 
 OPEN_CALLS = 64  # concurrent calls of one connection; the next one is read when a call is answered
 POLICY_VIOLATION = 1008  # WebSocket close code
-# As how many calls a call counts, besides its items, because of what the store does for it: `republish` writes to the
-# record of each server of the node, and `known` reads the whole list of a server's snapshots.
-COSTS: Mapping[str, int] = {"republish": 100, "known": 4}
-ITEMS_OF_A_CALL = 20  # so many items, such as servers of a report, count as one more call
+# So many items, such as servers of a report, count as one more call, and so do so many bytes of an answer, because the
+# store works on each of them.
+ITEMS_OF_A_CALL, BYTES_OF_A_CALL = 20, 2000
+REPUBLISH_CALLS = 100  # as how many it counts: it writes to the record of each server of the node
 
 CallId = NewType("CallId", int)
 
@@ -179,7 +179,8 @@ class Session:
             return self._greet(message).model_dump_json()
         if self._store is None:
             raise CallRefused("no_hello", "the first call must be hello")
-        await self._allowances.calls.take(COSTS.get(name, 1) - 1 + _items(message) / ITEMS_OF_A_CALL)
+        more = REPUBLISH_CALLS - 1 if name == "republish" else 0
+        await self._allowances.calls.take(more + _items(message) / ITEMS_OF_A_CALL)
         if self._is_cut:  # while the call waited
             raise StoreUnavailable.of()
         if name == "take_lease" and not self._had_lease:
@@ -189,6 +190,7 @@ class Session:
             answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
             text = call.answer.dump_json(answer).decode()
             await self._allowances.bytes.take(len(text))
+            await self._allowances.calls.take(len(text) / BYTES_OF_A_CALL)
         return text
 
     def _greet(self, hello: Hello) -> Greeting:

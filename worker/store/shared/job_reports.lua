@@ -3,7 +3,7 @@
 
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
-local STEP_BYTES = 80 -- of a step in its list
+local EVENT_BYTES, STEP_BYTES = 200, 80 -- of what a report adds to the streams of events, and of a step in its list
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
 -- Whether the value is a number between the two.
@@ -33,7 +33,7 @@ end
 local function keep_report(job_id, job, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   local log = latest(report.log)
-  local fits = may_add(job.node, STEP_BYTES * math.min(#report.steps, MOST) + bytes_of(log))
+  local fits = may_add(job.node, EVENT_BYTES + STEP_BYTES * math.min(#report.steps, MOST) + bytes_of(log))
   for _, step in ipairs(latest(report.steps)) do
     if is_step(job.kind, step) then
       if fits then
