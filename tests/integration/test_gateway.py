@@ -465,6 +465,24 @@ async def test_a_call_with_many_items_counts_as_many(redis_server: RedisServer) 
         assert time.monotonic() - began > 0.9
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"k{n}": 1 for n in range(60_000)},  # what takes the gateway long also counts where it is invalid
+        {"servers": [], "about": None, "x" * 900_000: 1},  # or long
+    ],
+    ids=["many", "long"],
+)
+async def test_a_large_message_counts_as_many_calls(redis_server: RedisServer, fields: dict[str, Any]) -> None:
+    async with gateway(redis_server.socket, calls_per_second=100, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            answers = [await ask(connection, "report", **fields) for _ in range(2)]
+        assert time.monotonic() - began > 0.9
+    assert [answer["error"] for answer in answers] == ["bad_ask"] * 2
+    assert len(answers[0]["detail"]) <= 1000
+
+
 async def test_a_call_that_waits_while_its_node_is_cut_does_nothing(cell: Cell, redis_server: RedisServer) -> None:
     async with gateway(redis_server.socket, node="n3", calls_per_second=100, calls_at_once=2) as reached:
         secret = (await Credentials(cell.redis).create("n1")).secret
