@@ -58,9 +58,10 @@ class CallRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowances:
-    """The limits of one node, over all its connections. `bytes`: of its calls and their answers. `known`: a short call
-    with a long answer, one at a time."""
+    """The limits of one node, over all its connections. `connections`: new ones. `bytes`: of its calls and their
+    answers. `known`: a short call with a long answer, one at a time."""
 
+    connections: Allowance
     calls: Allowance
     bytes: Allowance
     known: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -531,12 +531,24 @@ async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached
             assert (await ask(connection, "republish"))["answer"] >= 0
 
 
-async def test_a_flood_of_pings_ends_the_connection(reached: Reached) -> None:
+@pytest.mark.parametrize("flood", ["ping", "pong"])
+async def test_a_flood_of_pings_ends_the_connection(reached: Reached, flood: str) -> None:
     async with greeted(reached) as connection:
         with suppress(ConnectionClosed):
             for _ in range(1000):
-                await connection.ping()
+                await getattr(connection, flood)()
         await gone(connection)
+
+
+async def test_a_node_that_connects_again_and_again_is_turned_away(reached: Reached) -> None:
+    async def is_turned_away() -> bool:
+        try:
+            async with raw(reached):
+                return False
+        except InvalidStatus as told:
+            return told.response.status_code == 429
+
+    await until_told(is_turned_away)
 
 
 async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reached) -> None:
