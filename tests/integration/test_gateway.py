@@ -1,6 +1,7 @@
 """The gateway: which nodes it admits, for how long, how much a node may send, and what is lost when a part dies."""
 
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
+from api.gateway.server import Connection
 from api.gateway.settings import GatewaySettings
 from deploy.demo.processes import Child
 from drivers.fake_faults import Effect, Rule, write_rules
@@ -123,6 +125,23 @@ async def test_other_paths_are_404_and_health_needs_no_credential(reached: Reach
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+async def test_a_handshake_that_is_broken_off_leaves_nothing(reached: Reached) -> None:
+    request = (
+        f"GET /node HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {reached.secret}\r\n\r\n"  # it asks for no upgrade
+    )
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(reached.address.urls[0].removeprefix("unix://"))
+        writer.write(request.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 426 ")
+        writer.close()
+
+    async def none_is_left() -> bool:
+        gc.collect()
+        return not any(isinstance(one, Connection) for one in gc.get_objects())
+
+    await until_told(none_is_left)
 
 
 async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
@@ -443,8 +462,8 @@ async def test_a_node_that_calls_too_often_waits_and_delays_nobody(cell: Cell, r
         assert (await ask(other, "hello", **(HELLO | {"node": "n2"})))["answer"]
         began = time.monotonic()
         for number in range(60):
-            await flood.send(json.dumps({"id": number, "call": "republish", "ask": {}}))
-        assert (await ask(other, "republish"))["answer"] == 0
+            await flood.send(json.dumps({"id": number, "call": "lease_holder", "ask": {}}))
+        assert "answer" in await ask(other, "lease_holder")
         for _ in range(60):
             await flood.recv()
         assert time.monotonic() - began > 0.9  # (60 - 10) / 50 a second
@@ -456,8 +475,52 @@ async def test_a_second_connection_of_a_node_gives_it_no_second_allowance(redis_
         for _ in range(2):
             async with greeted(reached) as connection:
                 for _ in range(19):
-                    await ask(connection, "republish")
+                    await ask(connection, "lease_holder")
         assert time.monotonic() - began > 0.9
+
+
+async def test_a_call_with_many_items_counts_as_many(redis_server: RedisServer) -> None:
+    servers = [{"id": n + 1, "account_id": 5, "name": "x", "power": "on"} for n in range(380)]
+    async with gateway(redis_server.socket, calls_per_second=20, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            for _ in range(2):
+                await ask(connection, "report", servers=servers, about=None)
+        assert time.monotonic() - began > 0.9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"k{n}": 1 for n in range(60_000)},  # what takes the gateway long also counts where it is invalid
+        {"servers": [], "about": None, "x" * 900_000: 1},  # or long
+    ],
+    ids=["many", "long"],
+)
+async def test_a_large_message_counts_as_many_calls(redis_server: RedisServer, fields: dict[str, Any]) -> None:
+    async with gateway(redis_server.socket, calls_per_second=100, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            answers = [await ask(connection, "report", **fields) for _ in range(2)]
+        assert time.monotonic() - began > 0.9
+    assert [answer["error"] for answer in answers] == ["bad_ask"] * 2
+    assert len(answers[0]["detail"]) <= 1000
+
+
+async def test_a_call_that_waits_while_its_node_is_cut_does_nothing(cell: Cell, redis_server: RedisServer) -> None:
+    async with gateway(redis_server.socket, node="n3", calls_per_second=100, calls_at_once=2) as reached:
+        secret = (await Credentials(cell.redis).create("n1")).secret
+        async with raw(reached, secret=secret) as connection:
+            assert "answer" in await ask(connection, "hello", **HELLO)
+            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))  # has to wait for a second
+            await Credentials(cell.redis).revoke("n1")
+            await gone(connection)
+
+        async def is_over() -> bool:  # with all its calls
+            return reached.metrics.registry.get_sample_value("vps_snapshots_gateway_connections") == 0
+
+        await until_told(is_over)
+    assert not await cell.raw("HEXISTS", f"server:{SERVER}", "unpublished")
 
 
 async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached) -> None:
@@ -468,12 +531,24 @@ async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached
             assert (await ask(connection, "republish"))["answer"] >= 0
 
 
-async def test_a_flood_of_pings_ends_the_connection(reached: Reached) -> None:
+@pytest.mark.parametrize("flood", ["ping", "pong"])
+async def test_a_flood_of_pings_ends_the_connection(reached: Reached, flood: str) -> None:
     async with greeted(reached) as connection:
         with suppress(ConnectionClosed):
             for _ in range(1000):
-                await connection.ping()
+                await getattr(connection, flood)()
         await gone(connection)
+
+
+async def test_a_node_that_connects_again_and_again_is_turned_away(reached: Reached) -> None:
+    async def is_turned_away() -> bool:
+        try:
+            async with raw(reached):
+                return False
+        except InvalidStatus as told:
+            return told.response.status_code == 429
+
+    await until_told(is_turned_away)
 
 
 async def test_a_node_that_reads_no_answers_is_not_read(reached: Reached) -> None:

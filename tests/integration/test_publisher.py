@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
@@ -75,6 +76,21 @@ async def test_a_late_report_of_a_step_changes_nothing(cell: Cell) -> None:
         publisher.step(second, Step.STARTING)
         await comes_to(cell, second, Step.STARTING)  # so the late one was reported as well
     assert (await seen(cell, job_id)).step == over.step
+
+
+async def test_a_step_that_the_store_refuses_is_no_bug(cell: Cell) -> None:
+    job_id = await begun(cell)
+    await cell.raw("HSET", f"job:{job_id}", "node", "n2")
+    publisher = Publisher(cell.node, publish_again=nothing_more)
+
+    async def is_told() -> bool:
+        return bool(logs)
+
+    with capture_logs() as logs:
+        async with telling(publisher):
+            publisher.step(job_id, Step.STOPPING)
+            await until_told(is_told)
+    assert [(line["event"], line["reason"]) for line in logs] == [("step.refused", "other_node")]
 
 
 async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:

@@ -44,7 +44,8 @@ class Hostile:
         return {
             key: await kept(self.cell, key)
             async for key in self.cell.redis.scan_iter(count=1000)
-            if not key.startswith((b"refused_claim", b"node:n2", b"nodes", b"clock"))
+            # how much a node has added lately is soon forgotten
+            if not key.startswith((b"refused_claim", b"node:n2", b"nodes", b"clock")) and not key.endswith(b":told")
         }
 
     async def told(self) -> dict[bytes, int]:

@@ -1,6 +1,7 @@
 """A node's claims about others' records, and impossible ones, are refused and reported, and change nothing."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -14,7 +15,21 @@ from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import AdmittedJob
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, Snapshot, SnapshotId, SnapshotStatus, Step
+from worker.store.model import (
+    Contents,
+    Failure,
+    HeldDisk,
+    JobId,
+    JobKind,
+    JobState,
+    Note,
+    NoteCode,
+    ServerId,
+    Snapshot,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
 from worker.store.nodes.node_store import (
     BeginRefused,
     BegunJob,
@@ -192,6 +207,30 @@ async def test_a_node_learns_nothing_of_a_snapshot_of_another_server(hostile: Ho
     assert known.elsewhere == {victim.snapshot}
 
 
+async def test_a_short_question_has_no_endless_answer(hostile: Hostile) -> None:
+    """Else a few calls would fill the memory of Redis and of the gateway with answers."""
+    disks = tuple(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1) for _ in range(60))
+    await hostile.node.publish(ITS_SERVER, [published(7, contents=Contents(disks=disks))], [])
+    assert (await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 100)).on_disk
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 500)
+    assert await hostile.told() == {b"n2:known:too_many": 1}
+
+
+async def test_the_list_of_a_server_is_bounded(hostile: Hostile) -> None:
+    """A lost snapshot takes no slot, but stays listed."""
+    ids = iter(range(1, 1000))
+    for turn in range(3):
+        new = await hostile.node.publish(ITS_SERVER, [published(next(ids)) for _ in range(101)], [])
+        assert len(new) == 100
+        lost = [await hostile.node.lose(ITS_SERVER, snapshot_id) for snapshot_id in new if turn < 2]
+        assert all(lost)
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.lose(ITS_SERVER, new[0])
+    assert await hostile.cell.raw("HGET", f"snapshot:{new[0]}", "status") == b"completed"
+    assert hostile.refused == [*[("publish", "too_many")] * 3, ("lose", "too_many")]
+
+
 async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
     await Chores(hostile.cell.redis).keep_bounds(Bounds(jobs_per_server=1000))  # no ended job is deleted before
     for _ in range(130):
@@ -232,6 +271,29 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
     known = await hostile.node.publish(ITS_SERVER, [replace(large, id=SnapshotId(n + 1)) for n in range(10)], [])
     assert len(known) == 5
     assert await hostile.told() == {b"n2:publish:too_many": 5}
+
+
+async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Hostile) -> None:
+    """Otherwise, it could fill Redis with the logs, notes and contents of jobs. The ends of jobs are always recorded."""
+    node, raw, job_id = hostile.node, hostile.cell.raw, JobId("a" * 32)
+    await node.publish(ITS_SERVER, [], [begun(5, JobKind.CREATE, job_id)])
+    await used_up(hostile, "node:n2:told", left_ms=1000, window_ms=86_400_000)
+    before = await raw("XLEN", "account:66:events")
+    for _ in range(4):
+        with suppress(ClaimRefused):
+            await node.progress(job_id, Step.STOPPING)
+    assert 1 <= await raw("XLEN", "account:66:events") - before <= 3
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.progress(job_id, Step.STOPPING, JobReport(log=("x" * 8000,)))
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.tell_findings(ITS_SERVER, [{"finding": "x", "tag": "y" * 250, "at": "1"}] * 10)
+    contents = Contents(disks=(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1),))
+    outcome = replace(DONE, notes=(Note(code=NoteCode.LEFT_OUT, detail="x" * 1000),), contents=contents)
+    assert await node.finish(job_id, outcome) == "published"
+    ended = await raw("HMGET", f"job:{job_id}", "state", "step", "notes", "contents")
+    assert ended == [b"completed", b"stopping", None, None]
+    assert await raw("EXISTS", f"job:{job_id}:log") == 0
+    assert {*await hostile.told()} == {f"n2:{call}:too_many".encode() for call in ("progress", "findings", "finish")}
 
 
 async def test_a_claim_without_the_lease_is_not_even_checked(hostile: Hostile) -> None:

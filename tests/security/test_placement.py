@@ -172,7 +172,9 @@ async def test_only_declared_servers_are_taken_where_the_policy_says_so(cell: Ce
         replace(CLAIM, id=ServerId(0)),
         replace(CLAIM, id=ServerId(-1)),
         replace(CLAIM, id=ServerId(10**30)),
+        replace(CLAIM, id=ServerId(2**53)),  # from here on, not all integers are exact in Lua
         replace(CLAIM, account_id=AccountId(0)),
+        replace(CLAIM, id=NEW, account_id=AccountId(2**53)),
         replace(CLAIM, name="x" * 100_000),
         replace(CLAIM, power="burning"),
     ],

@@ -224,3 +224,23 @@ async def test_an_allowance_is_spent_and_comes_back() -> None:
     assert allowance._left < 1
     await allowance.take(1)
     assert allowance._left < 1
+
+
+def lists_of(message: type[protocol.Message]) -> list[str]:
+    return [name for name, field in message.model_fields.items() if str(field.annotation).startswith("tuple[")]
+
+
+PARTS = [kind for kind in vars(protocol).values() if isinstance(kind, type) and issubclass(kind, protocol.Message)]
+LISTS = [(kind, name) for kind in PARTS for name in lists_of(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), LISTS, ids=str)
+def test_a_long_list_ends_at_its_first_invalid_item(kind: type[protocol.Message], name: str) -> None:
+    """Errors of all items would keep a gateway, which serves all nodes, busy for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({name: [[]] * 10_000})
+    assert len([error for error in refused.value.errors() if error["loc"][0] == name and error["loc"][1:]]) == 1
+
+
+def test_each_list_is_tried() -> None:
+    assert {(protocol.Report, "servers"), (protocol.Publish, "snapshots"), (protocol.Contents, "disks")} <= {*LISTS}

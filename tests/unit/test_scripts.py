@@ -164,7 +164,7 @@ def test_a_script_whose_writes_are_not_persisted_reads_the_time_before(name: str
 
 # What a script reads as a whole, and why it never has more than 2,000 entries.
 BOUNDED = {
-    "'server:' .. server_id .. ':snapshots'": "5 of a server, and its failed ones: failed_snapshots_per_server",
+    "'server:' .. server_id .. ':snapshots'": "LISTED_MOST of snapshots, and what is created beside them",
     "'server:' .. ask.server .. ':snapshots'": "as above",
     "'account:' .. job.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
     "'account:' .. ask.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",

@@ -49,7 +49,7 @@ class Bounds(BaseModel):
         description="failed snapshots kept for each account, within 7 days",
     )
     deleted_snapshots_per_account: Bound = Field(
-        default=5000,  # 3 MB
+        default=5000,  # 3 MB; 30 MB if each was edited so often that it has the most entries
         description="deleted snapshots of each account whose history is kept, within 30 days",
     )
     deliveries_per_account: Bound = Field(

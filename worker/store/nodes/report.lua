@@ -13,7 +13,7 @@ local ask = cjson.decode(ARGV[1])
 local MOST = 2000 -- servers of one node
 local CHANGED_MOST = 400 -- servers that one report adds or removes; the next report continues with the others
 local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: this many at once, then one a minute
-local NAME_BYTES, ID_DIGITS = 256, 19
+local NAME_BYTES = 256
 local CONFLICT_MS = 60000 -- much longer than the end of a migration takes
 local REPORTED_MS = 60000 -- interval at which a report is processed completely even without known changes
 local is_clean = true -- the answer has nothing for the node, and the records of its servers are up to date
@@ -37,8 +37,9 @@ local function leave_out(reason, id)
   left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
 end
 
+-- A record with an ID that a Lua number does not represent exactly could not be read.
 local function is_number(text)
-  return fits(text, ID_DIGITS) and string.find(text, '^[1-9]%d*$') ~= nil
+  return string.find(text, '^[1-9]%d*$') and number(text) ~= nil
 end
 
 -- Another node has the server. This is reported only if it lasts, because a migration may be ending.
