@@ -10,6 +10,7 @@ from api.cli import formats, resolve
 from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
+from api.cli.jobs import SHORT_ID
 from api.cli.options import Force, JobArguments, Json, Yes, confirm, ensure_terminal, period, rfc3339
 from api.cli.output import Column, Output
 from worker.store.model import JobKind
@@ -20,9 +21,9 @@ OVERWRITING = {kind for kind in JobKind if kind.overwrites}
 PREVIEW = 10  # jobs listed in each part of the confirmation
 
 COLUMNS = (
-    Column(title="JOB", of=lambda one: one["id"]),
+    Column(title="JOB", of=lambda one: one["id"], digits=SHORT_ID),
     Column(title="DONE", of=lambda one: "yes" if one["done"] else "no"),
-    Column(title="NEW JOB", of=lambda one: one["job_id"] or "-", yields=2),
+    Column(title="NEW JOB", of=lambda one: one["job_id"] or "-", yields=2, digits=SHORT_ID),
     Column(title="ERROR", of=lambda one: one["code"] or "-"),
     Column(title="DETAIL", of=lambda one: one["detail"] or "", yields=1),
 )
@@ -147,8 +148,9 @@ def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
 
 
 async def _matching(client: Client, query: dict[str, str], since: timedelta) -> list[Body]:
-    oldest = rfc3339(datetime.now(UTC) - since)
-    return list((await client.collect("ops/jobs/", {**query, "since": oldest}, limit=None))["results"])
+    wanted: dict[str, str | int | None] = {**query, "since": rfc3339(datetime.now(UTC) - since)}
+    wanted |= {"server_id": await resolve.server_if_any(client, query.get("server_id"))}
+    return list((await client.collect("ops/jobs/", wanted, limit=None))["results"])
 
 
 def _show(output: Output, done: str, results: list[Body]) -> Exit:
