@@ -219,7 +219,8 @@
       if (!ask.open) ask.showModal();
       ask.querySelector("[autofocus]")?.focus();
     }
-    if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement)) {
+    // if the form is not valid, it stays open with what was typed
+    if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement) && ctx.response.status !== 400) {
       ask.close();
       notice.scrollIntoView({ block: "nearest" });
       refresh();
