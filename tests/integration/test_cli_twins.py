@@ -3,6 +3,7 @@ contexts, names."""
 
 import asyncio
 import json
+import re
 import stat
 import time
 from dataclasses import replace
@@ -294,6 +295,14 @@ class TestTerminal:
             assert title in table[0], title
         assert " s " in table[1]
         assert max(map(len, table)) <= 80
+
+    async def test_only_the_longest_text_is_cut(self, ops: Ops, cli: Cli) -> None:
+        await ops.post("nodes/n1/pause/", {"reason": "a reason that is much longer than a terminal is wide " * 3})
+        async with cli.at_terminal("audit", width=80) as terminal:
+            assert await terminal.ends() == 0
+            (line,) = [line for line in (await terminal.shows("a reason")).splitlines() if "paused n1" in line]
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  token a test paused n1: a reason that.*…", line)
+        assert len(line) <= 80
 
     async def test_a_list_that_is_longer_than_the_screen_is_paged(self, ops: Ops, cli: Cli) -> None:
         for n in range(4):
