@@ -33,7 +33,7 @@ async def test_every_page_is_one_of_those_that_are_looked_at() -> None:
 
 
 async def test_no_page_is_wider_than_a_phone(stranger: Operator) -> None:
-    wide = []
+    wide: list[tuple[str, object]] = []
     for path in PATHS:
         await stranger.page.goto(f"{stranger.stage.url}{path}")
         for width in PHONES:
