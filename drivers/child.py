@@ -21,9 +21,10 @@ from pathlib import Path
 
 CHILDREN = 64  # at the same time
 # Lower priority than the worker and than guests without their own control group, for the CPU and, with the scheduler
-# bfq, for the disk: the kernel derives the I/O priority (best-effort 7, the lowest). The unit's weights cover the other
-# guests. Not the idle class: a guest that is stopped for the child would wait while other guests keep the disk busy.
-NICE = 19
+# bfq, for the disk: the kernel derives the I/O priority (best-effort 6). The unit's weights cover the other guests. Not
+# 19, and not the idle class: while other guests keep the CPU or the disk busy, a guest that is stopped for the child
+# would wait without limit.
+NICE = 10
 MAX_OUTPUT_BYTES = 32 << 20  # on stdout: 4096 snapshots with long names, as JSON
 KEPT_ERROR_BYTES = 64 << 10  # limit for stderr, because a repair writes one line for each cluster: 80 MB for 100 GB
 _WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -142,8 +142,8 @@ def in_memory() -> Path | None:
     return MEMORY if about.f_bavail * about.f_frsize >= ROOM_BYTES else None
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
+@contextmanager
+def running_redis() -> Iterator[RedisServer]:
     needs("redis-server")
     # not below pytest's own folder: a socket's path may have 107 characters at most
     with tempfile.TemporaryDirectory(prefix="vps-redis-", dir=in_memory()) as folder:
@@ -151,6 +151,12 @@ def redis_server() -> Iterator[RedisServer]:
         server.start()
         yield server
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture

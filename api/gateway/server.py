@@ -130,16 +130,17 @@ class Gateway:
             )
         return self._allowances[node]
 
-    def _store_of(self, node: str, hello: Hello) -> NodeStore:
+    def _store_of(self, credential: Credential, hello: Hello) -> NodeStore:
         return NodeStore(
             self._redis,
-            node=node,
+            node=credential.node,
             machine=hello.machine,
             who=hello.who,
             owner=hello.owner,
+            credential=credential.key,
             node_silent_seconds=self._settings.node_silent_seconds,
             placement=self._settings.placement,
-            refused=lambda call, reason: self._refusals.refused(node, call, reason),
+            refused=lambda call, reason: self._refusals.refused(credential.node, call, reason),
             remembers_reports=True,
             waiting=self._waiting,
         )
@@ -159,9 +160,7 @@ class Gateway:
         ended = await self._credentials.ended({session.credential.key for session in open_now})
         for session in open_now:
             if session.credential.key in ended:
-                log.warning("gateway.cut", node=session.node, credential=session.credential.id)
-                self._metrics.cut()
-                session.cut()
+                session.cut_as_ended()
 
 
 class Connection(ServerConnection):

@@ -19,7 +19,7 @@ from api.gateway.metrics import ANSWERED, REFUSED, UNAVAILABLE, Metrics
 from api.gateway.refusals import Refusals
 from worker.store.access.credentials import Credential
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import BeginRefused, ClaimRefused, LeaseLost, NodeStore
+from worker.store.nodes.node_store import BeginRefused, ClaimRefused, CredentialEnded, LeaseLost, NodeStore
 from worker.store.nodes.protocol import (
     BEGIN_REFUSED,
     BROKE,
@@ -66,7 +66,7 @@ class Session:
         credential: Credential,
         *,
         allowances: Allowances,
-        store_of: Callable[[str, Hello], NodeStore],
+        store_of: Callable[[Credential, Hello], NodeStore],
         first_lease: Callable[[], Awaitable[object]],
         refusals: Refusals,
         metrics: Metrics,
@@ -93,6 +93,13 @@ class Session:
         """Close the connection at once, whatever the node does."""
         self._is_cut = True
         self._connection.transport.abort()
+
+    def cut_as_ended(self) -> None:
+        """Close the connection, because its credential has ended."""
+        if not self._is_cut:
+            log.warning("gateway.cut", node=self.node, credential=self.credential.id)
+            self._metrics.cut()
+            self.cut()
 
     async def run(self) -> None:
         """Answer calls until the connection ends."""
@@ -141,6 +148,9 @@ class Session:
         except CallRefused as refused:
             self._refusals.refused(self.node, name if name in CALLS else "unknown", refused.reason)
             text = _error(call_id, refused.reason, str(refused))
+        except CredentialEnded:
+            self.cut_as_ended()
+            return
         except LeaseLost:
             text = _error(call_id, LEASE_LOST)
         except BeginRefused as refused:
@@ -187,7 +197,7 @@ class Session:
             raise CallRefused("two_hellos", "hello was already sent on this connection")
         if hello.node != self.node:
             raise CallRefused("wrong_node", f"the credential belongs to node {self.node}, not to {hello.node}")
-        self._store = self._store_of(self.node, hello)
+        self._store = self._store_of(self.credential, hello)
         return Greeting(protocol=max(common), node=self.node)
 
     async def _take(self, store: NodeStore, ask: Message) -> Any:

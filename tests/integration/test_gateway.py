@@ -200,6 +200,30 @@ async def test_a_revoked_node_is_cut_and_stays_out(cell: Cell, redis_server: Red
         assert await credentials.all("n1") == []
 
 
+async def test_nothing_is_done_for_a_credential_that_ended_a_moment_ago(
+    cell: Cell, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as after Redis has lost its data: whoever claims a server first has it."""
+    monkeypatch.setattr("api.gateway.server.CREDENTIAL_CHECK_SECONDS", 3600)
+    claims: dict[str, dict[str, Any]] = {
+        "take_lease": {"seconds": 60},
+        "report": {"servers": [{"id": 1, "account_id": 7, "name": "x", "power": "on"}], "about": None},
+        "take": {"running": [], "free": 1, "seconds": 0, "begin": True},
+        "retry_deletes": {},
+        "republish": {},
+    }
+    async with gateway(redis_server.socket, node="other") as reached:
+        for call, claim in claims.items():
+            await Credentials(cell.redis).revoke("n1")
+            secret = (await Credentials(cell.redis).create("n1")).secret
+            async with raw(reached, secret=secret) as connection:
+                await ask(connection, "hello", **HELLO)
+                await cell.redis.flushdb()
+                with pytest.raises(ConnectionClosed):
+                    await ask(connection, call, **claim)
+            assert await everything(cell.redis, but=("clock",)) == {}, call
+
+
 async def test_a_credential_ends_by_itself(cell: Cell, reached: Reached) -> None:
     credentials = Credentials(cell.redis)
     secret = (await credentials.create("n2", lifetime=timedelta(minutes=10))).secret

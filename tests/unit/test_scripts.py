@@ -70,8 +70,14 @@ def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
 
 
 def test_a_small_script_stays_small() -> None:
-    guard, script = scripts.source("shared/guard"), scripts.source("nodes/republish")
-    assert scripts.text("nodes/republish").startswith(f"{guard}local function script()\n{script}end\n")
+    guard, script = scripts.source("shared/guard"), scripts.source("access/close_session")
+    assert scripts.text("access/close_session").startswith(f"{guard}local function script()\n{script}end\n")
+
+
+def test_a_script_of_a_node_runs_within_the_check_of_its_credential() -> None:
+    text, enter = scripts.text("nodes/republish"), scripts.source("nodes/enter")
+    assert f"end\n{enter}end\n" in text
+    assert text.count("cjson.decode(ARGV[1])") == 1
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 # is for deletes and for the ends of jobs, which go on beyond `maxmemory`.
 FULL_FROM = {"looks": 0.8, "new": 0.9, "changes": 0.95}
 # While new snapshots are refused, each job that ends makes room: of history, no more than this is kept.
-KEPT_WHEN_SHORT = {"jobs_per_server": 10, "jobs_per_account": 500}
+KEPT_WHEN_SHORT = {"jobs_per_server": 10, "jobs_per_account": 500, "deleted_snapshots_per_account": 500}
 
 Bound = Annotated[int, Field(ge=1, le=1_000_000)]
 

@@ -11,7 +11,7 @@ A script with the line `-- Also when full.` frees memory, or ends what was begun
 memory left for anything else. What it adds is bounded by what Redis has already.
 
 An HTTP call runs as one script, `entered`: it checks the caller and the rate limit, runs the call, and writes the audit
-entry.
+entry. A script of a node runs within `nodes/enter`, which checks the node's credential.
 
 Each script runs inside `shared/guard.lua`, and Redis's reply is {unreadable records: {{key, reason}, ...}, answer}.
 """
@@ -27,6 +27,7 @@ from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, STEPS, JobKind
 
 GUARD = "shared/guard"
 ENTER = "access/enter"
+ENTER_AS_NODE = "nodes/enter"
 _ASK = "local ask = cjson.decode(ARGV[1])\n"
 _INCLUDE = "-- include: "
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
@@ -39,15 +40,14 @@ def text(name: str) -> str:
     script = source(name)
     found = _ONLY_READS.search(script)
     flags = "#!lua flags=no-writes\n" if found and not found[1] else ""
-    return flags + _guarded(_modules(script) + script)
+    is_of_node = name.startswith("nodes/")
+    return flags + (_within(ENTER_AS_NODE, script) if is_of_node else _guarded(_modules(script) + script))
 
 
 @cache
 def entered(name: str) -> str:
     """The script `name` as part of `access/enter`, which checks its caller first."""
-    script, enter = source(name), source(ENTER)
-    body = f"local function body(ask)\n{script.replace(_ASK, '')}end\n"
-    return _guarded(_modules(script, enter) + body + enter)
+    return _within(ENTER, source(name))
 
 
 @cache
@@ -55,6 +55,13 @@ def when_full(name: str) -> str:
     """The script `name`, as a full Redis runs it. Only then: with these flags, Redis would also refuse it before its
     first write while it accepts no writes for another reason."""
     return f"#!lua flags=allow-oom\n{text(name)}"
+
+
+def _within(name: str, script: str) -> str:
+    """The script as the function `body` of the script `name`."""
+    outer = source(name)
+    body = f"local function body(ask)\n{script.replace(_ASK, '')}end\n"
+    return _guarded(_modules(script, outer) + body + outer)
 
 
 def _guarded(lua: str) -> str:

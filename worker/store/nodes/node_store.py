@@ -2,7 +2,8 @@
 
 Every call names the node and the owner of its lease. A worker whose lease was taken by another changes nothing.
 The data in a node's call is a claim: the scripts check it against the service's records. A claim that contradicts
-them changes nothing, is reported to operators, and raises `ClaimRefused`. Any error of Redis raises `StoreUnavailable`.
+them changes nothing, is reported to operators, and raises `ClaimRefused`. Any error of Redis raises `StoreUnavailable`,
+and a credential that has ended `CredentialEnded`.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from redis.asyncio import Redis
 
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
-from worker.store.calls import Scripts, as_json, redis_answers
+from worker.store.calls import By, Scripts, as_json, given, redis_answers
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
@@ -54,6 +55,10 @@ _SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
 
 class LeaseLost(Exception):
     """Another worker holds the node's lease. Nothing was changed."""
+
+
+class CredentialEnded(Exception):
+    """The node's credential has been revoked, has expired, or is unknown to the store. Nothing was changed."""
 
 
 class ClaimRefused(Exception):
@@ -186,7 +191,8 @@ class NodeStore(Scripts):
     place its servers on another node. `placement`: which servers the node may add. `refused` is called with the call
     and the reason of each claim that is reported to operators. `remembers_reports`: a report that equals the last one
     is not processed completely, unless the node's servers were changed or a minute has passed. `waiting`: a client for
-    `take`, whose commands may block longer than others.
+    `take`, whose commands may block longer than others. `credential`: the key of the node's credential, which each
+    script checks; None: the node uses Redis itself.
     """
 
     def __init__(  # noqa: PLR0913 - each is named where it is given
@@ -202,6 +208,7 @@ class NodeStore(Scripts):
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
         remembers_reports: bool = False,
         waiting: Redis | None = None,
+        credential: str | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node
@@ -212,6 +219,7 @@ class NodeStore(Scripts):
         self._who = who[:NAME_MAX]
         self._owner = owner or uuid4().hex
         self._waiting = waiting or redis
+        self._credential = credential
         self._silent_ms = round(node_silent_seconds * 1000)
         self._wakings: set[asyncio.Future[Any]] = set()  # blocked calls of `take`
         self._stops = 0
@@ -219,7 +227,13 @@ class NodeStore(Scripts):
     @property
     def _us(self) -> dict[str, str]:
         """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease."""
-        return {"node": self.node, "owner": self._owner}
+        return {"node": self.node, "owner": self._owner} | given(credential=self._credential)
+
+    async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
+        answer = await super()._call(name, ask, by)
+        if answer == [b"credential_ended"]:
+            raise CredentialEnded
+        return answer
 
     async def _claim(self, name: str, ask: Mapping[str, Any]) -> list[Any]:
         """Run the script `name` with a claim. Raises ClaimRefused or LeaseLost."""
@@ -401,7 +415,7 @@ class NodeStore(Scripts):
     async def republish(self) -> int:
         """Make the node's worker publish the snapshots and jobs of each server again with its next report. Returns the
         number of servers."""
-        servers: int = await self._call("nodes/republish", {"node": self.node})
+        servers: int = await self._call("nodes/republish", self._us)
         return servers
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:

@@ -6,10 +6,20 @@ local function bound(name)
   return stored and stored > 0 and stored or BOUNDS[name]
 end
 
--- The share of `maxmemory` that is in use; 0 where Redis has no limit.
+local in_use
+
+-- The share of `maxmemory` that is in use, as of the first call; 0 where Redis has no limit.
 local function share_in_use()
+  if in_use then return in_use end
   local about = redis.call('INFO', 'memory')
   local used = tonumber(string.match(about, 'used_memory:(%d+)'))
   local most = tonumber(string.match(about, 'maxmemory:(%d+)'))
-  return most > 0 and used / most or 0
+  in_use = most > 0 and used / most or 0
+  return in_use
+end
+
+-- A bound on history: lower while new snapshots are refused, so that jobs which end make room.
+local function history_bound(name)
+  local most = bound(name)
+  return share_in_use() >= FULL_FROM.new and math.min(most, KEPT_WHEN_SHORT[name]) or most
 end

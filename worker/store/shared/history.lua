@@ -24,7 +24,7 @@ local function close_history(id, snapshot)
   redis.call('PEXPIRE', key, HISTORY_KEPT_MS)
   redis.call('ZADD', deleted, now_ms(), id)
   redis.call('PEXPIRE', deleted, HISTORY_KEPT_MS)
-  local over = redis.call('ZCARD', deleted) - bound('deleted_snapshots_per_account')
+  local over = redis.call('ZCARD', deleted) - history_bound('deleted_snapshots_per_account')
   if over <= 0 then return end
   for _, old in ipairs(redis.call('ZRANGE', deleted, 0, math.min(over, HISTORIES_DROPPED_AT_ONCE) - 1)) do
     redis.call('DEL', 'snapshot:' .. old .. ':history')

@@ -85,12 +85,10 @@ local function keep_job(id, job, kept_ms)
     return
   end
   redis.call('PEXPIRE', 'job:' .. id, kept_ms)
-  local is_short = share_in_use() >= FULL_FROM.new
-  local function most(name) return is_short and math.min(bound(name), KEPT_WHEN_SHORT[name]) or bound(name) end
   -- these lists include dry runs, which must not push out other jobs
   local looks = redis.call('ZCARD', mine .. ':dry_runs')
-  keep_latest(mine .. ':jobs:server:' .. job.server, most('jobs_per_server') + looks, id)
-  keep_latest(mine .. ':jobs', most('jobs_per_account') + looks, id)
+  keep_latest(mine .. ':jobs:server:' .. job.server, history_bound('jobs_per_server') + looks, id)
+  keep_latest(mine .. ':jobs', history_bound('jobs_per_account') + looks, id)
 end
 
 -- Delete the record of a failed snapshot, unless a disk may still have the snapshot. Other snapshots are not deleted.
