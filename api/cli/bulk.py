@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from api import words
-from api.cli import formats, resolve
+from api.cli import following, formats, resolve
 from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
@@ -57,7 +57,8 @@ def cancel_jobs(
         found = await _matching(client, filters | {"state": "queued"}, since) if match else []
         ids = await resolve.jobs(client, jobs or []) or [job["id"] for job in found]
         if ids:
-            _list(output, [(job["id"], f"{formats.what(job)}, {_ago(job['queued_at'])}") for job in found])
+            named = found if found or yes else [await following.job(client, job_id) for job_id in ids[:PREVIEW]]
+            _list(output, [(job["id"], _queued(job)) for job in named], count=len(named and ids))
             if not yes:
                 confirm(f"Cancel {words.plural(len(ids), 'job')}?")
         return _show(output, "cancelled", await _post(client, {"action": "cancel"}, ids))
@@ -116,11 +117,18 @@ def _print_preview(output: Output, told: list[Body], retried: list[Body]) -> Non
         _list(output, left_out)
 
 
-def _list(output: Output, jobs: list[tuple[str, str]]) -> None:
+def _list(output: Output, jobs: list[tuple[str, str]], *, count: int | None = None) -> None:
+    """`count`: of all jobs, if `jobs` has only the first ones."""
     for job_id, text in jobs[:PREVIEW]:
         output.note(f"{job_id}  {text}")
-    if len(jobs) > PREVIEW:
-        output.note(f"... and {len(jobs) - PREVIEW} more")
+    more = (len(jobs) if count is None else count) - PREVIEW
+    if more > 0:
+        output.note(f"... and {more} more")
+
+
+def _queued(job: Body) -> str:
+    state = "" if job["state"] == "queued" else f", {words.plain(job['state'])}"
+    return f"{formats.what(job)}{state}, {_ago(job['queued_at'])}"
 
 
 def _ago(text: str) -> str:
