@@ -58,7 +58,7 @@ def cancel_jobs(
         ids = await resolve.jobs(client, jobs or []) or [job["id"] for job in found]
         if ids:
             named = found if found or yes else [await following.job(client, job_id) for job_id in ids[:PREVIEW]]
-            _list(output, [(job["id"], _queued(job)) for job in named], count=len(named and ids))
+            _list(output, [(job["id"], _queued(job)) for job in named], count=len(ids) if named else 0)
             if not yes:
                 confirm(f"Cancel {words.plural(len(ids), 'job')}?")
         return _show(output, "cancelled", await _post(client, {"action": "cancel"}, ids))
