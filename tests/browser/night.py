@@ -6,7 +6,7 @@ from random import Random
 
 from drivers.fake_faults import Effect, Rule
 from tests.bench import seeding
-from tests.browser.stage import ACCOUNT, Stage, running
+from tests.browser.stage import ACCOUNT, CUSTOMER, Stage, running
 from worker.store.calls import Cursor
 from worker.store.model import JobState
 
@@ -70,6 +70,7 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         "night": night.isoformat(),
         "schedule": schedule.body["id"],
         "deleted": str(deleted),
+        "customer": CUSTOMER,
         "unsaved": str(unsaved.results[0].view.server.id),
         "then": f"#job-{THEN}",
     }

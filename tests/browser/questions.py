@@ -122,8 +122,7 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
     ),
     "who deleted a snapshot?": (
         enter("Find by ID or name", "snapshot {deleted}"),
-        see("deleted", within="main table"),
-        see("token", within="main table"),
+        see("{customer}", within="main tr:has-text('deleted')"),
     ),
     "what will run tonight?": (
         press("Schedules", within="nav"),

@@ -27,6 +27,7 @@ from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.records import OpsJob
 
 ACCOUNT = AccountId(77)
+CUSTOMER = "a customer"  # the name of its token
 GRACE_SECONDS = 5.0
 PORT = "VPS_SNAPSHOTS_PORT"
 
@@ -148,7 +149,7 @@ class Stage:
 
     async def customer(self) -> Client:
         if self._customer is None:
-            new = await self.tokens.create(name="a customer", account_id=ACCOUNT, permissions=_CUSTOMER)
+            new = await self.tokens.create(name=CUSTOMER, account_id=ACCOUNT, permissions=_CUSTOMER)
             self._customer = Client(self.url, new.secret)
         return self._customer
 

@@ -159,9 +159,12 @@ async def test_selected_jobs_are_retried_and_each_has_its_own_result(operator: O
     for job_id in (*retried, refused):
         await operator.page.locator(f"#pick-{job_id}").check()
     await expect(operator.page.get_by_text("3 selected")).to_be_visible()
+    await operator.page.set_viewport_size({"width": 1280, "height": 320})  # lower than the dialog
     await operator.page.get_by_role("button", name="Retry selected", exact=True).click()
     dialog = operator.page.get_by_role("dialog")
-    await expect(dialog).to_contain_text("Retry 2 jobs?")
+    await expect(dialog.get_by_role("heading", name="Retry 2 jobs?")).to_be_in_viewport(ratio=1)
+    await expect(dialog.get_by_role("button", name="Retry", exact=True)).to_be_in_viewport(ratio=1)
+    assert await dialog.evaluate("dialog => dialog.scrollHeight > dialog.clientHeight")
     await expect(dialog).to_contain_text("1 job left out: not possible")
     await dialog.get_by_role("button", name="Retry", exact=True).click()
     await expect(operator.page.locator("#notice")).to_contain_text("2 retried, 0 refused.")
@@ -214,6 +217,9 @@ async def test_a_token_is_made_shown_once_and_revoked(operator: Operator) -> Non
     await operator.page.get_by_role("button", name="New token").click()
     form = operator.page.get_by_role("dialog")
     await form.get_by_label("Name").fill("a night shift")
+    await form.get_by_role("button", name="Create token").click()
+    await expect(form.get_by_role("alert")).to_contain_text("permissions: ")
+    await expect(form.get_by_label("Name")).to_have_value("a night shift")
     await form.get_by_label("operator", exact=True).check()
     await form.get_by_role("button", name="Create token").click()
     secret = await operator.page.locator("#secret").inner_text()

@@ -152,8 +152,13 @@ class TestJobs:
             ("jobs/", "server_id", "web-1"),
             ("jobs/", "state", "lost"),
             ("servers/", "node", "no/node"),
+            ("servers/", "stranded", "perhaps"),
+            ("servers/", "off", "perhaps"),
+            ("servers/", "no_snapshot_days", "soon"),
             ("nodes/", "state", "lost"),
+            ("nodes/", "sort", "color"),
             ("audit/", "about", "server:x"),
+            ("audit/", "method", "LOOK"),
         ],
     )
     async def test_an_invalid_filter_is_kept_and_explained_at_its_field(
@@ -268,9 +273,11 @@ class TestJobs:
         job = await made(dashboard, failed("start_failed", stranded=True))
         page = await dashboard.browser.post(f"/ops/jobs/{job}/resolve/", {"reason": "  "})
         assert (page.status, "reason" in page.text) == (400, True)
+        asked = await dashboard.browser.post(f"/ops/jobs/{job}/resolve/", {"reason": "  "}, **FRAGMENT)
+        assert (asked.status, asked.headers["HX-Retarget"]) == (400, ".ask-trouble")  # the dialog stays as it is
         await dashboard.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": "started by hand, Žižkov"})
         assert "started by hand, Žižkov" in visible(await dashboard.browser.seen(f"/ops/jobs/{job}/"))
-        assert [entry.get("reason") for entry in await audited(dashboard)] == [None, "started by hand, Žižkov"]
+        assert [entry.get("reason") for entry in await audited(dashboard)] == [None, None, "started by hand, Žižkov"]
 
 
 class TestMany:
@@ -297,9 +304,38 @@ class TestMany:
         query = "&".join(f"{name}={value}" for name, value in filters.items())
         question = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?{query}"))
         assert f"Jobs with state queued, node n1 (at most {MATCHING_MAX}, newest first)" in question
+        assert "Cancel 5 jobs?" in question
         assert "5 cancelled, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", filters))
         assert await dashboard.cell.raw("ZCARD", "jobs:state:queued") == 0
         assert other not in {entry["job"] for entry in await audited(dashboard)}
+
+    async def test_the_question_before_a_cancel_names_the_jobs_and_no_later_one_is_cancelled(
+        self, dashboard: Dashboard
+    ) -> None:
+        waiting = await have_many(dashboard, 2, None)
+        begun = waiting.pop()
+        await dashboard.cell.node.begin(begun)
+        page = await dashboard.browser.seen("/ops/jobs/bulk/?action=cancel&all=true&state=queued")
+        text = visible(page)
+        assert f"Cancel 1 job? Jobs with state queued (at most {MATCHING_MAX}, newest first)" in text
+        assert f"1 create {waiting[0][:8]} create of a on web-server-01" in text
+        later = await made(dashboard)
+        fields = re.findall(r'<input type="hidden" name="(action|ids|all)" value="([^"]+)">', page)
+        assert fields == [("action", "cancel"), ("ids", waiting[0])]
+        sent = {"action": "cancel", "ids": waiting}
+        assert "1 cancelled, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", sent))
+        assert await dashboard.cell.raw("ZRANGE", "jobs:state:queued", 0, -1) == [later.encode()]
+
+        query = "&".join(f"ids={job}" for job in (begun, waiting[0], NO_JOB))
+        text = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=cancel&{query}"))
+        for said in (
+            "Nothing to cancel",
+            "3 jobs left out: not possible",
+            "The job is in_progress. Only a queued create, restore or undo can be cancelled.",
+            "There is no such job.",
+        ):
+            assert said in text, said
+        assert "Cancel the jobs" not in text
 
     @pytest.mark.parametrize(
         "fields",

@@ -107,6 +107,10 @@ def test_no_id_is_twice_on_a_page_and_no_link_is_dead() -> None:
     assert dead == []
 
 
+def test_all_code_can_be_scrolled_by_keyboard() -> None:
+    assert [path for path, html in HTML.items() if re.search(r"<pre(?![^>]* tabindex)", html)] == []
+
+
 def test_nothing_is_loaded_from_elsewhere() -> None:
     assert {load for page in PARSED.values() for load in page.loads} == {
         "data:,",

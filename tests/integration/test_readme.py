@@ -46,6 +46,7 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     assert said.count('"state": "completed"') == 4
     assert said.strip().endswith("204")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # the commands leave no file behind
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.browsing import Dashboard, dashboard_of
+from tests.integration.cli import Cli
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.test_dashboard import visible
 from tests.integration.test_guests_off import ops, stop
@@ -70,6 +71,17 @@ async def test_nothing_claims_that_its_job_or_guest_is_still_in_that_state(dashb
     assert "off when last heard" in now
     assert "off for 2" not in now
     assert MARK in now
+
+
+async def test_the_command_line_does_not_count_on_either(dashboard: Dashboard) -> None:
+    await stopped(dashboard)
+    cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+    assert "2 min" in (await cli.run("servers", "--off")).out
+    await falls_silent(dashboard)
+    for command in (("servers", "--off"), ("server", "show", SERVER)):
+        told = (await cli.run(*command)).out
+        assert "last heard" in told
+        assert "2 min" not in told
 
 
 async def test_the_jobs_page_explains_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:

@@ -274,7 +274,7 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
 
 
 async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Hostile) -> None:
-    """Otherwise, it could fill Redis with the logs, notes and contents of jobs. The ends of jobs are always recorded."""
+    """Otherwise, it could fill Redis with logs, notes and contents of jobs. The end of a job is always recorded."""
     node, raw, job_id = hostile.node, hostile.cell.raw, JobId("a" * 32)
     await node.publish(ITS_SERVER, [], [begun(5, JobKind.CREATE, job_id)])
     await used_up(hostile, "node:n2:told", left_ms=1000, window_ms=86_400_000)

@@ -1,6 +1,7 @@
 """The audit log in words: every call that changes something has its own phrase."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,26 @@ def test_each_phrase(fields: dict[str, str], text: str | None) -> None:
     told = str(said({"token_name": "ops-night", "method": "POST"} | fields))
     assert told == (text or told)
     assert text or told.startswith("someone ")
+
+
+COMMANDS = sorted(
+    found
+    for path in (Path(__file__).parents[2] / "api").rglob("*.py")
+    for found in re.findall(r"await record\(.*?, f?\"([^\"]+)\"", path.read_text())
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_on_a_host_that_is_recorded_has_words(command: str) -> None:
+    fields = {"method": "CLI", "address": "root@api-1", "token": "0a1b2c3d4e5f", "path": command.format(node="hv-7")}
+    told = str(said(fields))
+    assert told.startswith("root@api-1 ")
+    assert "called" not in told
+    assert ("hv-7" in told, "token 0a1b2c3d4e5f" in told) == ("{node}" in command, "token" in command)
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) >= 7
 
 
 def test_named_objects_can_be_linked() -> None:
