@@ -47,6 +47,8 @@ class Answer:
         assert list(self.body) in (keys, [*keys, "errors"], [*keys, "conflicts_with"])
         assert self.body["status"] == status
         assert self.body["request_id"] == self.headers["X-Request-Id"]
+        is_of_limit = code.endswith("_limit_reached") or code == "too_many_dry_runs"
+        assert self.headers.get("X-Limit", "").isdigit() == is_of_limit
         return self.body
 
     def refused_fields(self) -> list[str]:

@@ -42,7 +42,9 @@ async def test_the_limit_holds_from_the_next_request_on(api: FrontEnd, operator:
     await limit(api, operator, 6)
     for number in range(6):
         await api.have_snapshot(f"s{number}")
-    refused = (await api.create("seventh")).refused(400, "snapshot_limit_reached")
+    answer = await api.create("seventh")
+    refused = answer.refused(400, "snapshot_limit_reached")
+    assert answer.headers["X-Limit"] == "6"
     assert refused["detail"] == "The server has reached the limit of 6 snapshots. Delete one first."
     shown = (await api.call("GET", f"/api/v1/servers/{SERVER}/")).body
     assert (shown["snapshots"], shown["snapshots_max"]) == (6, 6)
