@@ -213,6 +213,8 @@ async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterato
         "logger": quiet,
         "ssl": tls_of(settings),
     }
+    if options["ssl"] is not None:
+        options["ssl_handshake_timeout"] = HANDSHAKE_SECONDS  # asyncio waits for a minute
     if settings.unix_socket is not None:
         server = await unix_serve(gateway.serve, str(settings.unix_socket), **options)
     else:

@@ -784,6 +784,22 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
             keeping.cancel()
 
 
+async def test_a_connection_that_begins_no_tls_handshake_ends(
+    redis_server: RedisServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.gateway.server.HANDSHAKE_SECONDS", 0.1)
+    settings = GatewaySettings(
+        port=0,
+        tls_cert_file=certificate[0],
+        tls_key_file=certificate[1],
+        redis=RedisSettings(url=f"unix://{redis_server.socket}"),
+    )
+    async with running(settings, Metrics()) as listening, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(listening.rpartition(":")[2]))
+        assert await reader.read() == b""
+        writer.close()
+
+
 # --- the whole worker ---
 
 
