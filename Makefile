@@ -219,6 +219,13 @@ bench-admission: setup ## measure jobs admitted per second, compared with plain 
 # uv only resolves; the lock has pip's format. dev.txt comes first: it constrains the versions of the others.
 UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
+# It does not read pip's settings.
+ifdef PIP_INDEX_URL
+lock: export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_CERT
+lock: export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
 lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
 	$(UV) pyproject.toml --all-extras --group build --group dev -o deploy/lock/dev.txt
