@@ -4,7 +4,9 @@ set -euo pipefail
 cell=/run/cell
 pids=()
 
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT # a program that is left would hold the port of the next run
+redis=
+# run.sh reads the output to its end, so it would wait for a program that is left
+trap 'kill "${pids[@]}" $redis 2>/dev/null || true' EXIT
 transcript=/srv/transcript
 step() { # SECONDS is bash's: since the start
     printf '%s\n' "$*" >&2
