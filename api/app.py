@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from aiohttp import ThreadedResolver, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractResolver
 from redis.asyncio import Redis
 
@@ -45,6 +45,7 @@ from api.servers import calls as servers
 from api.settings import ApiSettings, Live
 from api.snapshots import calls as snapshots
 from api.webhooks import calls as webhooks
+from api.webhooks.resolving import Resolver
 from api.webhooks.sender import Sender
 from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
@@ -295,7 +296,7 @@ def _add_chores(
             endpoints=settings.webhooks,
             seconds=settings.webhook_seconds,
             reach=_reach(settings),
-            resolver=resolver or ThreadedResolver(),  # needs the running loop
+            resolver=resolver or Resolver(),
             metrics=metrics,
             now=clock.now,
         )

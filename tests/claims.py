@@ -1,4 +1,4 @@
-"""Claims that a hostile node makes: of what is another's, of what is its own, and of what nobody has."""
+"""Claims of a hostile node: about others' objects, about its own, and about objects that do not exist."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ NUMBERS = [0, 1, -1, 5, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 10**25]
 
 
 class Liar:
-    """Makes claims at random. `servers`, `snapshots` and `jobs` are what it knows; what nobody has comes on top.
+    """Makes random claims. It knows `servers`, `snapshots` and `jobs`, and adds IDs that do not exist.
 
     The protocol itself refuses most of `TEXTS` and `NUMBERS`.
     """
@@ -56,7 +56,7 @@ class Liar:
         self._texts, self._numbers = texts, numbers
 
     def claim(self) -> tuple[str, dict[str, Any]]:
-        """A call of `NodePort`, and its arguments."""
+        """A random call of `NodePort`, with its arguments."""
         finding = {
             "finding": self._one("torn_snapshot", *self._texts),
             "tag": self._one(*self._texts),

@@ -1,4 +1,4 @@
-"""What the tests stand on: a real Redis of their own, in a temporary folder, on a socket."""
+"""Shared fixtures: a real Redis for the tests, in a temporary folder, on a socket."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ from worker.store.redis_client import RedisSettings, connect
 redis_program.choose()
 TESTS = Path(__file__).parent
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 2 << 30
-START_SECONDS = 120  # far above what Redis takes, for a machine with much else to do
+START_SECONDS = 120  # far more than Redis needs, for a busy machine
 
 
 def pytest_configure() -> None:
@@ -41,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideByS
 
 
 def pytest_report_header() -> str:
-    """What the tests stand on, for `make matrix`."""
+    """The versions that the tests use, for `make matrix`."""
     found = {
         "server": redis_program.version(),
         "redis-py": metadata.version("redis"),
@@ -59,7 +59,7 @@ def _version_of_libvirt() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each test has the name of its folder for a marker: `-m "unit or contract"`."""
+    """Mark each test with the name of its folder: `-m "unit or contract"`."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
     if hasattr(config, "workerinput"):  # one of several processes
@@ -67,14 +67,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def lacking(what: str) -> NoReturn:
-    """Skip on a developer's machine; in CI nothing may be missing."""
+    """Skip on a developer's machine; in CI, a missing program is a failure."""
     if os.environ.get("CI"):
         pytest.fail(f"{what}, and in CI nothing may be skipped")
     pytest.skip(what, allow_module_level=True)
 
 
 def needs_module(name: str) -> Any:
-    """The module. Also for the top of a file of tests, before what can't be imported without it."""
+    """The module. Can also be used at the top of a test file, before imports that need it."""
     if find_spec(name) is None:
         lacking(f"the module {name} is not installed")
     return import_module(name)
@@ -91,7 +91,7 @@ def needs_root() -> None:
 
 
 class RedisServer:
-    """A redis-server process on a unix socket, durable as in production; it can be killed and started again."""
+    """A redis-server process on a Unix socket, with production's durability; it can be killed and restarted."""
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ class RedisServer:
             self.process = None
 
     def lose_data(self) -> None:
-        """Forget everything that was written. Only while the server is down."""
+        """Delete all data. Only while the server is down."""
         for name in self.folder.iterdir():
             if name.is_dir():
                 shutil.rmtree(name)
@@ -134,8 +134,8 @@ class RedisServer:
 
 
 def in_memory() -> Path | None:
-    """A folder in memory, if there is one with room. What is only to survive a kill needs no disk, and tests that wait
-    for one take twice as long."""
+    """An in-memory folder, if there is one with room. Data that must only survive a kill needs no disk, and tests
+    that wait for a disk take twice as long."""
     if not MEMORY.is_dir():
         return None
     about = os.statvfs(MEMORY)
@@ -145,7 +145,7 @@ def in_memory() -> Path | None:
 @contextmanager
 def running_redis() -> Iterator[RedisServer]:
     needs("redis-server")
-    # not below pytest's own folder: a socket's path may have 107 characters at most
+    # not below pytest's own folder: a socket's path is limited to 107 characters
     with tempfile.TemporaryDirectory(prefix="vps-redis-", dir=in_memory()) as folder:
         server = RedisServer(Path(folder))
         server.start()

@@ -1,4 +1,4 @@
-"""The dashboard for Grafana, and what its panels ask of Prometheus."""
+"""The Grafana dashboard and its queries to Prometheus."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ DASHBOARD: dict[str, Any] = json.loads(
 
 
 def expressions(*, rate_interval: str = "1m") -> list[tuple[str, str]]:
-    """Title and query of each panel, as Grafana asks with all nodes chosen."""
+    """Title and query of each panel, as Grafana sends it with all nodes selected."""
     return [
         (panel["title"], target["expr"].replace("$__rate_interval", rate_interval).replace("$node", ".*"))
         for panel in DASHBOARD["panels"]

@@ -1,4 +1,4 @@
-"""A gateway in the test's own process, and what lets a node in."""
+"""A gateway in the test's own process, and credentials for nodes."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ RESTORE_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """Where a gateway is, with the credential of one node."""
+    """The address of a gateway, with the credential of one node."""
 
     node: str
     address: GatewayAddress
@@ -58,8 +58,8 @@ class Reached:
 
 @asynccontextmanager
 async def gateway(redis: Path, *, node: str = "n1", **settings: Any) -> AsyncIterator[Reached]:
-    """A gateway before the Redis at that socket, whenever that is there. The node has a credential, and has it again
-    after Redis has lost its data, as if an operator restored it."""
+    """A gateway for the Redis at that socket, which need not be up yet. The node has a credential, which is restored
+    after a loss of Redis's data, as an operator would do."""
     at_redis = RedisSettings(url=f"unix://{redis}")
     with tempfile.TemporaryDirectory(prefix="vps-gateway-") as folder:
         socket, file = Path(folder) / "gateway.sock", Path(folder) / "credential"
@@ -79,14 +79,14 @@ async def gateway(redis: Path, *, node: str = "n1", **settings: Any) -> AsyncIte
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
-    """Of localhost, and its own authority."""
+    """Write a certificate for localhost, which is its own authority."""
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
 
 
 def secret_of(node: str) -> str:
-    """The same for each gateway of a test."""
+    """The secret of a node, the same for each gateway of a test."""
     return PREFIX + urlsafe_b64encode(sha256(node.encode()).digest()).decode().rstrip("=")
 
 
@@ -102,11 +102,11 @@ async def _restored(credentials: Credentials, reached: Reached) -> None:
 
 
 class GatewayProgram:
-    """A gateway as a process of its own, before the Redis at that socket, for nodes that are processes too."""
+    """A gateway in a separate process for the Redis at that socket, for nodes that are processes too."""
 
     def __init__(self, redis: Path) -> None:
         self._redis = RedisSettings(url=f"unix://{redis}")
-        self._folder = tempfile.TemporaryDirectory(prefix="vps-gateway-")  # a short path, for the socket
+        self._folder = tempfile.TemporaryDirectory(prefix="vps-gateway-")  # a short path for the socket
         self.process: Child | None = None
 
     @property
@@ -122,7 +122,7 @@ class GatewayProgram:
         self.process = await Child.start("gateway", command, settings=settings, log=log)
 
     async def let_in(self, node: str) -> None:
-        """Its credential is valid, also if Redis has lost its data."""
+        """Make the node's credential valid, also after Redis has lost its data."""
         client = connect(self._redis)
         try:
             with suppress(CredentialExists):
@@ -131,7 +131,7 @@ class GatewayProgram:
             await client.aclose(close_connection_pool=True)
 
     def settings_of(self, node: str) -> dict[str, str]:
-        """Of a node's worker."""
+        """The settings of a node's worker."""
         file = Path(self._folder.name) / node
         file.touch(mode=0o600)
         file.write_text(secret_of(node))

@@ -1,4 +1,4 @@
-"""A libvirtd of one's own, which can be killed and started again; its guests go on meanwhile. For root only."""
+"""A private libvirtd that can be killed and restarted while its guests keep running. Needs root."""
 
 import asyncio
 import os
@@ -14,11 +14,11 @@ from deploy.lab.lab import Lab
 PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare")
 _SCRIPT = Path(__file__).parents[1] / "deploy" / "lab" / "libvirtd.sh"
 _HOOK = Path(__file__).parents[1] / "deploy" / "libvirt" / "hook.sh"
-_START_SECONDS = 60  # a machine with much else to do
+_START_SECONDS = 60  # for a busy machine
 
 
 class Daemon:
-    """`inside`: the command that starts a program where it is to run; it becomes the program."""
+    """`inside`: a command that enters the target environment and executes the program."""
 
     def __init__(self, folder: Path, *, inside: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -31,14 +31,14 @@ class Daemon:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Return when it listens."""
+        """Return when it accepts connections."""
         process = self._process = subprocess.Popen([*self._inside, _SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._listens():
-                    assert process.poll() is None, f"{_SCRIPT} has ended: by hand it says why"
+                    assert process.poll() is None, f"{_SCRIPT} has exited; run it by hand to see why"
                     await asyncio.sleep(0.05)
-        except BaseException:  # whoever asked for it has nothing yet that could stop it
+        except BaseException:  # the caller has nothing yet with which to stop it
             process.kill()
             process.wait()
             raise
@@ -54,7 +54,7 @@ class Daemon:
         self._process.send_signal(number)
 
     def stop_for_good(self) -> None:
-        """With the guests that outlive it."""
+        """Stop it together with its guests."""
         if self._process is not None:
             self.kill()
         for pid in (self.folder / "run" / "qemu").glob("*.pid"):
@@ -72,7 +72,7 @@ class Daemon:
 
 
 def install_hook(daemon: Daemon, state_dir: Path) -> None:
-    """As on a node; in force from the daemon's next start on."""
+    """Install the hook as on a node; it takes effect at the daemon's next start."""
     hook = daemon.folder / "etc" / "hooks" / "qemu.d" / "vps-snapshots"
     hook.parent.mkdir(parents=True)
     settings = daemon.folder / "etc" / "worker.toml"
@@ -83,7 +83,7 @@ def install_hook(daemon: Daemon, state_dir: Path) -> None:
 
 
 class DaemonLab(Lab):
-    """The same laboratory below a libvirtd."""
+    """The same lab with a libvirtd."""
 
     def __init__(self, daemon: Daemon) -> None:
         super().__init__(daemon.folder)

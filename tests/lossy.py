@@ -1,4 +1,4 @@
-"""A way to Redis that loses an answer: the command is done, and the one who asked never learns of it."""
+"""A connection to Redis that loses an answer: the command is executed, but the caller gets no answer."""
 
 import asyncio
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class LossyWay:
-    """A socket in front of Redis's. After `lose(word)` the next command with that word is done, and its answer lost."""
+    """A socket in front of Redis's. After `lose(word)`, the next command with the word is executed, its answer lost."""
 
     def __init__(self, redis: Path, socket: Path) -> None:
         self.socket = socket
@@ -18,7 +18,7 @@ class LossyWay:
         self._links: set[asyncio.Task[None]] = set()
 
     def lose(self, word: str) -> None:
-        self._word = word.encode().replace(b'": ', b'":')  # as scripts are asked
+        self._word = word.encode().replace(b'": ', b'":')  # as in the arguments of scripts
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = asyncio.current_task()
@@ -62,7 +62,7 @@ class LossyWay:
                 to_redis.write(asked)
                 await to_redis.drain()
                 if losing:
-                    await from_redis.read(1 << 16)  # it is done
+                    await from_redis.read(1 << 16)  # the command is done
                     self.lost += 1
                     return
         finally:

@@ -1,4 +1,4 @@
-"""Two nodes on one machine: two libvirtds of one's own over shared storage, a worker on each, and one cell in Redis."""
+"""Two nodes on one machine: two private libvirtds with shared storage, a worker for each, and one cell in Redis."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ class Node:
     state_dir: Path
     redis: RedisServer
     worker: WorkerProcess | None = None
-    said: list[str] = field(default_factory=list)  # by its workers before
+    said: list[str] = field(default_factory=list)  # output of its earlier workers
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start_worker(self, **settings: str) -> WorkerProcess:
@@ -50,13 +50,13 @@ class Node:
         return self.worker
 
     async def worker_ends(self) -> None:
-        """Killed, if it runs."""
+        """Kill the worker if it is running."""
         await self._stack.aclose()
         self.said += self.worker.lines if self.worker else []
         self.worker, self._stack = None, AsyncExitStack()
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """The domain, by a connection of its own."""
+        """The domain, over a separate connection."""
         connection = libvirt.open(self.daemon.uri)
         try:
             return getattr(connection.lookupByName(NAME), what)(*arguments)
@@ -71,15 +71,15 @@ class Node:
         return bool(state == libvirt.VIR_DOMAIN_RUNNING) or not running
 
     def qemu(self) -> int | None:
-        """The server's process, also while it is only coming in."""
+        """The server's process, also while it is being received."""
         with suppress(OSError, ValueError):
             pid = int((self.daemon.folder / "run" / "qemu" / f"{NAME}.pid").read_text())
-            if "(qemu" in Path(f"/proc/{pid}/stat").read_text():  # not another program that has its number by now
+            if "(qemu" in Path(f"/proc/{pid}/stat").read_text():  # not another program that has reused the PID
                 return pid
         return None
 
     async def gets_it(self) -> int:
-        """Return when the server is coming in, or has come: its process."""
+        """Return the server's process when the node has received it or is receiving it."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while (pid := self.qemu()) is None:  # noqa: ASYNC110 - a file tells nobody
                 await asyncio.sleep(0.005)
@@ -121,7 +121,7 @@ class Two:
         return self.folder / "d" / "variables"
 
     async def define(self, *more: Path, uefi: bool = False) -> None:
-        """A server on the first node, off, with A on its disk; `more`: disks that it has beside."""
+        """Define a server on the first node, off, with A on its disk; `more`: additional disks."""
         place = self.path.parent
         place.mkdir()
         devices = [disk(make_disk(path)) for path in (self.path, *more)]
@@ -134,7 +134,8 @@ class Two:
         await hypervisor.close()
 
     def define_without_mark(self, *more: Device, nvram: Path | None = None) -> None:
-        """On the first node; also anew, as a tool does that keeps definitions of its own. `more`: its other devices."""
+        """Define it on the first node, also again, as a tool with its own definitions does. `more`: its other
+        devices."""
         place = self.path.parent
         xml = domain_xml(NAME, [disk(self.path), *more], image=None, socket=place / "s", log=place / "l", nvram=nvram)
         connection = libvirt.open(self.first.daemon.uri)
@@ -151,13 +152,13 @@ class Two:
         return process
 
     async def migrate(self, *flags: str, back: bool = False) -> str:
-        """What virsh says of it; nothing where it went well."""
+        """virsh's error; empty after a success."""
         process = self.migration(*(flags or LIVE), back=back)
         _, trouble = await asyncio.to_thread(process.communicate)
         return trouble.strip()
 
     async def slowly(self) -> "subprocess.Popen[str]":
-        """A migration that is under way, and stays so for some seconds."""
+        """A running migration that takes some seconds."""
         process = self.migration(*LIVE, "--bandwidth", "1")
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not await asyncio.to_thread(self.first.is_sending):
@@ -165,7 +166,7 @@ class Two:
         return process
 
     async def field(self, kind: str, of: int, *names: str) -> list[str]:
-        """As Redis has it; "": not at all."""
+        """A field in Redis; "": missing."""
         command: Any = self.redis.execute_command
         return [(value or b"").decode() for value in await command("HMGET", f"{kind}:{of}", *names)]
 
@@ -215,11 +216,11 @@ class Two:
     async def deleted(self, snapshot_id: SnapshotId) -> None:
         job = await self.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
         assert job is not None
-        with suppress(JobNotFound):  # it is forgotten with its snapshot
+        with suppress(JobNotFound):  # the record was deleted with its snapshot
             await self.over(job.id)
 
     def text(self, node: Node) -> str:
-        """On the disk; the server is turned off for it, and on again."""
+        """The text on the disk; the server is turned off to read it, and on again."""
         node.ask("destroy")
         text = read_text(self.path)
         node.ask("create")
@@ -234,8 +235,8 @@ class Two:
 
 @asynccontextmanager
 async def two_nodes(redis_server: RedisServer, redis: Redis, folder: Path | None = None) -> AsyncIterator[Two]:
-    """`folder`: for all that they leave; a temporary one where none is given."""
-    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+    """`folder`: for all files; a temporary one by default."""
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # a short path: sockets are below it
         folder = folder or Path(name)
         nodes = [
             Node(name=name, daemon=Daemon(folder / name), state_dir=folder / f"{name}-state", redis=redis_server)

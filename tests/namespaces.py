@@ -1,4 +1,4 @@
-"""Machines in network namespaces of their own, on a bridge of this machine. Needs root."""
+"""Machines in separate network namespaces, on a bridge of this machine. Needs root."""
 
 import random
 import subprocess
@@ -11,7 +11,7 @@ def _ip(*arguments: str) -> None:
 
 
 class Network:
-    """`hosts`: the address of each machine, by its place. This machine, at `here`, reaches all of them."""
+    """`hosts`: the address of each machine, by position. This machine, at `here`, can reach all of them."""
 
     def __init__(self, machines: int) -> None:
         chance = random.SystemRandom()
@@ -21,18 +21,18 @@ class Network:
         self.hosts = [f"{self._prefix}.{10 + place}" for place in range(machines)]
 
     def inside(self, place: int) -> Sequence[str]:
-        """The command that starts a program on that machine; it becomes the program."""
+        """The command that enters that machine and executes a program."""
         return ("ip", "netns", "exec", self._name(place))
 
     def cut(self, place: int) -> None:
-        """Nobody reaches it, nor does it reach anybody."""
+        """Disconnect it from all machines."""
         _ip("link", "set", self._link(place), "down")
 
     def join(self, place: int) -> None:
         _ip("link", "set", self._link(place), "up")
 
     def split(self, place: int) -> None:
-        """The other machines and it do not reach each other; this machine reaches all."""
+        """Disconnect it from the other machines; this machine can still reach all."""
         for other, host in enumerate(self.hosts):
             if other != place:
                 _ip("-n", self._name(place), "route", "add", "blackhole", host)

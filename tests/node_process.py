@@ -1,10 +1,10 @@
-"""A worker as a process of its own, to be killed or measured: `python -m tests.node_process KIND PLACE SECONDS SLOTS`.
+"""A worker in a separate process, to be killed or measured: `python -m tests.node_process KIND PLACE SECONDS SLOTS`.
 
-KIND is gateway: our loop behind a gateway, as in production; direct: the same on the cell's Redis itself; list: our
-loop with the jobs of `tests.queueing.CELL`; plain: arq's own worker as it comes; or polling: the same with a look every
-10 ms. PLACE is Redis's socket; for a gateway JSON with the settings of `gateway`. A job takes SECONDS. Prints a line
-for each beginning and end of a job: `began ID MOMENT`, the moment in seconds of the machine's monotonic clock. Where
-there is a cell, a job has begun there too by then.
+KIND is gateway: our loop with a gateway, as in production; direct: the same with the cell's Redis itself; list: our
+loop with the jobs of `tests.queueing.CELL`; plain: arq's own worker; or polling: the same, polling every 10 ms. PLACE
+is Redis's socket; for a gateway, JSON with the settings of `gateway`. A job takes SECONDS. Prints a line for each start
+and end of a job: `began ID MOMENT`, in seconds of the machine's monotonic clock. If there is a cell, the job has
+started there by then, too.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ def _say(word: str, job_id: str = "-") -> None:
 
 
 def _no_power() -> None:
-    """In place of the call by which the runner asks libvirt for the server's power, before it tells the end."""
+    """Replaces the call with which the runner asks libvirt for the server's power before it reports the end."""
 
 
 async def _gateway(place: str, seconds: float, slots: int) -> None:

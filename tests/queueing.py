@@ -1,4 +1,4 @@
-"""A worker of one node on a real Redis, its jobs, and the way in which the admission queues them."""
+"""A worker of one node on a real Redis, its jobs, and a queue like the one that admissions use."""
 
 import asyncio
 import time
@@ -20,9 +20,9 @@ from worker.store.redis_client import RedisSettings, connect
 
 NODE = "n1"
 QUEUE = queue.queue_name(NODE)  # arq's queue, in the worker's own Redis
-CELL = "cell"  # stands for the cell's queue; here both are in one Redis, which the tests trouble
+CELL = "cell"  # stands for the cell's queue; here, both are in one Redis, which the tests disturb
 WAKE = "cell:wake"
-PATIENCE_SECONDS = 60.0  # a bound: what is waited for comes within milliseconds, or never
+PATIENCE_SECONDS = 60.0  # an upper bound: normally it takes milliseconds
 
 
 async def until(what: Callable[[], bool]) -> None:
@@ -39,7 +39,7 @@ async def until_told(what: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def put(redis: Redis, *job_ids: str) -> None:
-    """Queue jobs in the cell and wake the node, as one."""
+    """Queue jobs in the cell and wake the node in one step."""
     now_ms = int(time.time() * 1000)
     async with redis.pipeline(transaction=True) as pipe:
         for job_id in job_ids:
@@ -54,7 +54,7 @@ async def wake(redis: Redis) -> None:
 
 
 class Jobs:
-    """What the worker runs: each job waits until the test lets it end."""
+    """The worker's jobs: each waits until the test lets it end."""
 
     def __init__(self) -> None:
         self.starts: defaultdict[str, int] = defaultdict(int)
@@ -80,7 +80,7 @@ class Jobs:
 
 
 def taker(redis: Redis) -> Take:
-    """What the store's `take` does."""
+    """A replacement for the store's `take`."""
 
     async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
         wait: Any = max(seconds, 0.01)
@@ -95,7 +95,7 @@ def taker(redis: Redis) -> Take:
 
 
 def runner(redis: Redis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable[None]]:
-    """Runs jobs, and tells the cell of their end, however long that takes."""
+    """Runs jobs, and reports their end to the cell, however long that takes."""
 
     async def run(job_id: str, _begun: Job | None) -> None:
         await jobs.run(job_id)
@@ -119,7 +119,7 @@ async def client(socket: Path) -> AsyncIterator[Redis]:
 
 @asynccontextmanager
 async def at_work(socket: Path, jobs: Jobs, *, max_jobs: int = 2, resumed: bool = True) -> AsyncIterator[NodeWorker]:
-    """A worker that has its lease and looks for jobs; stopped at the end, wherever Redis is then."""
+    """A worker that has its lease and polls for jobs; stopped at the end, regardless of Redis's state."""
     settings = RedisSettings(url=f"unix://{socket}")
     redis, waiting = connect(settings), connect(settings, command_seconds=2 * TAKE_SECONDS)
     worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=runner(waiting, jobs), max_jobs=max_jobs)

@@ -1,6 +1,6 @@
-"""Which program the tests start as `redis-server`: the first on PATH, or that of the environment variable REDIS_SERVER.
+"""The program that the tests start as `redis-server`: the first on PATH, or the environment variable REDIS_SERVER.
 
-The one place that reads it. Tests, the programs under test and their children all look on PATH.
+Only this module reads the variable. Tests, the programs under test and their children all search PATH.
 """
 
 import atexit
@@ -13,7 +13,7 @@ from pathlib import Path
 
 NAME = "redis-server"
 SETTING = "REDIS_SERVER"
-# of a script whose account lacks a permission; the second since Redis 7.2 and in Valkey
+# error of a script whose account lacks a permission; the second since Redis 7.2 and in Valkey
 NOT_ALLOWED_IN_SCRIPT = "The user executing the script can't|ACL failure in script"
 
 
@@ -32,7 +32,7 @@ def choose() -> None:
 
 
 def version() -> str:
-    """`Redis 7.0.15`, `Valkey 9.1.2`; none without a program."""
+    """`Redis 7.0.15` or `Valkey 9.1.2`; empty without a program."""
     if shutil.which(NAME) is None:
         return "none"
     done = subprocess.run([NAME, "--version"], capture_output=True, text=True, check=False, timeout=60)

@@ -1,4 +1,4 @@
-"""Redis with replicas and Sentinels, from the files in deploy/redis, with TLS and its accounts."""
+"""Redis with replicas and Sentinels, from the files in deploy/redis, with TLS and accounts."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ NAME = "vps-snapshots"
 
 
 def with_lines(name: str, lines: Mapping[str, str]) -> str:
-    """A file of production with what is each machine's own, and what stands there as an example, put in."""
+    """A production file with the machine's own values in place of the examples."""
     text = (FILES / name).read_text()
     for begins, line in lines.items():
         text, found = re.subn(rf"(?m)^{begins} .*$", line, text)
@@ -32,7 +32,7 @@ def with_lines(name: str, lines: Mapping[str, str]) -> str:
 
 
 def certificate(folder: Path, name: str, of: str) -> None:
-    """NAME.pem and NAME.key in the folder; it is its own authority."""
+    """Write NAME.pem and NAME.key to the folder; the certificate is its own authority."""
     made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName={of}"]
     out = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
@@ -40,13 +40,13 @@ def certificate(folder: Path, name: str, of: str) -> None:
 
 
 def password_of(account: str) -> str:
-    """As the file has it before an operator sets one."""
+    """The password in the file before an operator sets one."""
     return f"{account.upper()}-PASSWORD"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a Redis and a Sentinel run. `inside`: the command that starts a program there."""
+    """The place of a Redis and a Sentinel. `inside`: a command that starts a program there."""
 
     port: int
     sentinel: int
@@ -59,8 +59,8 @@ class Machine:
 
 
 class Cell:
-    """The first machine has the primary at the start. `down_ms`: until a Sentinel holds a silent Redis for down.
-    `more`: further settings of redis.conf, by how their line begins there."""
+    """The first machine is the primary at the start. `down_ms`: time after which a Sentinel considers a silent Redis
+    down. `more`: further settings of redis.conf, by the beginning of their line."""
 
     def __init__(
         self, folder: Path, machines: Sequence[Machine], *, down_ms: int = 1000, more: Iterable[str] = ()
@@ -103,7 +103,7 @@ class Cell:
         (folder / "redis.conf").write_text(with_lines("redis.conf", lines))
 
     def started(self, place: int) -> subprocess.Popen[bytes]:
-        """The Redis of that machine, with the file as it is by now."""
+        """Start that machine's Redis with its current file."""
         file = self._folder_of(place) / "redis.conf"
         return self._run(place, "redis-server", str(file))
 
@@ -128,7 +128,7 @@ class Cell:
         return self._folder / f"redis-{place}"
 
     def operator(self, place: int) -> Redis:
-        """Of a machine's Redis."""
+        """A client with the operator's account of a machine's Redis."""
         machine = self.machines[place]
         return self.client(machine.port, "operator", password_of("operator"), host=machine.host)
 
@@ -160,7 +160,7 @@ class Cell:
         return self.settings_of("api")
 
     def settings_of(self, account: str, *, wait_for_replicas: int = 0) -> RedisSettings:
-        """As docs/operations/scale.md says for Sentinel."""
+        """The settings of docs/operations/scale.md for Sentinel."""
         return RedisSettings(
             connect_seconds=1,
             command_seconds=2,
@@ -175,7 +175,7 @@ class Cell:
         )
 
     async def ready(self) -> int:
-        """Wait until all replicas follow one primary, and all Sentinels know them; the primary's place."""
+        """Wait until all replicas follow one primary and all Sentinels know them. Returns the primary's position."""
         async with asyncio.timeout(READY_SECONDS):
             while True:
                 with suppress(RedisError, OSError):
@@ -184,7 +184,7 @@ class Cell:
                 await asyncio.sleep(0.1)
 
     async def primary(self, *, without: int | None = None) -> int | None:
-        """The place of a Redis that is a primary, and not `without`."""
+        """The position of a primary other than `without`."""
         for place in range(len(self.machines)):
             if place != without:
                 with suppress(RedisError, OSError):

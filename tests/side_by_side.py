@@ -1,6 +1,6 @@
-"""Which tests run side by side: what pytest-xdist hands to one of its processes as a whole, the longest first.
+"""Distribution of tests over parallel processes: what pytest-xdist assigns to one process as a unit, longest first.
 
-Each process has its own Redis, its own libvirt and temporary folders: they are fixtures of its session.
+Each process has its own Redis, libvirt and temporary folders: they are fixtures of its session.
 """
 
 from pathlib import PurePath
@@ -15,7 +15,7 @@ APART = (
     *("tests/integration/test_schemathesis.py", "tests/contract/test_dry_run_kvm.py"),
     *("tests/compat/test_cell.py", "tests/compat/test_node.py"),
 )
-LONG = (  # in this order; a long one that begins last would run alone in the end
+LONG = (  # in this order: a long unit that starts last would run alone at the end
     *("tests/integration/test_migration.py", "tests/integration/test_crashes.py", "tests/chaos/test_chaos.py"),
     *("tests/integration/test_run.py", "tests/acceptance/test_guests.py", "tests/integration/test_schemathesis.py"),
     *("tests/integration/test_api_program.py", "tests/contract/test_kvm.py", "tests/contract/test_dry_run_kvm.py"),
@@ -33,23 +33,23 @@ LONG = (  # in this order; a long one that begins last would run alone in the en
 
 
 def _room(nodeid: str) -> str:
-    """The file of a test, or the folder that shares something."""
+    """The file of a test, or the folder whose tests share something."""
     file = nodeid.partition("::")[0]
     return next((folder for folder in TOGETHER if PurePath(file).is_relative_to(folder)), file)
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """In place; what is not long stays in its order."""
+    """Sorts in place; the other units keep their order."""
     ranks = {room: rank for rank, room in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(_room(item.nodeid), len(LONG)))
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc] # without types
-    """By file, but for what shares something with other files, and for tests that share nothing with each other."""
+    """Units are files, except for folders that share something and tests that share nothing with each other."""
 
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         super().__init__(config, log)
-        config.option.loadscopereorder = False  # by how many tests a file has, which says little of its time
+        config.option.loadscopereorder = False  # by number of tests, which says little about duration
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid if _room(nodeid) in APART else _room(nodeid)

@@ -1,5 +1,5 @@
-/* Loaded into a program with LD_PRELOAD: its wall clock is ahead of the machine's by as many milliseconds as the file
-   $STEPPED_CLOCK says (one 64-bit number). Other clocks run as they are. */
+/* Loaded into a program with LD_PRELOAD: sets its wall clock ahead of the machine's by the number of milliseconds in the
+   file $STEPPED_CLOCK (one 64-bit number). Other clocks are unchanged. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

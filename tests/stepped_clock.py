@@ -1,6 +1,6 @@
-"""A program's wall clock that a test can set, forward or back, while the program runs.
+"""A program's wall clock that a test can set forward or back while the program is running.
 
-libfaketime does the same, but not to a redis-server: its allocator asks for the time while the library starts.
+libfaketime does the same, but not for redis-server: its allocator asks for the time while the library starts.
 """
 
 import shutil
@@ -15,7 +15,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 
 
 class SteppedClock:
-    """`environment`: for the programs that are to have this clock, which `file` sets."""
+    """`environment`: for programs that are to have this clock, which `file` sets."""
 
     def __init__(self, folder: Path) -> None:
         needs("gcc")
@@ -27,6 +27,6 @@ class SteppedClock:
         self.environment = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(self.file)}
 
     def set(self, ahead: timedelta) -> None:
-        """From now on the clock is ahead of the machine's by that much."""
+        """Set the clock ahead of the machine's by that much."""
         with self.file.open("r+b") as file:
             file.write(struct.pack("q", round(ahead / timedelta(milliseconds=1))))

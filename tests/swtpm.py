@@ -1,4 +1,4 @@
-"""A TPM's own eyes: the real swtpm on a state folder that no guest uses, and one value that lasts in it (TPM 2.0)."""
+"""Reads and writes a value in a TPM's state: the real swtpm on a state folder that no guest uses (TPM 2.0)."""
 
 import socket
 import struct
@@ -13,13 +13,13 @@ INDEX = 0x01500001
 BYTES = 16
 _OWNER, _PASSWORD = 0x40000001, 0x40000009
 _DEFINE, _WRITE, _READ = 0x12A, 0x137, 0x14E
-_READ_AND_WRITE = 0x2 | 0x4 | 0x20000 | 0x40000 | 0x2000000  # by owner and by value, no dictionary attack
+_READ_AND_WRITE = 0x2 | 0x4 | 0x20000 | 0x40000 | 0x2000000  # by owner and by value, no dictionary attack logic
 _ALREADY_DEFINED = 0x14C
 _START_SECONDS = 60.0
 
 
 def write(folder: Path, text: str) -> None:
-    """Raises AssertionError where the TPM refuses."""
+    """Raises AssertionError if the TPM refuses."""
     with _tpm(folder) as tpm:
         public = struct.pack(">IHIHH", INDEX, 0x000B, _READ_AND_WRITE, 0, BYTES)
         body = struct.pack(">H", 0) + struct.pack(">H", len(public)) + public
@@ -53,8 +53,8 @@ def _tpm(folder: Path) -> Iterator[socket.socket]:
                     with suppress(FileNotFoundError, ConnectionRefusedError):
                         tpm.connect(data)
                         break
-                    assert process.poll() is None, "swtpm has ended"
-                    assert time.monotonic() < deadline, "swtpm did not come up"
+                    assert process.poll() is None, "swtpm has exited"
+                    assert time.monotonic() < deadline, "swtpm did not start"
                     time.sleep(0.02)
                 yield tpm
         finally:
@@ -63,7 +63,7 @@ def _tpm(folder: Path) -> Iterator[socket.socket]:
 
 
 def _ask(tpm: socket.socket, command: int, handles: bytes, parameters: bytes) -> tuple[int, bytes]:
-    """Response code and what follows it; the password of all is the empty one."""
+    """Return the response code and the rest; all passwords are empty."""
     password = struct.pack(">IHBH", _PASSWORD, 0, 0, 0)
     body = handles + struct.pack(">I", len(password)) + password + parameters
     tpm.sendall(struct.pack(">HII", 0x8002, 10 + len(body), command) + body)

@@ -1,4 +1,4 @@
-"""A Redis in real trouble: full, a replica, unable to write its file, or without the replicas that it needs."""
+"""A Redis in real trouble: full, a replica, unable to write its file, or without the replicas that it requires."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ async def full(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
                 await redis.set(f"job:filler:{n}", b"x" * FILLER_BYTES)
             except OutOfMemoryError:
                 break
-        # connections that end give a little back
+        # connections that end free some memory
         await redis.config_set("maxmemory", await _used(redis) - (1 << 20))
         yield
     finally:
@@ -35,7 +35,7 @@ async def _used(redis: Redis) -> int:
 
 @asynccontextmanager
 async def replica(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
-    """Of a primary that is gone."""
+    """Make it a replica of a primary that is down."""
     await redis.replicaof("127.0.0.1", 1)
     try:
         yield
@@ -45,7 +45,7 @@ async def replica(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def cannot_save(redis: Redis, server: RedisServer) -> AsyncIterator[None]:
-    """It has failed to write its file, as on a full disk."""
+    """Make it fail to write its file, as on a full disk."""
     dump = server.folder / "dump.rdb"
     dump.unlink(missing_ok=True)
     dump.mkdir()

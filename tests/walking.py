@@ -1,4 +1,4 @@
-"""A job without the runner: its procedure, step by step, over a server of any driver."""
+"""Runs a job without the runner: its procedure, step by step, on a server of any driver."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -48,7 +48,8 @@ async def walk(
     policy: Policy = POLICY,
     before_each: Callable[[Step], Awaitable[None]] = nothing,
 ) -> End:
-    """A restore is of SPEC, a create makes NEW_TAG. `tries`: of a step whose error may pass, or that would strand."""
+    """A restore is of SPEC, a create makes NEW_TAG. `tries`: attempts of a step whose error may pass or would
+    strand."""
     task = Task(
         job_id=JobId("j1"),
         kind=kind,

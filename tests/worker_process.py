@@ -1,4 +1,4 @@
-"""The worker's real program as a process of its own, on the fake driver."""
+"""The real worker program in a separate process, with the fake driver."""
 
 import asyncio
 import json
@@ -15,13 +15,13 @@ from drivers.fake_state import FakeServer, StateFile
 from tests.gateway import gateway
 from tests.queueing import until
 
-FIRST, SECOND = 12345, 12346  # the ids of its servers
+FIRST, SECOND = 12345, 12346  # IDs of its servers
 
 
 @dataclass(kw_only=True)
 class WorkerProcess:
     process: asyncio.subprocess.Process
-    lines: list[str] = field(default_factory=list)  # what it has said so far
+    lines: list[str] = field(default_factory=list)  # its output so far
 
     def has_said(self, event: str, **fields: Any) -> bool:
         return any(_says(line, event, fields) for line in self.lines)
@@ -48,7 +48,7 @@ def _says(line: str, event: str, fields: dict[str, Any]) -> bool:
 
 @asynccontextmanager
 async def worker_process(redis_socket: Path, state_dir: Path, **settings: str) -> AsyncIterator[WorkerProcess]:
-    """Of node n1, with two servers, and a gateway for it. Killed at the end, should it run yet."""
+    """A worker of node n1 with two servers, and a gateway for it. Killed at the end if it is still running."""
     async with (
         gateway(redis_socket, node=settings.get("NODE", "n1")) as reached,
         at_work(state_dir, reached.environment | settings) as worker,
@@ -58,7 +58,7 @@ async def worker_process(redis_socket: Path, state_dir: Path, **settings: str) -
 
 @asynccontextmanager
 async def at_work(state_dir: Path, settings: dict[str, str]) -> AsyncIterator[WorkerProcess]:
-    """`settings`: without their prefix; they say where its gateway is."""
+    """`settings`: without their prefix; they contain its gateway's address."""
     ours = {
         "DRIVER": "fake",
         "FAKE_SERVERS": "2",
@@ -83,6 +83,6 @@ async def at_work(state_dir: Path, settings: dict[str, str]) -> AsyncIterator[Wo
 
 
 def server_of(state_dir: Path, server_id: int) -> FakeServer:
-    """The server as its node's file has it; it must have been changed once."""
+    """The server in its node's file; it must have been changed at least once."""
     known = StateFile(state_dir / "fake.json").read().values()
     return next(server for server in known if server.server_id == server_id)

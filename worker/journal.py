@@ -111,7 +111,7 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise JournalFailed(f"{path} cannot be opened: {error}") from error
         try:
-            self.owed()  # its guest may be off: no part of the worker may go on without it
+            self.owed()  # its guest may be off: no part of the worker may continue without it
         except JobUnreadable as error:
             self.close()
             raise NewerJournal(

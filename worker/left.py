@@ -13,7 +13,7 @@ AGAIN_SECONDS = 0.1  # the connection and the lease take that long
 
 
 async def has_left(store: NodePort, server_id: ServerId) -> bool:
-    """False also without an answer within ASK_SECONDS: a job that has begun is ended, whatever happens to the store."""
+    """Also False if there is no answer within ASK_SECONDS: a started job is finished, whatever happens to the store."""
     with suppress(TimeoutError):
         async with asyncio.timeout(ASK_SECONDS):
             while True:

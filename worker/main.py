@@ -40,11 +40,11 @@ from worker.settings import Driver, WorkerSettings
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
 from worker.store.nodes.port import NodePort
+from worker.store.records import NUMBER_MAX
 from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-ID_MAX = 2**63 - 1  # the largest id that the API accepts and SQLite can store
 # limit for one turn of the loops for jobs and heartbeats; the limits of their calls are far shorter
 TURN_SECONDS = 300.0
 
@@ -80,8 +80,8 @@ def run(config: Config = None) -> None:
 @app.command()
 def adopt(
     domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
-    server_id: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The server's id in the public API.")],
-    account: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The account that owns the server.")],
+    server_id: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
+    account: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
     """Make a libvirt domain of this node a server of the API.
@@ -120,7 +120,7 @@ def rebuild(config: Config = None) -> None:
 
 @app.command()
 def list_in_virsh(
-    server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    server_id: Annotated[int, typer.Argument(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
     config: Config = None,
 ) -> None:
     """Add a server's snapshots to libvirt's own list, for `virsh snapshot-list`.

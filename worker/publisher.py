@@ -86,7 +86,7 @@ class Publisher:
                 job_id, step = self._steps.popitem()
                 report = self._taken(job_id)
                 try:
-                    with guarded("step", StoreUnavailable, LeaseLost, job_id=job_id):
+                    with guarded("step", StoreUnavailable, LeaseLost, ClaimRefused, job_id=job_id):
                         await self._store.progress(job_id, step, report)
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
                     self._unpublished[job_id] = report + self._unpublished.get(job_id, EMPTY_REPORT)

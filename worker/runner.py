@@ -90,7 +90,7 @@ class Runner:
         self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
-        self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
+        self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from api import words
-from api.cli import formats, resolve
+from api.cli import following, formats, resolve
 from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
+from api.cli.jobs import SHORT_ID
 from api.cli.options import Force, JobArguments, Json, Yes, confirm, ensure_terminal, period, rfc3339
 from api.cli.output import Column, Output
 from worker.store.model import JobKind
@@ -20,9 +21,9 @@ OVERWRITING = {kind for kind in JobKind if kind.overwrites}
 PREVIEW = 10  # jobs listed in each part of the confirmation
 
 COLUMNS = (
-    Column(title="JOB", of=lambda one: one["id"]),
+    Column(title="JOB", of=lambda one: one["id"], digits=SHORT_ID),
     Column(title="DONE", of=lambda one: "yes" if one["done"] else "no"),
-    Column(title="NEW JOB", of=lambda one: one["job_id"] or "-", yields=2),
+    Column(title="NEW JOB", of=lambda one: one["job_id"] or "-", yields=2, digits=SHORT_ID),
     Column(title="ERROR", of=lambda one: one["code"] or "-"),
     Column(title="DETAIL", of=lambda one: one["detail"] or "", yields=1),
 )
@@ -56,7 +57,8 @@ def cancel_jobs(
         found = await _matching(client, filters | {"state": "queued"}, since) if match else []
         ids = await resolve.jobs(client, jobs or []) or [job["id"] for job in found]
         if ids:
-            _list(output, [(job["id"], f"{formats.what(job)}, {_ago(job['queued_at'])}") for job in found])
+            named = found if found or yes else [await following.job(client, job_id) for job_id in ids[:PREVIEW]]
+            _list(output, [(job["id"], _queued(job)) for job in named], count=len(ids) if named else 0)
             if not yes:
                 confirm(f"Cancel {words.plural(len(ids), 'job')}?")
         return _show(output, "cancelled", await _post(client, {"action": "cancel"}, ids))
@@ -115,11 +117,18 @@ def _print_preview(output: Output, told: list[Body], retried: list[Body]) -> Non
         _list(output, left_out)
 
 
-def _list(output: Output, jobs: list[tuple[str, str]]) -> None:
+def _list(output: Output, jobs: list[tuple[str, str]], *, count: int | None = None) -> None:
+    """`count`: of all jobs, if `jobs` has only the first ones."""
     for job_id, text in jobs[:PREVIEW]:
         output.note(f"{job_id}  {text}")
-    if len(jobs) > PREVIEW:
-        output.note(f"... and {len(jobs) - PREVIEW} more")
+    more = (len(jobs) if count is None else count) - PREVIEW
+    if more > 0:
+        output.note(f"... and {more} more")
+
+
+def _queued(job: Body) -> str:
+    state = "" if job["state"] == "queued" else f", {words.plain(job['state'])}"
+    return f"{formats.what(job)}{state}, {_ago(job['queued_at'])}"
 
 
 def _ago(text: str) -> str:
@@ -147,8 +156,9 @@ def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
 
 
 async def _matching(client: Client, query: dict[str, str], since: timedelta) -> list[Body]:
-    oldest = rfc3339(datetime.now(UTC) - since)
-    return list((await client.collect("ops/jobs/", {**query, "since": oldest}, limit=None))["results"])
+    wanted: dict[str, str | int | None] = {**query, "since": rfc3339(datetime.now(UTC) - since)}
+    wanted |= {"server_id": await resolve.server_if_any(client, query.get("server_id"))}
+    return list((await client.collect("ops/jobs/", wanted, limit=None))["results"])
 
 
 def _show(output: Output, done: str, results: list[Body]) -> Exit:

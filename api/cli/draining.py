@@ -39,7 +39,7 @@ async def wait_until_empty(
 
 
 async def _one(client: Client, node: Body, output: Output, *, max_seconds: float | None, named: bool) -> Body:
-    """`named`: say which node runs what."""
+    """`named`: print which node runs the jobs."""
     path, noted = f"ops/nodes/{segment(node['name'])}/", -1
     was_idle = False  # a job that its worker took just before the pause appears only in the second poll
 

@@ -91,8 +91,10 @@ def taken(server: Body) -> str:
 
 
 def off_for(thing: Body) -> str | None:
-    """How long a server's guest has been off for a job."""
+    """How long a server's guest has been off for a job. While its node does not respond, it may run again."""
     since = thing.get("off_since")
+    if since and thing.get("reachable") is False:
+        return "last heard"
     return words.elapsed(moment(since)) if since else None
 
 

@@ -105,6 +105,10 @@ Until = Annotated[
     datetime | None,
     typer.Option(parser=_future, metavar="WHEN", help="Resume after this time (90m, 12h, 7d) or at this timestamp."),
 ]
+NextRun = Annotated[
+    datetime | None,
+    typer.Option(parser=_future, metavar="WHEN", help="Filter by next run: time from now (90m, 12h, 7d) or timestamp."),
+]
 AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by account.")]
 ServerFilter = Annotated[
     str | None,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP = 2
+_READABLE = 20  # characters that stay of the widest column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +129,16 @@ def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: i
 
     kept = _fitting(columns, rows, width)
     grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
-    for column in kept:
-        grid.add_column(column.title, justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis")
-    for row in _cells(kept, rows, short=True):
+    for column, most in kept:
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        grid.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", max_width=most)
+    for row in _cells([column for column, _ in kept], rows, short=True):
         grid.add_row(*row)
     return grid
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> Sequence[Column]:
+def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> list[tuple[Column, int]]:
+    """The columns that stay, each with the most characters of a text. Only the texts of the widest column are cut."""
     texts = list(zip(*_cells(columns, rows, short=True), strict=True))
     widths = [
         max(len(column.title), *(text.cell_len for text in own)) + _GAP
@@ -146,7 +149,10 @@ def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: i
         if not columns[n].yields or sum(widths[n] for n in kept) - _GAP <= width:
             break
         kept.remove(n)
-    return [columns[n] for n in kept]
+    widest = max(kept, key=lambda n: widths[n])
+    excess = max(0, sum(widths[n] for n in kept) - _GAP - width)
+    widths[widest] = max(widths[widest] - excess, min(widths[widest], _READABLE))
+    return [(columns[n], widths[n] - _GAP) for n in kept]
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, short: bool = False) -> "list[list[Text]]":

@@ -1,4 +1,4 @@
-"""IDs from what people type: the first digits of a job's ID, the name of a server or snapshot."""
+"""IDs from what people type: the first digits of a job's ID, the name of a server, snapshot or token."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from api.cli.client import Body, Client, Query
 from api.cli.exits import CliError, Exit
 
 _JOB_ID, _DIGITS = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{8,31}")
+_TOKEN_ID = re.compile(r"[0-9a-f]{12}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 LISTED = 500  # how many of an account's latest jobs and snapshots are searched
 
@@ -67,6 +68,17 @@ async def snapshot(client: Client, text: str) -> int:
         return [hit["id"] for hit in await _hits(client, "snapshot", text) if hit["exact"]]
 
     return int(_one("snapshot", text, await client.either(of_all, of_account)))
+
+
+async def snapshot_if_any(client: Client, text: str | None) -> int | None:
+    return None if text is None else await snapshot(client, text)
+
+
+async def token(client: Client, text: str) -> str:
+    """The ID of a token, from its ID or name. Raises CliError."""
+    if _TOKEN_ID.fullmatch(text):
+        return text
+    return _one("token", text, [hit["id"] for hit in await _hits(client, "token", text) if hit["exact"]])
 
 
 async def listed(

@@ -1,5 +1,6 @@
-"""Commands for schedules, with a token that acts for an account."""
+"""Commands for schedules, with a token that acts for an account; the list takes an operator token, too."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -8,7 +9,10 @@ import typer
 from api.cli import formats, options, resolve
 from api.cli.client import Body, Client, Query
 from api.cli.commands import perform
+from api.cli.connection import run
+from api.cli.exits import OperatorsOnly
 from api.cli.help import group
+from api.cli.jobs import SHORT_ID
 from api.cli.output import Column, Output
 
 app = group("Create, change or delete a schedule, which makes snapshots of servers (account token).")
@@ -42,12 +46,24 @@ COLUMNS = (
     Column(title="LAST RUN", of=_last, yields=4),
 )
 
+# in the order of the next runs
+OF_ALL_COLUMNS = (
+    Column(title="NEXT RUN (UTC)", of=lambda schedule: formats.at(schedule["next_run_at"])),
+    Column(title="SERVER", of=_target),
+    Column(title="ACCOUNT", of=lambda schedule: schedule["account_id"], right=True),
+    Column(title="NAME", of=lambda schedule: schedule["name"]),
+    Column(title="WHEN", of=_when, yields=1),
+    Column(title="KEEP", of=lambda schedule: schedule["keep"], yields=3, right=True),
+    Column(title="LAST RUN", of=_last, yields=2),
+    Column(title="SCHEDULE", of=lambda schedule: schedule["id"][:8], yields=4),
+)
+
 ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, at least its first 8 digits, or name.")]
 COVERED_COLUMNS = (
     Column(title="SERVER", of=lambda one: formats.named(one["server"])),
     Column(title="STARTS (UTC)", of=lambda one: formats.at(one["starts_at"])),
     Column(title="LAST RUN", of=_last, yields=1),
-    Column(title="JOB", of=lambda one: (one["last_run"] or {}).get("job_id") or "", yields=2),
+    Column(title="JOB", of=lambda one: (one["last_run"] or {}).get("job_id") or "", yields=2, digits=SHORT_ID),
 )
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Start of the names of its snapshots.")]
 WHEN = "hourly, daily, weekly, or a cron expression, in UTC or in --time-zone."
@@ -72,27 +88,45 @@ Consistency = Annotated[Literal["stop", "live"] | None, typer.Option(help="Wheth
 def list_schedules(
     context: typer.Context,
     *,
+    account_id: options.AccountId = None,
     server_id: options.ServerFilter = None,
+    since: options.NextRun = None,
+    until: options.NextRun = None,
     limit: options.Limit = 100,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List an account's schedules, newest first: those by label, then those of one server."""
-    rows = None if everything else limit
+    """List an account's schedules, newest first: those by label, then those of one server.
 
-    async def collect(client: Client) -> Body:
-        query = {"server_id": await resolve.server_if_any(client, server_id)}
-        of_servers = await client.collect_pages(SCHEDULES, query, limit=rows)
-        if server_id is not None:
-            return of_servers
-        by_label = await client.collect_pages(SCHEDULES, BY_LABEL, limit=rows)
-        results = [*by_label["results"], *of_servers["results"]]
-        return {"count": by_label["count"] + of_servers["count"], "results": results[:rows]}
+    An operator token lists the enabled schedules of all accounts by their next run.
+    """
+    rows, output = None if everything else limit, Output(as_json=as_json)
+    filters = {"account_id": account_id, "since": options.rfc3339(since), "until": options.rfc3339(until)}
 
-    def show(output: Output, listed: Body) -> None:
-        output.list(COLUMNS, listed, none="No schedules.")
+    async def of_all(client: Client) -> tuple[Sequence[Column], Body]:
+        query = filters | {"target": "all", "server_id": await resolve.server_if_any(client, server_id)}
+        return OF_ALL_COLUMNS, await client.collect("ops/schedules/", query, limit=rows)
 
-    perform(context, collect, show, as_json=as_json)
+    async def of_account(client: Client) -> tuple[Sequence[Column], Body]:
+        if denied := [name for name, value in filters.items() if value is not None]:
+            raise OperatorsOnly(f"Only an operator token can filter by {', '.join(denied)}.")
+        return COLUMNS, await _of_account(client, server_id, rows)
+
+    async def show(client: Client) -> None:
+        columns, listed = await client.either(lambda: of_all(client), lambda: of_account(client))
+        output.document(listed) if as_json else output.list(columns, listed, none="No schedules.")
+
+    run(context, show)
+
+
+async def _of_account(client: Client, server_id: str | None, rows: int | None) -> Body:
+    query = {"server_id": await resolve.server_if_any(client, server_id)}
+    of_servers = await client.collect_pages(SCHEDULES, query, limit=rows)
+    if server_id is not None:
+        return of_servers
+    by_label = await client.collect_pages(SCHEDULES, BY_LABEL, limit=rows)
+    results = [*by_label["results"], *of_servers["results"]]
+    return {"count": by_label["count"] + of_servers["count"], "results": results[:rows]}
 
 
 @app.command("show")

@@ -111,23 +111,29 @@ def create_token(  # noqa: PLR0913 - an option is a parameter
 @app.command("revoke")
 def revoke_token(
     context: typer.Context,
-    token: Annotated[str, typer.Argument(metavar="TOKEN")],
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="ID or name.")],
     *,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Revoke a token immediately, by its ID."""
+    """Revoke a token immediately."""
+
+    async def question(client: Client) -> str:
+        token_id = await resolve.token(client, token)
+        named = token if token == token_id else f"{token} ({token_id})"
+        return f"Revoke token {named}? Calls with it will fail from now on."
 
     async def revoke(client: Client) -> Body:
-        await client.delete(f"ops/tokens/{segment(token)}/")
-        return {"id": token}
+        token_id = await resolve.token(client, token)
+        await client.delete(f"ops/tokens/{segment(token_id)}/")
+        return {"id": token_id}
 
     perform(
         context,
         revoke,
         lambda output, _: output.say(f"token {token} revoked"),
         as_json=as_json,
-        question=None if yes else f"Revoke token {token}? Calls with it will fail from now on.",
+        question=None if yes else question,
     )
 
 
@@ -138,7 +144,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     token_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by token.")] = None,
     token_name: Annotated[str | None, typer.Option(metavar="NAME", help="Filter by the token's name.")] = None,
     server_id: ServerFilter = None,
-    snapshot_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by snapshot.")] = None,
+    snapshot_id: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="Filter by snapshot.")] = None,
     node: NodeFilter = None,
     job_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by job.")] = None,
     request_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by request.")] = None,
@@ -158,7 +164,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
         perform(context, _checked, _show_check, as_json=as_json)
         return
     query: dict[str, str | int | None] = {"account_id": account_id, "token_id": token_id, "request_id": request_id}
-    query |= {"token_name": token_name, "snapshot_id": snapshot_id, "node": node}
+    query |= {"token_name": token_name, "node": node}
     query |= {"what": None if what == "all" else what}
     query |= {"method": method, "since": rfc3339(since), "until": rfc3339(until)}
     rows = None if everything else limit
@@ -166,6 +172,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     async def collect(client: Client) -> Body:
         about = {
             "server_id": await resolve.server_if_any(client, server_id),
+            "snapshot_id": await resolve.snapshot_if_any(client, snapshot_id),
             "job_id": None if job_id is None else await resolve.job(client, job_id),
         }
         return await client.collect("ops/audit/", query | about, limit=rows)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from api.dashboard import retries
+from api.dashboard import cancels, retries
 from api.dashboard.context import Context, Pages
 from api.dashboard.jobs import JOBS, NEEDED_STATE, JobsQuery, as_shown
 from api.dashboard.rendering import Question, address
@@ -19,7 +19,7 @@ from api.http.fields import JobIdInPath, truth
 from api.http.problems import FieldError, invalid
 from api.jobs import bulk
 from api.jobs.bodies import BulkAction
-from api.words import machine, plain, plural
+from api.words import machine, plain
 from worker.store.model import JobId
 from worker.store.operators.records import Retry
 
@@ -63,7 +63,7 @@ class Matching(JobsQuery):
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
     order = _order({name: request.http.query.getall(name) for name in request.http.query})
-    question = await (_ask_retry if order.action == "retry" else _ask_cancel)(context, order)
+    question = await _question(context, order)
     subject = ""
     if isinstance(order, Matching):
         filters = ", ".join(f"{plain(name)} {plain(value)}" for name, value in order.filters.items())
@@ -71,30 +71,16 @@ async def ask(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.ask(request.http, question, back=JOBS, subject=subject)
 
 
-async def _ask_cancel(context: Context, order: Selected | Matching) -> Question:
-    if isinstance(order, Selected):
-        jobs = plural(len(order.ids), "job")
-    else:
-        count = (await context.operators.jobs(as_shown(order), replace(order.cursor, limit=1))).count
-        jobs = "all matching jobs" if count is None else plural(count, "matching job")
-    return Question(
-        title=f"Cancel {jobs}?",
-        text="Queued jobs end as cancelled; jobs that have started continue. Each job succeeds or fails on its own.",
-        verb="Cancel the jobs",
-        dismiss="Keep the jobs",
-        is_grave=True,
-        fields=order.fields,
-    )
-
-
-async def _ask_retry(context: Context, order: Selected | Matching) -> Question:
-    """The form sends only the jobs that the question names, and no jobs that fail later."""
+async def _question(context: Context, order: Selected | Matching) -> Question:
+    """Its form sends only the jobs that the question names, and no jobs that match later."""
     job_ids, _ = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
     found: list[Retry] = []
     for n in range(0, len(job_ids), _PAGE):
         found += await context.operators.retries(job_ids[n : n + _PAGE], force=order.force)
     known = {one.job.id for one in found}
     missing = [job_id for job_id in job_ids if job_id not in known]
+    if order.action == "cancel":
+        return cancels.for_many([one.job for one in found], missing=missing)
     wider = address(BULK, order.fields, force="true")
     return retries.for_many(found, missing=missing, force=order.force, wider=wider)
 

@@ -113,7 +113,7 @@ async def waits_for(context: Context, names: Iterable[str]) -> list[Part]:
 
 def _doing(job: Job) -> str:
     step = plain(job.step) if job.step else "starting"
-    return f"{plain(job.kind)} on {job.server_name} ({job.server_id}), {job.node}: {step}, {job.percent} %"
+    return f"{plain(job.kind)} on {job.server_name} ({job.server_id}), {job.node}: {step}, {job.percent}%"
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:

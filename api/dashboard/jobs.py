@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from api.dashboard import retries
+from api.dashboard.cancels import is_cancellable
 from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
@@ -156,15 +157,11 @@ def _moment(text: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _is_cancellable(found: OpsJob) -> bool:
-    return found.job.state is JobState.QUEUED and found.job.kind is not JobKind.DELETE
-
-
 _APPLIES: Mapping[str, Callable[[OpsJob], bool]] = {
     # comes first: until it is done, the other actions do not help the server
     "resolve": lambda found: found.job.needs_person,
     "retry": lambda found: found.retry.is_possible,
-    "cancel": _is_cancellable,
+    "cancel": lambda found: is_cancellable(found.job),
 }
 _QUESTIONS: Mapping[str, Question] = {
     "cancel": Question(

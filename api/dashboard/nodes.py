@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from aiohttp import web
 
 from api.dashboard import draining
 from api.dashboard.context import Context, Pages, read_filters, read_page, read_query, read_reason
-from api.dashboard.overview import is_low
+from api.dashboard.overview import an_hour_before, is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http import fields
@@ -36,6 +37,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
         query=query,
         page=page,
         is_low=is_low,
+        an_hour_ago=an_hour_before(datetime.now(UTC)),
         drain=draining.progress(page.results),
     )
 
@@ -56,6 +58,7 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         node=found,
         lists=lists,
         is_low=is_low,
+        an_hour_ago=an_hour_before(datetime.now(UTC)),
         drain=draining.progress([found], lists[JobState.IN_PROGRESS].results),
     )
 

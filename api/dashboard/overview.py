@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from aiohttp import web
@@ -73,7 +73,7 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         off=await _off(operators, overview),
         alarms=await alarms(operators, overview),
         few=FEW_ALARMS,
-        an_hour_ago=_an_hour_before(overview),
+        an_hour_ago=an_hour_before(overview.at),
         running=running.results,
         failed=failed.results if failed else (),
         charts=charts(overview),
@@ -114,14 +114,14 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     """The alarms, grave ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
-        *await _failing(operators, since=_an_hour_before(overview)),
+        *await _failing(operators, since=an_hour_before(overview.at)),
         *_waiting(overview),
         *_nearly_full(await operators.memory()),
         *await _full(operators),
         *await _paused(operators, overview.nodes_paused),
     ]
     if overview.failed_hour:
-        found.append(await _failed(operators, overview.failed_hour, since=_an_hour_before(overview)))
+        found.append(await _failed(operators, overview.failed_hour, since=an_hour_before(overview.at)))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
@@ -131,9 +131,9 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     return found
 
 
-def _an_hour_before(overview: Overview) -> str:
-    """One hour before, rounded to the minute: a link that changes with each refresh is hard to click."""
-    return machine((overview.at - timedelta(hours=1)).replace(second=0, microsecond=0))
+def an_hour_before(moment: datetime) -> str:
+    """Rounded to the minute: a link that changes with each refresh is hard to click."""
+    return machine((moment - timedelta(hours=1)).replace(second=0, microsecond=0))
 
 
 async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:

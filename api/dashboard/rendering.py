@@ -178,11 +178,12 @@ class Rendering:
         return self.page(request, "done.html", text=text, back=back, link=link)
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
-        """An error: a page, or for htmx a notice in the open page."""
+        """An error: a page, or for htmx a notice in the open page; in its form if what was sent is not valid."""
         comes_back = request.method == "GET" and problem.status == web.HTTPServiceUnavailable.status_code
         response = self.page(request, "refused.html", problem=problem, comes_back=comes_back, status=problem.status)
         if is_fragment(request):
-            response.headers["HX-Retarget"] = "#trouble" if request.method == "GET" else "#notice"
+            of_form = ".ask-trouble" if problem.status == web.HTTPBadRequest.status_code else "#notice"
+            response.headers["HX-Retarget"] = "#trouble" if request.method == "GET" else of_form
             response.headers["HX-Reswap"] = "innerHTML"
         response.headers.update(problem.headers)
         return response

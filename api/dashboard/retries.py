@@ -43,15 +43,15 @@ def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, w
     retried = [one.job for one in found if one.refusal is None]
     over = [job for job in retried if job.kind.overwrites]
     others = [job for job in retried if not job.kind.overwrites]
-    refused = [(one, (str(one.job.id), f"{_named(one.job)[1]}. {one.refusal.detail}")) for one in found if one.refusal]
+    refused = [(one, (str(one.job.id), f"{named(one.job)[1]}. {one.refusal.detail}")) for one in found if one.refusal]
     needing = [told for one, told in refused if one.needs_force]
     never = [told for one, told in refused if not one.needs_force]
     never += [(job_id, "There is no such job.") for job_id in missing]
     parts = [
-        _part(_kinds(others), list(map(_named, others))),
-        _part(f"{_kinds(over)}, overwriting all data of the server", list(map(_named, over)), grave=True),
-        _part(f"{plural(len(needing), 'job')} left out: only with force", needing),
-        _part(f"{plural(len(never), 'job')} left out: not possible", never),
+        part(kinds(others), list(map(named, others))),
+        part(f"{kinds(over)}, overwriting all data of the server", list(map(named, over)), grave=True),
+        part(f"{plural(len(needing), 'job')} left out: only with force", needing),
+        part(f"{plural(len(never), 'job')} left out: not possible", never),
     ]
     ids: list[str] = [job.id for job in retried]
     fields: dict[str, str | list[str]] = {"action": "retry", "ids": ids}
@@ -64,7 +64,7 @@ def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, w
         typed=str(len(ids)) if force and ids else "",
         typed_as="the number of jobs",
         fields=fields | ({"force": "true"} if force else {}),
-        parts=[part for part in parts if part.count],
+        parts=[one for one in parts if one.count],
         wider=(wider, f"Include {plural(len(needing), 'job')} with force") if needing else None,
     )
 
@@ -79,16 +79,18 @@ def _text(retried: Sequence[Job]) -> str:
     )
 
 
-def _part(title: str, jobs: Sequence[tuple[str, str]], *, grave: bool = False) -> Part:
+def part(title: str, jobs: Sequence[tuple[str, str]], *, grave: bool = False) -> Part:
+    """`jobs`: their IDs and texts."""
     return Part(title=title, jobs=jobs[:LISTED], count=len(jobs), is_grave=grave)
 
 
-def _kinds(jobs: Sequence[Job]) -> str:
+def kinds(jobs: Sequence[Job]) -> str:
     """The jobs by kind, such as "3 creates, 1 delete"."""
     return ", ".join(plural(count, plain(kind)) for kind, count in Counter(job.kind for job in jobs).most_common())
 
 
-def _named(job: Job) -> tuple[str, str]:
+def named(job: Job) -> tuple[str, str]:
+    """The job's ID, and what it does, where, and since when it is in its state."""
     snapshot = f" of {job.snapshot_name}" if job.snapshot_name else ""
     ended = "cancelled" if job.is_cancelled else str(job.state)
     when = f"{ended} {ago(job.finished_at)}" if job.finished_at else f"queued {ago(job.queued_at)}"

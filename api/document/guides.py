@@ -130,8 +130,14 @@ def _pieces(markdown: "MarkdownIt", tokens: "list[Token]", name: str) -> list[st
         elif token is not None:
             rest.append(token)
     pieces.append(markdown.renderer.render(rest, markdown.options, {}))
-    scrolled = '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
-    return [piece.replace("<table>", scrolled).replace("</table>", "</table></div>") for piece in pieces]
+    return [_scrolling(piece) for piece in pieces]
+
+
+def _scrolling(html: str) -> str:
+    """What may be wider than the screen can be scrolled by keyboard."""
+    table = '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
+    html = html.replace("<table>", table).replace("</table>", "</table></div>")
+    return html.replace("<pre>", '<pre tabindex="0">')
 
 
 def code(samples: dict[str, str], name: str) -> Markup:

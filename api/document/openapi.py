@@ -56,6 +56,7 @@ _HEADERS: dict[str, Json] = {
     "X-Job-Id": {"description": "ID of the job", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer", "minimum": 1}},
+    "X-Limit": {"description": "the limit that is reached", "schema": {"type": "integer", "minimum": 0}},
     "ETag": {"description": "identifies the content of the response; for `If-None-Match`", "schema": _STRING},
     "RateLimit-Policy": {"description": "`q` calls in `w` seconds, according to an IETF draft", "schema": _STRING},
     "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},

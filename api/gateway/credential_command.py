@@ -30,7 +30,7 @@ def create(context: typer.Context, node: Node, expires_in: Lifetime = None, conf
 
     async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).create(node, lifetime=expires_in)
-        await record(Audit(redis), f"credential create {node}")
+        await record(Audit(redis), f"credential create {node}", made=f"node {node}")
         return new
 
     _show(with_redis(settings_of(GatewaySettings, context, config).redis, call))
@@ -53,7 +53,7 @@ def rotate(
 
     async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).rotate(node, lifetime=expires_in, overlap=overlap)
-        await record(Audit(redis), f"credential rotate {node}")
+        await record(Audit(redis), f"credential rotate {node}", made=f"node {node}")
         return new
 
     _show(with_redis(settings_of(GatewaySettings, context, config).redis, call))
@@ -66,7 +66,7 @@ def restore(context: typer.Context, node: Node, config: Config = None) -> None:
 
     async def call(redis: Redis) -> None:
         await Credentials(redis).restore(node, secret)
-        await record(Audit(redis), f"credential restore {node}")
+        await record(Audit(redis), f"credential restore {node}", made=f"node {node}")
 
     try:
         with_redis(settings_of(GatewaySettings, context, config).redis, call)
@@ -82,7 +82,7 @@ def revoke(context: typer.Context, node: Node, config: Config = None) -> None:
     async def call(redis: Redis) -> int:
         ended = await Credentials(redis).revoke(node)
         if ended:
-            await record(Audit(redis), f"credential revoke {node}")
+            await record(Audit(redis), f"credential revoke {node}", made=f"node {node}")
         return ended
 
     if not with_redis(settings_of(GatewaySettings, context, config).redis, call):

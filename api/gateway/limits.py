@@ -1,4 +1,4 @@
-"""How much one node may send."""
+"""How much one node may do."""
 
 import asyncio
 import time
@@ -15,9 +15,20 @@ class Allowance:
 
     async def take(self, units: float) -> None:
         """Wait until the units are available. Callers are served in order."""
-        now = time.monotonic()
-        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
-        self._at = now
+        self._refill()
         self._left -= units
         if self._left < 0:
             await asyncio.sleep(-self._left / self._per_second)
+
+    def may_take(self) -> bool:
+        """Take one unit, if it is available now."""
+        self._refill()
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+        self._at = now

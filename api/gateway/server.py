@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import structlog
 from redis.asyncio import Redis
@@ -39,7 +40,9 @@ HANDSHAKE_SECONDS = 10.0
 PING_SECONDS = 5.0
 SILENT_SECONDS = 10.0  # the limit for an answer to a ping or a close
 FRAMES_WAITING = 4  # frames of one connection that are read and not yet handled
-PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # pings from one connection; more close it
+PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # pings and pongs from one connection; more close it
+CONNECTIONS_PER_SECOND, CONNECTIONS_AT_ONCE = 2.0, 50  # new connections of one node; more are refused
+READ_BYTES = 4096  # how much is read before what it contains is looked at: it may be thousands of pings
 
 log = structlog.stdlib.get_logger()
 
@@ -66,17 +69,16 @@ class Gateway:
         self._credentials = Credentials(redis)
         self._refusals = Refusals(metrics)
         self._handshakes = asyncio.Semaphore(HANDSHAKES)
-        self._admitted: dict[ServerConnection, Credential] = {}
+        # weak, because a connection that is admitted may still end before it is served
+        self._admitted = WeakKeyDictionary[ServerConnection, Credential]()
         self._sessions: dict[str, list[Session]] = defaultdict(list)
         self._allowances: dict[str, Allowances] = {}
         metrics.connections.set_function(lambda: sum(map(len, list(self._sessions.values()))))
 
     async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Authenticate a connection request. None: the connection may be opened."""
-        if request.path == "/healthz":
-            return connection.respond(HTTPStatus.OK, "ok\n")
         if request.path != PATH:
-            return connection.respond(HTTPStatus.NOT_FOUND, "not found\n")
+            return _another_path(connection, request)
         if sum(map(len, self._sessions.values())) >= self._settings.connections or self._handshakes.locked():
             return self._turned_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "crowded")
         try:
@@ -86,6 +88,8 @@ class Gateway:
             return self._turned_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable")
         if credential is None:
             return self._turned_away(connection, HTTPStatus.UNAUTHORIZED, "unauthorized")
+        if not self._allowances_of(credential.node).connections.may_take():
+            return self._turned_away(connection, HTTPStatus.TOO_MANY_REQUESTS, "crowded")
         self._metrics.handshake("accepted")
         self._admitted[connection] = credential
         return None
@@ -125,6 +129,7 @@ class Gateway:
         if node not in self._allowances:
             settings = self._settings
             self._allowances[node] = Allowances(
+                connections=Allowance(per_second=CONNECTIONS_PER_SECOND, at_once=CONNECTIONS_AT_ONCE),
                 calls=Allowance(per_second=settings.calls_per_second, at_once=settings.calls_at_once),
                 bytes=Allowance(per_second=settings.bytes_per_second, at_once=4 * settings.bytes_per_second),
             )
@@ -164,15 +169,21 @@ class Gateway:
 
 
 class Connection(ServerConnection):
-    """Closes the connection of a node that floods it with pings, because pings do not count toward the node's
+    """Closes the connection of a node that floods it with pings or pongs, because they do not count toward the node's
     allowance."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._pings, self._pings_at = 0.0, self.loop.time()
 
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), READ_BYTES):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + READ_BYTES])
+
     def process_event(self, event: Event) -> None:
-        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+        if isinstance(event, Frame) and event.opcode in {Opcode.PING, Opcode.PONG}:
             now = self.loop.time()
             self._pings = max(0.0, self._pings - (now - self._pings_at) * PINGS_PER_SECOND) + 1
             self._pings_at = now
@@ -202,6 +213,8 @@ async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterato
         "logger": quiet,
         "ssl": tls_of(settings),
     }
+    if options["ssl"] is not None:
+        options["ssl_handshake_timeout"] = HANDSHAKE_SECONDS  # asyncio waits for a minute
     if settings.unix_socket is not None:
         server = await unix_serve(gateway.serve, str(settings.unix_socket), **options)
     else:
@@ -225,6 +238,12 @@ def tls_of(settings: GatewaySettings) -> ssl.SSLContext | None:
     except OSError as error:  # includes errors of TLS
         raise ConfigurationError(f"{settings.tls_cert_file}, {settings.tls_key_file}: {error}") from error
     return context
+
+
+def _another_path(connection: ServerConnection, request: Request) -> Response:
+    if request.path == "/healthz":
+        return connection.respond(HTTPStatus.OK, "ok\n")
+    return connection.respond(HTTPStatus.NOT_FOUND, "not found\n")
 
 
 def _address(connection: ServerConnection) -> str:

@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NewType
 
 import structlog
@@ -27,6 +28,7 @@ from worker.store.nodes.protocol import (
     CLAIM_REFUSED,
     LEASE_LOST,
     PROTOCOLS,
+    Call,
     Greeting,
     Hello,
     Message,
@@ -34,6 +36,12 @@ from worker.store.nodes.protocol import (
 
 OPEN_CALLS = 64  # concurrent calls of one connection; the next one is read when a call is answered
 POLICY_VIOLATION = 1008  # WebSocket close code
+# So many items, such as servers of a report, count as one more call, because the store works on each of them. So do
+# so many bytes of a call or of its answer.
+ITEMS_OF_A_CALL, SENT_BYTES_OF_A_CALL, ANSWER_BYTES_OF_A_CALL = 20, 10_000, 2000
+DESCRIBED_MOST = 100  # errors of a message: describing more takes longer than finding them
+CALLS_OF_A_SECOND = 1000  # of this process's time: a large message takes some, also an invalid one
+REPUBLISH_CALLS = 100  # as how many it counts: it writes to the record of each server of the node
 
 CallId = NewType("CallId", int)
 
@@ -50,10 +58,13 @@ class CallRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowances:
-    """The rate limits of one node, over all its connections."""
+    """The limits of one node, over all its connections. `connections`: new ones. `bytes`: of its calls and their
+    answers. `known`: a short call with a long answer, one at a time."""
 
+    connections: Allowance
     calls: Allowance
     bytes: Allowance
+    known: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Session:
@@ -106,7 +117,7 @@ class Session:
         try:
             async for frame in self._connection:
                 await self._allowances.bytes.take(len(frame))
-                await self._allowances.calls.take(1)
+                await self._allowances.calls.take(1 + len(frame) / SENT_BYTES_OF_A_CALL)
                 await self._open.acquire()
                 if self._is_cut:  # ignore calls that it sent before
                     break
@@ -174,19 +185,34 @@ class Session:
         call = CALLS.get(name)
         if call is None:
             raise CallRefused("unknown_call", "this gateway does not know the call; is it older than the node?")
-        try:
-            message = call.ask.model_validate(ask)
-        except ValidationError as error:
-            raise CallRefused("bad_ask", _where(error)) from None
+        message = await self._validated(call, ask)
         if isinstance(message, Hello):
             return self._greet(message).model_dump_json()
         if self._store is None:
             raise CallRefused("no_hello", "the first call must be hello")
+        more = REPUBLISH_CALLS - 1 if name == "republish" else 0
+        await self._allowances.calls.take(more + _items(message) / ITEMS_OF_A_CALL)
+        if self._is_cut:  # while the call waited
+            raise StoreUnavailable.of()
         if name == "take_lease" and not self._had_lease:
             await self._first_lease()
             self._had_lease = True
-        answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
-        return call.answer.dump_json(answer).decode()
+        async with self._allowances.known if name == "known" else nullcontext():
+            answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
+            text = call.answer.dump_json(answer).decode()
+            await self._allowances.bytes.take(len(text))
+            await self._allowances.calls.take(len(text) / ANSWER_BYTES_OF_A_CALL)
+        return text
+
+    async def _validated(self, call: Call, ask: Any) -> Message:
+        """The call's message. Raises CallRefused."""
+        began = time.thread_time()
+        try:
+            return call.ask.model_validate(ask)
+        except ValidationError as error:
+            raise CallRefused("bad_ask", _where(error)) from None
+        finally:
+            await self._allowances.calls.take((time.thread_time() - began) * CALLS_OF_A_SECOND)
 
     def _greet(self, hello: Hello) -> Greeting:
         common = PROTOCOLS & set(hello.protocols)
@@ -210,6 +236,12 @@ class Session:
             self._taking = False
 
 
+def _items(message: Message) -> int:
+    """The number of items in the lists of a message and of its parts."""
+    lists = (value for _, value in message if isinstance(value, tuple))
+    return sum(map(len, lists)) + sum(_items(value) for _, value in message if isinstance(value, Message))
+
+
 def _read(frame: str | bytes) -> tuple[CallId, str, Any]:
     """Parse a frame. Raises CallRefused if it is not a valid call."""
     if isinstance(frame, bytes):
@@ -231,5 +263,7 @@ def _error(call_id: CallId, code: str, detail: str = "") -> str:
 
 def _where(error: ValidationError) -> str:
     """The names of the invalid fields, without their values."""
+    if error.error_count() > DESCRIBED_MOST:
+        return f"{error.error_count()} fields are invalid"
     found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)[:1000]

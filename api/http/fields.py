@@ -162,10 +162,10 @@ NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 # The limits must come before the parser, otherwise the schema lacks them.
 ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 AccountIdInPath = Annotated[
-    AccountId, Field(ge=1, le=ID_MAX, description="ID of an account", examples=[77]), BeforeValidator(id_text)
+    AccountId, Field(ge=1, le=NUMBER_MAX, description="ID of an account", examples=[77]), BeforeValidator(id_text)
 ]
 ServerIdInPath = Annotated[
-    ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
+    ServerId, Field(ge=1, le=NUMBER_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
 NodeName = Annotated[str, matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node.")]
 JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
@@ -174,7 +174,7 @@ NodeInPath = Annotated[
     Field(description="the name of a node", examples=["node-17"]),
 ]
 AccountIdInBody = Annotated[AccountId, Field(ge=1, le=NUMBER_MAX), BeforeValidator(whole)]
-AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(id_text)]
+AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=NUMBER_MAX, examples=[77]), BeforeValidator(id_text)]
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.
 Name = Annotated[

@@ -155,6 +155,8 @@ def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
         status = 409  # the contract has no 400 on a delete
     wait = RETRY_AFTER_SECONDS.get(type(refusal))
     headers = {} if wait is None else {"Retry-After": str(wait)}
+    if refusal.limit is not None:
+        headers["X-Limit"] = str(refusal.limit)
     conflict = Conflict.model_validate(refusal.in_the_way) if refusal.in_the_way else None
     return Problem(status, refusal.code, refusal.detail, conflict=conflict, headers=headers)
 

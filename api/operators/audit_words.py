@@ -76,16 +76,34 @@ _SAYINGS = tuple(
             "have the deliveries of {webhook} sent again",
         ),
         ("SERVICE", "nodes/(?P<node>[^/]+)/resume/", "ended the pause of {node}", "end the pause of {node}"),
-        ("CLI", "token create", "created {made} on a front end", "create a token on a front end"),
+        ("CLI", "token create", "created {token} on a front end", "create a token on a front end"),
+        ("CLI", "token revoke", "revoked {token} on a front end", "revoke a token on a front end"),
         ("CLI", "restore", "restored a backup on a front end", "restore a backup on a front end"),
-        ("CLI", "token revoke", "revoked {made} on a front end", "revoke a token on a front end"),
+        (
+            "CLI",
+            r"credential (?:create|rotate) (?P<node>\S+)",
+            "created a credential for {node} on a gateway",
+            "create a credential for {node} on a gateway",
+        ),
+        (
+            "CLI",
+            r"credential revoke (?P<node>\S+)",
+            "revoked the credentials of {node} on a gateway",
+            "revoke the credentials of {node} on a gateway",
+        ),
+        (
+            "CLI",
+            r"credential restore (?P<node>\S+)",
+            "made a credential of {node} valid again on a gateway",
+            "make a credential of {node} valid again on a gateway",
+        ),
     )
 )
 _BELOW = re.compile(r"/(?:api/v1/)?(?:ops/)?")
 _BULK = re.compile(r"(?P<action>retry|cancel)(?P<how>, forced)?")
 _PAST = {"retry": "retried", "cancel": "cancelled"}
 _PLACE = re.compile(r"\{(\w+)\}")
-_UNKNOWN = {"made": "something", "server": "a server", "account": "an account"}
+_UNKNOWN = {"made": "something", "server": "a server", "account": "an account", "token": "a token"}
 _PAGES = {"server", "snapshot", "job", "account", "node", "token"}  # kinds of objects that have a page
 
 
@@ -130,6 +148,8 @@ def said(fields: Mapping[str, str]) -> Said:
 
 
 def _actor(fields: Mapping[str, str]) -> str:
+    if fields.get("method") == "CLI":  # a person on a host; `token` is the one that was created or revoked
+        return fields.get("address") or "someone"
     name = fields.get("token_name") or fields.get("token")
     return f"token {name}" if name else "the service" if fields.get("method") == "SERVICE" else "someone"
 

@@ -1,4 +1,4 @@
-"""A whole cell on this machine with real guests: Redis, a node under embedded libvirt, its worker, the front end."""
+"""A whole cell on this machine with real guests: Redis, a node with an embedded libvirt, its worker, a front end."""
 
 import asyncio
 import os
@@ -22,37 +22,37 @@ from tests.gateway import GatewayProgram
 
 PROGRAMS = Path(sys.executable).parent
 ACCOUNT = 77
-GRACE_SECONDS = 8  # a guest of ours that listens needs 2 s
+GRACE_SECONDS = 8  # a test guest that listens needs 2 s
 
 
 @dataclass(kw_only=True)
 class Server:
-    """A domain of the node and what the tests know of it."""
+    """A domain of the node and the state that the tests expect of it."""
 
     id: int
     name: str
-    disks: Sequence[Path]  # those that a snapshot holds
+    disks: Sequence[Path]  # the disks that a snapshot holds
     console: Console
     booted: Ready | None = None
 
     async def ready(self) -> Ready:
-        """The next boot that we have not seen yet."""
+        """Return the next boot that the tests have not seen yet."""
         self.booted = await self.console.ready(after=self.booted.end if self.booted else 0)
         return self.booted
 
 
 @dataclass(kw_only=True)
 class AcceptanceCell:
-    """Servers are added before the worker starts: an embedded libvirt is one process's at a time."""
+    """Add servers before the worker starts: only one process at a time can use an embedded libvirt."""
 
     folder: Path
     redis: RedisServer
     lab: Lab
-    overrides: dict[str, str] = field(default_factory=dict)  # settings of the programs in the place of ours
+    overrides: dict[str, str] = field(default_factory=dict)  # settings of the programs that replace the defaults
     worker_command: Sequence[str | Path] = (PROGRAMS / "vps-snapshots-worker", "run")
     port: int = field(default_factory=free_port)
     servers: dict[int, Server] = field(default_factory=dict)
-    changed: set[int] = field(default_factory=set)  # servers that had a job since they were last checked
+    changed: set[int] = field(default_factory=set)  # servers that had a job since the last check
     gateway: GatewayProgram = field(init=False)
     worker: Child | None = None
     api: Child | None = None
@@ -92,7 +92,7 @@ class AcceptanceCell:
         await self.start_worker()
 
     async def enrol(self) -> None:
-        """A token for us, and the node's credential."""
+        """Create the tests' token and the node's credential."""
         await self.gateway.let_in("n1")
         token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))
         permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
@@ -103,7 +103,7 @@ class AcceptanceCell:
         await self.gateway.start(self.folder / "gateway.log")
 
     async def start_api(self) -> None:
-        """Return when it answers."""
+        """Return when the front end answers."""
         command = (PROGRAMS / "vps-snapshots-api", "serve")
         self.api = await Child.start("api", command, settings=self.settings, log=self.folder / "api.log")
         await eventually(Client(f"http://127.0.0.1:{self.port}", "").is_up)
@@ -114,7 +114,7 @@ class AcceptanceCell:
         await self.is_published()
 
     async def spawn_worker(self) -> None:
-        """Return at once."""
+        """Return at once, without waiting until the worker is ready."""
         self.worker = await Child.start(
             "worker",
             self.worker_command,
@@ -123,7 +123,7 @@ class AcceptanceCell:
         )
 
     async def is_published(self) -> None:
-        """Return when the node has told of all servers and their snapshots."""
+        """Wait until the node has reported all servers and their snapshots."""
         redis = self.redis.client()
         try:
             for server_id in self.servers:
@@ -179,7 +179,7 @@ class AcceptanceCell:
         return answer.status, answer.body or {}
 
     async def create(self, server: Server, name: str, **more: object) -> tuple[int, dict[str, object]]:
-        """The snapshot's id and the ended job. `more`: fields of the request."""
+        """Return the snapshot's ID and the ended job. `more`: fields of the request."""
         answer = await self.begin_create(server, name, **more)
         assert self.client is not None
         job = await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
@@ -193,14 +193,14 @@ class AcceptanceCell:
         return answer
 
     async def restore(self, snapshot_id: int) -> dict[str, object]:
-        """The ended job."""
+        """Return the ended job."""
         assert self.client is not None
         answer = await self.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
         assert answer.status == 200, answer.body
         return await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
 
     async def delete(self, server: Server, snapshot_id: int) -> None:
-        """Return when no disk has the tag any more, and the node is done with it."""
+        """Return when no disk has the tag and the node has finished the job."""
         status, body = await self.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
         assert status == 204, body
 
@@ -211,10 +211,10 @@ class AcceptanceCell:
         await eventually(gone)
 
     async def check_disks(self) -> None:
-        """`qemu-img check` of every server that has changed, also under its running guest."""
+        """Run `qemu-img check` for every server that has changed, also while its guest is running."""
         for server in [self.servers[server_id] for server_id in sorted(self.changed)]:
             if self.is_on(server):
-                await server.console.write("checked")  # synced: what its QEMU held back of the images is on them
+                await server.console.write("checked")  # the guest syncs, so QEMU has written everything to the images
             for path in filter(Path.exists, server.disks):
                 await eventually(partial(_is_sound_by_now, path))
         self.changed.clear()
@@ -223,25 +223,25 @@ class AcceptanceCell:
         return self.lab.is_on(server.name)
 
     def pid(self, server: Server) -> str:
-        """Of the QEMU that the server runs in."""
+        """The PID of the server's QEMU process."""
         return (self.lab.folder / "run" / "qemu" / f"{server.name}.pid").read_text()
 
 
 async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until it is so. Raises TimeoutError after a minute."""
+    """Wait until the condition is true. Raises TimeoutError after a minute."""
     async with asyncio.timeout(60):
         while not await is_so():  # noqa: ASYNC110 - another process decides, and tells nobody
             await asyncio.sleep(0.05)
 
 
 async def _is_known(redis: Redis, server_id: int) -> bool:
-    """Whether the node has reported the server and what is on its disks."""
+    """Whether the node has reported the server and the snapshots on its disks."""
     known: dict[bytes, bytes] = await redis.hgetall(f"server:{server_id}")  # type: ignore[misc] # redis-py: sync or async
     return bool(known) and b"unpublished" not in known
 
 
 def tags(disk: Path) -> list[str]:
-    """The snapshots of a disk, also while a guest runs on it."""
+    """The tags of a disk, also while a guest is using it."""
     listed = subprocess.run(
         ["qemu-img", "snapshot", "-U", "-l", str(disk)], capture_output=True, text=True, check=True
     ).stdout
@@ -254,4 +254,4 @@ def is_sound(path: Path, *, under_guest: bool = False) -> bool:
 
 
 async def _is_sound_by_now(path: Path) -> bool:
-    return is_sound(path, under_guest=True)  # a guest may have just been writing
+    return is_sound(path, under_guest=True)  # the guest may just have written

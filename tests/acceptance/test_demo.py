@@ -1,4 +1,4 @@
-"""The proof that we show is one that holds."""
+"""The demo's proof runs and passes."""
 
 import os
 import subprocess

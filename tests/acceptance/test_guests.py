@@ -1,6 +1,7 @@
-"""Real guests through the whole service: over HTTP, by Redis and a worker, to QEMU; their own consoles are the witness.
+"""Real guests through the whole service, from HTTP through Redis and a worker to QEMU, checked on their consoles.
 
-One cell with several servers for all tests: a boot takes 3 to 5 s here. Each test ends with its server as it found it.
+All tests share one cell with several servers, because a boot takes 3 to 5 s. Each test leaves its server as it found
+it.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ PLAIN, DEAF, OFF, UEFI, UEFI_OFF, ODD, RAW, BLOCK, GONE, TPM = range(101, 111)
 def folder() -> Iterator[Path]:
     for program in ("redis-server", "qemu-system-x86_64", "qemu-img", "setpriv"):
         needs(program)
-    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # a short path: sockets are below it
         yield Path(name)
 
 
@@ -48,7 +49,7 @@ async def cell(folder: Path) -> AsyncIterator[AcceptanceCell]:
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def sound_disks(cell: AcceptanceCell) -> AsyncIterator[None]:
-    """After each test, `qemu-img check` finds nothing on any disk that it had changed."""
+    """After each test, check that `qemu-img check` finds nothing on any disk that the test changed."""
     yield
     await cell.check_disks()
 
@@ -104,7 +105,7 @@ async def test_a_restore_brings_the_data_of_both_disks_back(cell: AcceptanceCell
 
     assert job["state"] == "completed"
     booted = await server.ready()
-    # as at the snapshot, and this boot on top
+    # the boots of the snapshot, and this one
     assert (set(booted.boots.values()), markers(server)) == ({2}, {"A"})
     status, undo = await cell.call("POST", f"/api/v1/restores/{job['id']}/undo/")
     assert status == 202
@@ -187,7 +188,7 @@ async def test_uefi_variables_are_part_of_the_snapshot(cell: AcceptanceCell) -> 
 
 
 def copies(variables: Path) -> list[str]:
-    """Those of customers' snapshots."""
+    """The copies that belong to customers' snapshots."""
     return [path.name for path in variables.parent.glob(f"{variables.name}.vps-[0-9]*")]
 
 
@@ -213,7 +214,7 @@ async def test_a_guest_that_boots_by_uefi_is_snapshotted_restored_and_runs_throu
     await write(server, "alive")
 
 
-async def test_what_can_be_left_out_is_left_out_and_said_so(cell: AcceptanceCell) -> None:
+async def test_omitted_disks_are_named(cell: AcceptanceCell) -> None:
     server = cell.servers[ODD]
     await write(server, "A")
     snapshot_id, job = await cell.create(server, "odd")
@@ -231,7 +232,7 @@ async def test_what_can_be_left_out_is_left_out_and_said_so(cell: AcceptanceCell
 
 
 @pytest.mark.parametrize(("server_id", "named"), [(RAW, "disk vdb"), (BLOCK, "disk vdb"), (GONE, "disk vdb")])
-async def test_what_cannot_be_snapshotted_refuses_the_server_by_its_name_before_it_is_stopped(
+async def test_unsupported_storage_is_refused_by_name_before_the_stop(
     cell: AcceptanceCell, server_id: int, named: str
 ) -> None:
     server = cell.servers[server_id]
@@ -289,7 +290,7 @@ async def test_jobs_of_two_servers_run_side_by_side(cell: AcceptanceCell) -> Non
 
 
 async def test_every_disk_is_sound_when_its_guest_is_off(cell: AcceptanceCell) -> None:
-    """The last one: it stops the worker, and with the embedded libvirt in our hands, the guests."""
+    """Must run last: it stops the worker and, with the embedded libvirt in this process, the guests."""
     assert cell.worker is not None
     assert await cell.worker.stop() == 0
     for server in cell.servers.values():

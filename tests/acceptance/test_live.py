@@ -1,4 +1,4 @@
-"""Snapshots without a stop, of a real guest with an agent, through the whole service; the guest is the witness."""
+"""Live snapshots of a real guest with an agent through the whole service, checked inside the guest."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ LIVE = {"consistency": "live"}
 def folder() -> Iterator[Path]:
     for program in ("redis-server", "qemu-system-x86_64", "qemu-img", "setpriv"):
         needs(program)
-    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # a short path: sockets are below it
         yield Path(name)
 
 
@@ -53,7 +53,7 @@ async def cell(folder: Path) -> AsyncIterator[AcceptanceCell]:
 
 
 async def _freezes(cell: AcceptanceCell) -> bool:
-    """Whether the guest's agent is up: it starts a moment after the guest is."""
+    """Whether the guest's agent answers: it starts a moment after the guest."""
     _, checked = await cell.call("POST", "/api/v1/snapshots/?dry_run=true", {"server_id": 1, "name": "dry", **LIVE})
     return checked.get("consistency") == "agent_frozen"
 
@@ -85,7 +85,7 @@ async def test_the_guest_runs_on_and_a_restore_brings_its_data_back(cell: Accept
 
 @pytest.mark.parametrize(
     ("step", "label"),
-    # The freeze is done again; a snapshot that was interrupted is taken again, without one.
+    # An interrupted freeze is repeated. An interrupted snapshot is taken again without a freeze.
     [("freezing", "agent_frozen"), ("snapshotting", "crash_consistent"), ("thawing", "agent_frozen")],
 )
 async def test_a_worker_that_dies_leaves_the_guest_frozen_until_the_next_one_starts(

@@ -1,6 +1,6 @@
-"""What can go wrong with real disks under a job: it fails, says why, leaves nothing half done and the server as it was.
+"""Failures with real disks during a job: it fails with the reason, leaves nothing behind, and the server is unchanged.
 
-The one server is a QEMU that boots nothing, with three disks; the second lies on a small file system of its own.
+The one server is a QEMU without an operating system. It has three disks, the second on a small file system of its own.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Node:
     server: Server
     cd: Path
     small: Path  # the file system of the second disk
-    kept: int  # a snapshot
+    kept: int  # a snapshot that exists
 
     async def create(self) -> dict[str, Any]:
         _, job = await self.cell.create(self.server, "never")
@@ -46,7 +46,7 @@ class Node:
         return await self.cell.restore(self.kept)
 
     def refused(self, job: dict[str, Any], code: str, *words: str) -> None:
-        """The job failed for that reason; nothing of it is left, and the server runs."""
+        """Check that the job failed for that reason, left nothing behind, and that the server is running."""
         error = job["error"]
         assert (job["state"], error["code"], error["stranded"]) == ("failed", code, False), job
         assert all(word in error["detail"] for word in words), error
@@ -62,7 +62,7 @@ class Node:
 def folder() -> Iterator[Path]:
     for program in ("redis-server", "qemu-system-x86_64", "qemu-img", "qemu-io", "setpriv", "mount"):
         needs(program)
-    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # a short path: sockets are below it
         yield Path(name)
 
 
@@ -102,7 +102,7 @@ async def node(folder: Path) -> AsyncIterator[Node]:
 
 
 async def written_since(cell: AcceptanceCell, server: Server) -> None:
-    """Something on each disk, as a guest would have written it: a disk that is at the snapshot needs no revert."""
+    """Write to each disk, as a guest would: a disk that equals the snapshot needs no revert."""
     assert cell.worker is not None
     await cell.worker.stop()
     await cell.lab.cut_power(server.name)
@@ -177,7 +177,7 @@ async def test_a_restore_that_one_of_three_disks_refuses_brings_all_back(node: N
 async def test_a_disk_that_is_full_refuses_and_keeps_its_snapshots(node: Node) -> None:
     with full(node.small):
         node.refused(await node.create(), "disk_failed", "vdb")
-        node.refused(await node.restore(), "disk_failed", "vdb")  # what it would overwrite can't be kept
+        node.refused(await node.restore(), "disk_failed", "vdb")  # there is no room for the safety snapshot
     assert await node.is_well()
 
 
@@ -211,9 +211,9 @@ async def test_a_qemu_img_that_hangs_is_given_up_and_killed(node: Node) -> None:
 
 
 async def test_a_server_that_does_not_start_again_is_stranded_loudly_and_its_snapshots_are_good(node: Node) -> None:
-    """The last one: at its end all is looked at with the power off."""
+    """Must run last: at its end, everything is checked with the server off."""
     creating = asyncio.create_task(node.cell.create(node.server, "good"))
-    # Away only now: a server that could not start again is not stopped.
+    # Removed only now: a server that could not start again is not stopped.
     await until(lambda: not node.cell.is_on(node.server))
     with away(node.cd):
         snapshot_id, job = await creating
@@ -225,6 +225,6 @@ async def test_a_server_that_does_not_start_again_is_stranded_loudly_and_its_sna
     assert len([line for line in lines if '"step.tried"' in line and '"start_failed"' in line]) >= 2
     _, snapshot = await node.cell.call("GET", f"/api/v1/snapshots/{snapshot_id}/")
     assert snapshot["status"] == "completed"
-    assert await node.is_well()  # of a server that is off
+    assert await node.is_well()  # also while the server is off
     assert not node.cell.is_on(node.server)
     assert all(map(is_sound, node.server.disks))

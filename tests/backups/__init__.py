@@ -1,1 +1,1 @@
-"""Other people's backups beside our snapshots: virtnbdbackup at random, each chain restored and compared."""
+"""Other backup tools together with this service: virtnbdbackup at random times, each chain restored and compared."""

@@ -1,6 +1,7 @@
-"""`make backups-beside N=200 SEED=7`: so many rounds; exit code 1 where anything was not as it must be.
+"""`make backups-beside N=200 SEED=7`: N rounds; exit code 1 if any check failed.
 
-SABOTAGE=bitmaps has a restore leave what incremental backups go by: then it must fail, or it proves nothing.
+SABOTAGE=bitmaps makes a restore keep the bitmaps of incremental backups. The campaign must then fail; otherwise it
+proves nothing.
 """
 
 import asyncio
@@ -22,12 +23,12 @@ from tests.chaos import model
 from tests.chaos.__main__ import staged
 from tests.chaos.model import Expected
 
-# server id -> number of disks, whether it runs always or now and then
+# server ID -> number of disks, whether it is always running or only sometimes
 SERVERS = {1: (2, True), 2: (1, True), 3: (2, False)}
 
 
 async def campaign(folder: Path, *, rounds: int, seed: int, sabotage: str = "none", quiet: bool = False) -> Tally:
-    """`folder`: short, for the sockets' sake."""
+    """`folder`: a short path, because sockets are below it."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
     staging = staged(folder, _furnish, seed=seed, say=lambda _: None, sabotage=sabotage, daemon=True)
     async with staging as (played, cell, servers):
@@ -36,7 +37,7 @@ async def campaign(folder: Path, *, rounds: int, seed: int, sabotage: str = "non
 
 
 async def _furnish(cell: AcceptanceCell) -> list[Expected]:
-    """Guests that write nothing by themselves: what their disks hold is what we have written."""
+    """Guests that write nothing by themselves, so that the campaign knows the content of their disks."""
     servers = []
     for server_id, (disks, runs) in SERVERS.items():
         paths = [make_disk(cell.lab.disk_path(f"s{server_id}-{n}.qcow2"), f"{DISK_MIB}M") for n in range(disks)]
@@ -57,7 +58,7 @@ def main() -> int:
     tally = asyncio.run(campaign(folder, rounds=rounds, seed=seed, sabotage=sabotage))
     print(tally.text())
     if tally.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

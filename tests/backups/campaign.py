@@ -1,4 +1,4 @@
-"""Round after round backups alone, jobs alone, and both beside each other, with deaths in their midst."""
+"""Rounds of backups alone, jobs alone, and both at the same time, with processes killed at random."""
 
 import asyncio
 import random
@@ -21,22 +21,22 @@ from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
 from worker.store.model import Step
 
-# who dies in a round; most often nobody
+# what is killed in a round; usually nothing
 TARGETS = ("nothing", "nothing", "nothing", "worker", "worker", "worker", "qemu-img", "qemu")
 REVERTING = {"restore", "undo"}
 UPKEEP_ROUNDS = 5
-BESIDE_SECONDS = 1.5  # a backup beside a job begins within so much of it, on either side
+BESIDE_SECONDS = 1.5  # a backup beside a job starts at most this long before or after it
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a campaign has come to; what was killed and done beside it is in `chaos`."""
+    """The results of a campaign; `chaos` has the kills and the jobs."""
 
     chaos: Summary
     backups: Counter[str] = field(default_factory=Counter)
-    told: Counter[str] = field(default_factory=Counter)  # the tool's words when it refused or failed
-    refused: Counter[str] = field(default_factory=Counter)  # jobs of ours that failed, with their codes
-    compared: int = 0  # restores that were compared with what the disks held
+    told: Counter[str] = field(default_factory=Counter)  # the tool's messages when it refused or failed
+    refused: Counter[str] = field(default_factory=Counter)  # codes of jobs that failed
+    compared: int = 0  # restores that were compared with the expected content
 
     @property
     def violations(self) -> list[str]:
@@ -54,7 +54,7 @@ class Tally:
 
 
 class Backups:
-    """`played` has the cell's jobs and deaths, and the model of what must be true; this has the backups beside them."""
+    """`played` has the cell's jobs, kills and expected state; this class adds the backups."""
 
     def __init__(
         self,
@@ -77,10 +77,10 @@ class Backups:
         self._connection: Any = libvirt.open(cell.lab.uri)
         self._chains: dict[int, Chain] = {}
         self._folders = 0
-        self._seen = 0  # the newest row of the journal that was counted
+        self._seen = 0  # the newest journal row that was counted
 
     async def run(self, rounds: int) -> Tally:
-        """So many rounds, or until something is not as it must be."""
+        """Run that many rounds, or until a check fails."""
         for number in range(1, rounds + 1):
             await self._round(number)
             if number % UPKEEP_ROUNDS == 0:
@@ -105,7 +105,7 @@ class Backups:
         self._say(f"round {number:4} server {expected.server.id} {'; '.join(said) or 'nothing'}")
 
     async def _switch(self, expected: Expected) -> str:
-        """Its owner turns it on or off."""
+        """Turn the server on or off, as its owner would. Returns what was done."""
         if expected.running:
             await self._cell.lab.cut_power(expected.server.name)
         else:
@@ -114,11 +114,11 @@ class Backups:
         return f"turned {'on' if expected.running else 'off'}"
 
     async def _backup(self, expected: Expected) -> str:
-        """Nothing else is under way."""
+        """Run a backup while nothing else is running."""
         level, chain = await self._planned(expected)
         run = await self._tool.backup(expected.server.name, level, chain.folder)
         if level == "full" and not run.ok:
-            # as a person would whom it has told so
+            # as an operator would after the tool's message
             self._count(run, level, beside=False)
             await asyncio.to_thread(disks.forget_checkpoints, self._domain(expected))
             run = await self._tool.backup(expected.server.name, level, self._afresh(chain))
@@ -136,7 +136,7 @@ class Backups:
 
         async def act() -> str:
             nonlocal backing_up, before
-            before = disks.truth(expected)  # holds up the loop, and so the call of the job that is about to be made
+            before = disks.truth(expected)  # blocks the event loop, and so the start of the job's call
             if chain is not None:
                 backing_up = asyncio.create_task(self._somewhat_later(expected, level, chain))
                 await asyncio.sleep(self._chance.random() * BESIDE_SECONDS * self._chance.choice((0, 1)))
@@ -145,7 +145,7 @@ class Backups:
             return await self._played._kill_by_chance(target, expected, step)
 
         ended = self.tally.chaos.operations.copy()
-        # "worker" where nobody dies: what has not ended is not started again
+        # "worker" if nothing is killed, so that nothing is restarted before it has ended
         mortal = "worker" if target == "nothing" else target
         await self._played.play(expected, operation, mortal, act, may_fail=beside)
         outcome = " ".join(self.tally.chaos.operations - ended)
@@ -187,14 +187,14 @@ class Backups:
     async def _take(
         self, expected: Expected, level: str, chain: Chain, run: Run, truths: tuple[Truth, ...], *, beside: bool
     ) -> str:
-        """Compare what was saved; a run that failed has told that its chain is over."""
+        """Compare what was saved. After a failed run, the chain is over."""
         said = self._count(run, level, beside=beside)
         if not run.ok:
             if not (beside or chain.excused):
                 self._violated(expected, f"{level} backup refused, and nothing had happened: {run.words}")
             chain.over = True
         elif level == "inc" and run.offline and not chain.takes_offline:
-            # the job beside it had the server off: see Chain.takes_offline
+            # the job beside it had turned the server off: see Chain.takes_offline
             self.tally.backups["written over by the tool itself"] += 1
             chain.over = True
         else:
@@ -215,7 +215,7 @@ class Backups:
             self._violated(expected, f"a backup that went well is wrong: {point.copy.name}")
 
     def _left_behind(self, expected: Expected) -> list[str]:
-        """After a restore nothing may be there that an incremental backup could start from."""
+        """After a restore, check that no bitmap or checkpoint is left from which an incremental backup could start."""
         name = expected.server.name
         records = [path.stem for path in (self._cell.lab.folder / "lib/qemu/checkpoint" / name).glob("*.xml")]
         found = [f"{name}: a restore has left libvirt's checkpoints {records}"] if records else []

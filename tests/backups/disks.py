@@ -1,5 +1,5 @@
-"""What the disks of a server hold, and how that is changed: as by its guest, through QEMU, or on the files of one that
-is off."""
+"""The content of a server's disks, and changes to it: through QEMU, as its guest would make, or directly in the
+files of a server that is off."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ import libvirt_qemu
 from tests.chaos.model import DATA_BYTES, Expected, unlocked
 
 DISK_MIB = 16
-_PIECES = 3  # written beside the content that the model knows
+_PIECES = 3  # written in addition to the content that the model tracks
 _READ_BYTES = 1 << 20
 
 
 def digest(path: Path, *, in_use: bool = False) -> str:
-    """Of all that the disk holds, its size included. `in_use`: by a QEMU that writes nothing at the moment; else
-    whoever still writes to it is waited for."""
+    """Digest of the disk's whole content and size. `in_use`: a QEMU that is not writing has it open; otherwise waits
+    for any process that is still writing."""
     raw = path.with_name(f"{path.name}.{uuid.uuid4()}.raw")
     shared = ["-U"] if in_use else []
     unlocked("qemu-img", "convert", *shared, "-f", "qcow2", "-O", "raw", str(path), str(raw)).check_returncode()
@@ -35,12 +35,12 @@ def digest(path: Path, *, in_use: bool = False) -> str:
 
 
 def truth(expected: Expected) -> dict[str, str]:
-    """By the disks' file names."""
+    """Digests by file name of the disk."""
     return {disk.name: digest(disk, in_use=True) for disk in expected.server.disks}
 
 
 def change(connection: Any, expected: Expected, chance: random.Random) -> None:
-    """The content that the model knows, and some pieces anywhere behind it."""
+    """Write the content that the model tracks, and some pieces at random places behind it."""
     expected.content = chance.randrange(1, 256)
     for number, disk in enumerate(expected.server.disks):
         places = [chance.randrange(1, DISK_MIB * 16) << 16 for _ in range(_PIECES)]
@@ -54,14 +54,14 @@ def change(connection: Any, expected: Expected, chance: random.Random) -> None:
 
 
 def bitmaps(disk: Path) -> list[str]:
-    """Those that are in the file: a running QEMU writes the ones that it was given only when it ends."""
+    """The bitmaps in the file. A running QEMU writes new ones only when it exits."""
     command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(disk)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return [bitmap["name"] for bitmap in found["format-specific"]["data"].get("bitmaps", [])]
 
 
 def forget_checkpoints(domain: Any) -> None:
-    """As an operator does whom the tool has told that it can't: the records whose bitmaps are not there any more."""
+    """Remove the checkpoints whose bitmaps no longer exist, as an operator does after the tool has refused."""
     flags = libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL
     for checkpoint in reversed(domain.listAllCheckpoints(flags)):
         try:
@@ -71,7 +71,7 @@ def forget_checkpoints(domain: Any) -> None:
 
 
 def _through_qemu(domain: Any, number: int, commands: Sequence[str]) -> None:
-    """As the guest's own writes go: through the device. QEMU says nothing of how it went; the next look does."""
+    """Write through the device, as the guest does. QEMU does not report the result; the next check does."""
     for command in commands:
         line = f'qemu-io -d /machine/peripheral/virtio-disk{number}/virtio-backend "{command}"'
         trouble = libvirt_qemu.qemuMonitorCommand(domain, line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)

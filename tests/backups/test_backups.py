@@ -11,12 +11,12 @@ from tests.backups.__main__ import campaign
 from tests.conftest import needs, needs_root
 
 
-def test_backups_beside_snapshots_are_right_or_told_broken() -> None:
+def test_backups_beside_snapshots_are_correct_or_reported_broken() -> None:
     for program in ("redis-server", "qemu-io", "qemu-nbd", *libvirtd.PROGRAMS, *tool.PROGRAMS):
         needs(program)
     needs_root()
-    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # a short path: sockets are below it
     tally = asyncio.run(campaign(folder, rounds=8, seed=20261, quiet=True))
-    assert tally.violations == [], f"{tally.text()}\nleft for a look: {folder}"
+    assert tally.violations == [], f"{tally.text()}\nkept for inspection: {folder}"
     assert tally.compared >= 4
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""virtnbdbackup as a provider's timer runs it: its exit code and its words are taken as they are."""
+"""virtnbdbackup as a provider's timer runs it, with its exit code and its messages."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 from tests.backups.disks import digest
 
 PROGRAMS = ("virtnbdbackup", "virtnbdrestore")
-FIRST = "virtnbdbackup.0"  # the checkpoint of every chain's full backup
+FIRST = "virtnbdbackup.0"  # the checkpoint of each chain's full backup
 _RUN_SECONDS = 120.0
-_RESTORES = 5  # tries of one restore
+_RESTORES = 5  # attempts of one restore
 _OF_ONE_RUN = re.compile(r"/tmp/\S+?(?=[\s',\]]|$)|…/n\d+\S*?(?=[\s',\]]|$)")
 _ERROR = re.compile(r"(?:ERROR|CRITICAL) .*?\]: (.*)")
 
@@ -21,20 +21,20 @@ _ERROR = re.compile(r"(?:ERROR|CRITICAL) .*?\]: (.*)")
 @dataclass(frozen=True, kw_only=True)
 class Run:
     ok: bool
-    offline: bool  # it found the domain off: it read the files by themselves
-    words: str  # of its errors
+    offline: bool  # the domain was off: the tool read the files directly
+    words: str  # its error messages
 
 
 class Tool:
     def __init__(self, folder: Path, libvirt_uri: str) -> None:
         self.folder = folder
-        # whatever begins with "qemu+" it wants a password for
+        # the tool asks for a password for any URI that begins with "qemu+"
         self._uri = libvirt_uri.replace("qemu+unix:", "qemu:")
         self._runs = 0
         (folder / "scratch").mkdir(parents=True)
 
     async def backup(self, domain: str, level: str, chain: Path) -> Run:
-        """`level`: full, inc or copy. A full backup of a domain that is off silently becomes a copy."""
+        """`level`: full, inc or copy. For a domain that is off, a full backup silently becomes a copy."""
         scratch = ("-S", str(self.folder / "scratch"))
         code, output = await self._call("virtnbdbackup", "-d", domain, "-l", level, "-o", str(chain), *scratch)
         words = "; ".join(_ERROR.findall(output)) or output.strip().rpartition("\n")[2]
@@ -42,11 +42,11 @@ class Tool:
         return Run(ok=code == 0, offline=bool(re.search(r"Offline backup|Domain is offline", output)), words=words)
 
     async def restored(self, chain: Path) -> dict[str, str]:
-        """What each disk holds, by the file's name, after a restore of all that is in the folder.
+        """The content of each disk, by file name, after a restore of everything in the folder.
 
-        Not up to a checkpoint: 1.9 goes past one whose backup had nothing to save. Raises AssertionError where the
-        tool itself fails. It is asked again first: it starts an NBD server for each disk on one socket, and on a busy
-        machine it gives up when the server of the disk before is slow to end.
+        It does not restore to a checkpoint, because 1.9 goes past a checkpoint whose backup had nothing to save. Raises
+        AssertionError if the tool fails repeatedly: it starts an NBD server for each disk on one socket, and on a busy
+        machine it gives up if the previous disk's server ends slowly.
         """
         place = self.folder / "restored"
         log = ("-L", str(self.folder / "restore.log"))

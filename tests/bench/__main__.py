@@ -1,8 +1,8 @@
 """Runs every benchmark in a short form, one after the other, and writes docs/benchmarks.md: `make bench`. With
-ONLY="http disk" it runs these.
+ONLY="http disk" it runs only these.
 
-The page's text is written by hand. What this program measures stands between two marks at its end: the machine, the
-versions, what each benchmark printed, and plots, which are in docs/benchmarks/ beside the results as JSON.
+The page's text is written by hand. This program writes the part between two marks at its end: the machine, the
+versions, the output of each benchmark, and plots, which are in docs/benchmarks/ beside the results as JSON.
 """
 
 import json
@@ -30,7 +30,7 @@ LOG_LINE = re.compile(r"^(\{.*\"level\"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[)")
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """`python -m tests.bench.NAME`, with these environment variables in its short form."""
+    """`python -m tests.bench.NAME`, with these environment variables for its short form."""
 
     name: str
     title: str
@@ -56,9 +56,9 @@ BENCHES = (
 class Result:
     bench: Bench
     seconds: float
-    load: tuple[float, float]  # of the machine before and after
+    load: tuple[float, float]  # load of the machine before and after
     table: str
-    figures: Any  # what it printed as JSON; None: nothing
+    figures: Any  # its JSON output, if any
 
 
 def run(bench: Bench) -> Result:
@@ -116,7 +116,7 @@ def section(results: list[Result], pictures: list[str]) -> str:
 
 
 def draw() -> list[str]:
-    """The names of the pictures. The library that draws them is in the venv of the peers."""
+    """Return the names of the pictures. The plotting library is in the peers' venv."""
     command = (PEERS_PYTHON, "-m", "tests.bench.peers.plots", FOLDER)
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
 

@@ -1,8 +1,8 @@
-"""How many jobs a second are admitted: `CustomerStore.create` beside plain arq's `enqueue_job`, in one run, in under a
+"""Jobs admitted per second: `CustomerStore.create` compared with plain arq's `enqueue_job`, in one run of less than a
 minute.
 
-Both from this one process on a private Redis with the durability of production, one after the other and 20 at once.
-Ours decides and writes records, queue, wake-up and event; arq's only queues. Figures are medians of the rounds.
+Both run in this process on a private Redis with production's durability, one call at a time and 20 at once. Ours checks
+the request and writes records, queue, wake-up and event; arq's only queues. Figures are medians of the rounds.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from worker.store.errors import ServerBusy
 from worker.store.model import ServerId
 
 ROUNDS = 5
-JOBS = 1500  # a round
+JOBS = 1500  # per round
 AT_ONCE = (1, 20)
 RACE = 200
 
 
 async def per_second(admit: Callable[[], Awaitable[object]], *, at_once: int) -> float:
-    """Jobs a second over one round, with so many callers."""
+    """Jobs per second over one round, with that many callers."""
     left = iter(range(JOBS))
 
     async def caller() -> None:
@@ -46,7 +46,7 @@ async def per_second(admit: Callable[[], Awaitable[object]], *, at_once: int) ->
 
 
 async def ours(cell: Cell, at_once: int) -> float:
-    """Creates, each for a server of its own: a server has one job at a time."""
+    """Creates, each for its own server, because a server has one job at a time."""
     servers = [ServerId(number) for number in range(1, JOBS + 1)]
     await fresh(cell, servers)
     left = iter(servers)
@@ -68,7 +68,7 @@ async def fresh(cell: Cell, servers: list[ServerId]) -> None:
 
 
 async def race(cell: Cell) -> bool:
-    """So many creates of one server at the same moment: exactly one is a job."""
+    """Whether exactly one of that many creates of one server at the same time becomes a job."""
     await fresh(cell, [SERVER])
     answers = await asyncio.gather(*(cell.create(f"race-{n}") for n in range(RACE)), return_exceptions=True)
     busy = sum(isinstance(answer, ServerBusy) for answer in answers)

@@ -1,8 +1,8 @@
-"""This version beside an earlier one, in turn on one machine: `make bench-beside REV=0a79ed0`, in some five minutes.
+"""This version compared with an earlier one on one machine: `make bench-beside REV=0a79ed0`, about five minutes.
 
-The earlier one is taken out of git, and runs with the packages of this one. Each has a Redis of its own, with the
-durability of production, and its own records: `beside_seed.py` makes them with the code of that version. Calls over
-HTTP are made by wrk, as in `http.py`.
+The earlier version is exported from git and runs with the packages of this one. Each has its own Redis with
+production's durability and its own records, which `beside_seed.py` writes with the code of that version. The versions
+are measured in turn. wrk makes the HTTP calls, as in `http.py`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ TOKEN = ("token", "create", "--name", "bench", "--account", "77", *PERMISSIONS)
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """A version's tree, with its Redis and its front end."""
+    """A version's source tree, with its Redis and its front end."""
 
     name: str
     tree: Path
@@ -48,7 +48,7 @@ class Version:
     def settings(self) -> dict[str, str]:
         return {
             "PYTHONPATH": str(self.tree),
-            "PYTHONSAFEPATH": "1",  # not the folder of the script
+            "PYTHONSAFEPATH": "1",  # without the script's folder
             "VPS_SNAPSHOTS_REDIS__URL": f"unix://{self.redis.socket}",
             "VPS_SNAPSHOTS_PORT": str(self.port),
             "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",
@@ -86,7 +86,7 @@ class Version:
 
 
 def taken_out(folder: Path) -> Path:
-    """The tree of the earlier version."""
+    """The source tree of the earlier version."""
     packed = subprocess.run(["git", "archive", REVISION], cwd=ROOT, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")

@@ -1,6 +1,7 @@
-"""Records for `beside.py`, made with the code of the version in whose tree this runs: SOCKET WHAT SERVERS.
+"""Records for `beside.py`, written with the code of the version whose source tree it runs in: SOCKET WHAT SERVERS.
 
-It uses only what is the same in both versions. Prints the ID of the first server, or of the first snapshot."""
+Uses only what both versions have. Prints the ID of the first server or of the first snapshot.
+"""
 
 import asyncio
 import sys

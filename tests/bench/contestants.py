@@ -1,4 +1,4 @@
-"""Workers whose pick-up is measured, each with a Redis of its own: ours, arq's, and those of other job queues."""
+"""The workers whose pick-up is measured, each with its own Redis: ours, arq's, and those of other job queues."""
 
 import asyncio
 import random
@@ -44,13 +44,13 @@ class Said:
 
 
 class Process:
-    """A running program, heard through what it prints."""
+    """A running program and its output."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self.child = child
 
     async def line(self) -> Said:
-        """The next line that is not of a library."""
+        """The next line that does not come from a library."""
         assert self.child.stdout is not None
         while line := await self.child.stdout.readline():
             match line.decode().split():
@@ -59,13 +59,13 @@ class Process:
         raise EOFError(f"the program has ended with code {await self.child.wait()}")
 
     async def heard(self, word: str, job_ids: Iterable[str]) -> list[Said]:
-        """What it says of these jobs until it has said that word of each."""
+        """Read its output until it has reported that word for each of these jobs."""
         awaited, wanted = set(job_ids), frozenset(job_ids)
         said: list[Said] = []
         async with asyncio.timeout(HEARD_SECONDS):
             while awaited:
                 one = await self.line()
-                if one.job_id in wanted:  # else it is of a worker that was killed before
+                if one.job_id in wanted:  # otherwise the line is from a worker that was killed earlier
                     said.append(one)
                 if one.word == word:
                     awaited.discard(one.job_id)
@@ -84,7 +84,7 @@ async def running(program: list[str]) -> AsyncIterator[Process]:
 
 
 class Contestant(ABC):
-    """One kind of worker, and who queues its jobs. `redis` only observes, unless a subclass queues with it."""
+    """A kind of worker and the client that queues its jobs. `redis` only observes, unless a subclass queues with it."""
 
     def __init__(self, name: str, server: RedisServer, redis: Redis) -> None:
         self.name = name
@@ -93,14 +93,14 @@ class Contestant(ABC):
 
     @abstractmethod
     async def queue(self, many: int, *, apart_seconds: float = 0.0) -> dict[str, float]:
-        """Queue jobs, at random moments so far apart on the average. Answers the moment before each was queued."""
+        """Queue jobs at random intervals with this mean. Returns the time before each was queued."""
 
     @abstractmethod
     def _command(self, seconds: float, slots: int) -> list[str]: ...
 
     @asynccontextmanager
     async def worker(self, *, job_seconds: float = 0.0, slots: int = 10) -> AsyncIterator[Process]:
-        """A new worker that has run one job: its connections are open."""
+        """Start a new worker and run one job, so that its connections are open."""
         async with self.cold_worker(job_seconds=job_seconds, slots=slots) as process:
             await process.heard("ended", await self.queue(1))
             await asyncio.sleep(0.1)
@@ -113,7 +113,7 @@ class Contestant(ABC):
             yield process
 
     async def settled(self) -> None:
-        """Return when the worker has nothing left to say to Redis."""
+        """Return when the worker sends nothing more to Redis."""
         await asyncio.sleep(0.1)
 
     async def commands(self) -> int:
@@ -122,7 +122,7 @@ class Contestant(ABC):
 
 
 class Ours(Contestant):
-    """Our worker, behind a gateway or on the cell's Redis. Jobs are queued by the script that admissions use."""
+    """Our worker, connected to a gateway or to the cell's Redis. The script that admits jobs queues them."""
 
     def __init__(self, kind: Kind, server: RedisServer, redis: Redis, *, place: str = "") -> None:
         super().__init__(f"ours, {kind}", server, redis)
@@ -173,7 +173,7 @@ class Arq(Contestant):
 
 
 class Peer(Contestant):
-    """A worker of another library, and a program that queues with it, both in the peers' venv."""
+    """A worker of another library and a program that queues for it, both in the peers' venv."""
 
     def __init__(self, key: str, server: RedisServer, redis: Redis, queueing: Process) -> None:
         super().__init__(PEERS[key], server, redis)
@@ -203,7 +203,7 @@ async def _apart(seconds: float) -> None:
 
 
 async def enter(stack: AsyncExitStack, server: RedisServer) -> Redis:
-    """A client of a cell that is new, with one server of the node."""
+    """A client of a new cell with one server of the node."""
     redis = await stack.enter_async_context(client(server.socket))
     row: dict[str, Any] = {"id": "1", "account": "1", "node": NODE, "name": "web-1"}
     await seeding.write_rows(redis, "servers", iter([row]))

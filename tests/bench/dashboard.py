@@ -1,6 +1,5 @@
-"""How long an operator at a real browser takes to answer the questions of a night, in a cell of many jobs:
-`make bench-dashboard N=1000000`. A step is a click, or text that is looked for, with the page that it waits for.
-"""
+"""How long an operator with a real browser needs to answer typical questions, in a cell with many jobs:
+`make bench-dashboard N=1000000`. A step is a click or a search, including the page that it waits for."""
 
 import os
 
@@ -18,7 +17,7 @@ DEFAULT = 1_000_000  # jobs
 async def main(jobs: int) -> None:
     async with staged() as stage, chromium() as browser:
         await fill(stage, jobs)
-        facts = {**await night.befall(stage), "then": "tbody"}  # many ended then: any row of the first page
+        facts = {**await night.befall(stage), "then": "tbody"}  # many ended at that time: any row of the first page
         page = await browser.new_page()
         page.set_default_timeout(PATIENCE_MS)
         await log_in(page, stage, (await stage.new_operator()).secret)

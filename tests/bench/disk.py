@@ -1,9 +1,9 @@
-"""How long the disk's part of a create, a restore and a delete takes, by the size of the disk: `make bench-disk`
-(SIZES="1 10 100", GB).
+"""Duration of the disk's part of a create, a restore and a delete, by the size of the disk: `make bench-disk` (SIZES="1
+10 100", GB).
 
 Each disk is fully mapped: its tables are those of a disk on which every cluster of 64 KiB has been written. It has 0 or
 4 older snapshots. The baseline is the plain qemu-img call on the same disk (`snapshot -c`, `-a`, `-d`); ours is the
-driver's call, which also makes its checks, and records what it did in the domain. Both take turns; medians.
+driver's call, which also makes its checks and records the result in the domain. Both take turns; medians.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.bench.live import qemu_img, took
 
 SIZES = [int(size) for size in (os.environ.get("SIZES") or "1 10 50 100 200 500").split()]  # GB
 ROUNDS = int(os.environ.get("N") or 3)
-OLDER = (0, 4)  # snapshots that the disk has already
+OLDER = (0, 4)  # snapshots that the disk already has
 CALLS = ("create", "restore", "delete")
 SERVER, PLAIN, OURS = 1, "plain", "vps-900"
 
@@ -38,14 +38,14 @@ def spec(tag: str) -> SnapshotSpec:
 
 
 async def written(path: Path) -> None:
-    """One cluster of the disk is written."""
+    """Write one cluster of the disk."""
     command = ("qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(path))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
 
 
 async def measure(lab: Lab, size: int, older: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of ours and of qemu-img by call."""
+    """Milliseconds of ours and of qemu-img, by call."""
     path = lab.disk_path("large")
     made = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(path), f"{size}G"]
     subprocess.run(made, check=True)  # noqa: ASYNC221 - nothing else runs
@@ -64,7 +64,7 @@ async def measure(lab: Lab, size: int, older: int) -> dict[str, tuple[float, flo
     for _ in range(ROUNDS):
         for whom in (1, 0):
             for call in CALLS:
-                if call == "restore":  # of a disk that has changed: ours leaves one alone that has not
+                if call == "restore":  # the disk must have changed: ours does not revert an unchanged disk
                     await written(path)
                 do = ours[call]() if whom == 0 else qemu_img(flags[call], PLAIN, path)
                 times[call][whom].append(await took(do))

@@ -1,10 +1,10 @@
-"""How long a guest is away for a create and for a restore: `make bench-downtime` (N=3 rounds).
+"""Downtime of a guest during a create and a restore: `make bench-downtime` (N=3 rounds).
 
-The baseline is the shortest script one could write with virsh's calls and qemu-img: ask the guest to shut down and wait
-(for a restore: cut its power), one qemu-img call for each disk, start the domain. Ours is the whole procedure of the
-job; a restore takes its safety snapshot as well. The time is that from the first press of the power button, or from the
-cut, until the call that starts the domain has returned: the guest's own shutdown and libvirt's start are in both. They
-take turns; medians. The disks besides the first one are fully mapped.
+The baseline is the shortest possible script of virsh's calls and qemu-img: ask the guest to shut down and wait (for a
+restore: cut its power), one qemu-img call for each disk, start the domain. Ours is the job's whole procedure; a restore
+also takes its safety snapshot. The downtime is measured from the first shutdown request, or from the power cut, until
+the call that starts the domain has returned: it includes the guest's own shutdown and libvirt's start. Both take turns;
+medians. All disks but the first are fully mapped.
 """
 
 import asyncio
@@ -42,15 +42,15 @@ class Bench:
     hypervisor: KvmHypervisor
     connection: Any
     disks: list[Path]
-    log_end: int = 0  # of the guest's console: up to the last boot
-    off: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # by call and by whom, in ms
+    log_end: int = 0  # of the guest's console, up to the last boot
+    off: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # by call and contestant, in ms
 
     @property
     def _domain(self) -> Any:
         return self.connection.lookupByName(NAME)
 
     async def booted(self) -> None:
-        """Wait for the boot that comes after the last one."""
+        """Wait for the next boot."""
         self.log_end = (await self.lab.console(NAME).ready(after=self.log_end)).end
 
     async def script(self, call: str) -> None:
@@ -88,7 +88,7 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
         options = ("-o", "preallocation=metadata", str(paths[-1]), size)
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options], check=True)  # noqa: ASYNC221
     xml = lab.domain_xml(NAME, [disk(path) for path in paths])
-    for letter in "bcd":  # on a bus that the guest has no driver for: it must not format them
+    for letter in "bcd":  # on a bus for which the guest has no driver, so that it does not format them
         xml = xml.replace(f"<target dev='vd{letter}' bus='virtio'/>", f"<target dev='sd{letter}' bus='sata'/>")
     domains.define(connection, xml)
     await hypervisor.adopt(NAME, server_id=SERVER, account_id=1)
@@ -119,9 +119,9 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
 
 
 async def main() -> None:
-    print(f"{ROUNDS} rounds, medians, ms that the guest is away; the ratio is to the script")
+    print(f"{ROUNDS} rounds, medians, downtime of the guest in ms; the ratio is to the script")
     rows = []
-    folder = Path(tempfile.mkdtemp(prefix="vps-"))  # a process can open one libvirt root only
+    folder = Path(tempfile.mkdtemp(prefix="vps-"))  # a process can open only one libvirt root
     for shape, sizes in SHAPES.items():
         off = await measure(Lab(folder), sizes)
         for call in ("create", "restore"):

@@ -1,5 +1,5 @@
 -- include: enqueue
--- Queues jobs as an admission does, for one server, and holds it for none.
+-- Queues jobs of one server as an admission does, without a job holding the server.
 -- ask: {jobs: ids, node, queue}
 local ask = cjson.decode(ARGV[1])
 for _, id in ipairs(ask.jobs) do

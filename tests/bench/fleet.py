@@ -1,12 +1,12 @@
-"""How a cell grows with its nodes: `make bench-fleet` (NODES="100 300 1000").
+"""Resource use of a cell by number of nodes: `make bench-fleet` (NODES="100 300 1000").
 
-Each size is a cell of its own: one Redis with the durability of production, one front end, two gateways, and simulated
-nodes with 100 servers each, all all on this machine. A node holds its lease, reports its
-servers, takes jobs and says each step, as a worker does; its jobs take no time (`tests.bench.fleet_nodes`).
+Each size is a separate cell on this machine: one Redis with production's durability, one front end, two gateways, and
+simulated nodes with 100 servers each. Like a worker, a node holds its lease, reports its servers, takes jobs and
+reports each step; its jobs take no time (`tests.bench.fleet_nodes`).
 
-First nothing happens for a while: what the nodes' heartbeats and reports cost. Then some creates come while operators
-follow the events of all accounts, and then ten creates a node, in 64 requests at a time. Admission is the rate of 201
-responses; pick-up the time from the response to the beginning of the job on its node.
+First the cell is idle, which shows the cost of heartbeats and reports. Then some creates run while operators follow the
+events of all accounts, and then ten creates per node, 64 requests at a time. Admission is the rate of 201 responses;
+pick-up is the time from the response to the start of the job on its node.
 """
 
 import asyncio
@@ -37,20 +37,20 @@ from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Permission, Tokens
 
 SIZES = [int(size) for size in (os.environ.get("NODES") or "100 300 1000").split()]
-SERVERS = 100  # of a node
-CREATES = 10  # for each node
+SERVERS = 100  # per node
+CREATES = 10  # per node
 AT_ONCE = 64  # requests
 SLOTS = 2  # jobs of a node at a time
 GATEWAYS = 2
 NODE_PROCESSES = 2
 IDLE_SECONDS = float(os.environ.get("IDLE") or 10)
 OPERATORS = int(os.environ.get("OPERATORS") or 200)
-FOLLOWED = 200  # creates while the operators follow: each of their events goes to each of them
+FOLLOWED = 200  # creates while operators follow: each operator gets each event
 
 
 @dataclass(kw_only=True)
 class Jobs:
-    """When jobs were admitted, began and ended, in seconds of the monotonic clock."""
+    """When jobs were admitted, started and ended, in seconds of the monotonic clock."""
 
     admitted: dict[str, float] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
@@ -74,17 +74,17 @@ class Programs:
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """What one size of the cell takes. CPU in percent of one CPU."""
+    """The figures of one size of the cell. CPU in percent of one CPU."""
 
     nodes: int
-    idle_commands: float  # a second, of all nodes; the cell's own included
+    idle_commands: float  # per second, of all nodes and the cell itself
     idle_redis: float
     idle_gateways: float
-    admitted: float  # a second
+    admitted: float  # per second
     pick_up_p50_ms: float
     pick_up_p99_ms: float
     done_seconds: float  # from the first request to the last end
-    redis_ms: float  # CPU of Redis for a job, from the request to the end
+    redis_ms: float  # Redis's CPU time per job, from the request to the end
     gateways_ms: float
     front_end_ms: float
     redis_mib: float
@@ -167,7 +167,7 @@ async def _are_there(sockets: list[Path]) -> bool:
 
 @asynccontextmanager
 async def _nodes(folder: Path, gateways: list[str], nodes: int, jobs: Jobs) -> AsyncIterator[list[int]]:
-    """The processes of the simulated nodes, once all of them hold their lease."""
+    """The processes of the simulated nodes, when all of them hold their lease."""
     share = -(-nodes // NODE_PROCESSES)
     processes, reading = [], []
     for first in range(0, nodes, share):
@@ -204,7 +204,7 @@ async def _read(process: asyncio.subprocess.Process, jobs: Jobs, ready: asyncio.
 
 
 async def create(cell: Cell, servers: list[int], name: str) -> None:
-    """A snapshot of each server, AT_ONCE requests at a time; returns when all of their jobs have ended."""
+    """Create a snapshot of each server, AT_ONCE requests at a time; return when all of their jobs have ended."""
     waiting = iter(servers)
     made: list[str] = []
     headers = {"Authorization": f"Bearer {cell.token}"}

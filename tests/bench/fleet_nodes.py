@@ -1,9 +1,9 @@
 """Simulated nodes of `tests.bench.fleet`: `python -m tests.bench.fleet_nodes GATEWAYS FIRST COUNT NODES SERVERS SLOTS`.
 
-GATEWAYS: JSON, the sockets of the gateways. Runs the nodes FIRST to FIRST + COUNT - 1 of all NODES, each with SERVERS
-servers. A node does what a worker does at its gateway: it holds its lease, reports its servers, takes jobs, says each
-step and the end. Its jobs take no time. Prints `ready` once all nodes hold their lease, and for each job `began ID
-MOMENT` and `ended ID MOMENT`, in seconds of the machine's monotonic clock.
+GATEWAYS: the sockets of the gateways, as JSON. Runs the nodes FIRST to FIRST + COUNT - 1 of all NODES, each with
+SERVERS servers. A node makes the same calls as a worker: it holds its lease, reports its servers, takes jobs, and
+reports each step and the end. Its jobs take no time. Prints `ready` when all nodes hold their lease, and for each job
+`began ID MOMENT` and `ended ID MOMENT`, in seconds of the machine's monotonic clock.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def node_name(n: int) -> str:
 
 
 def servers_of(n: int, nodes: int, servers: int) -> list[ReportedServer]:
-    """As `tests.bench.seeding` spreads them over the nodes."""
+    """The servers that `tests.bench.seeding` assigns to the node."""
     ids = range(n + 1, nodes * servers + 1, nodes)
     return [ReportedServer(id=ServerId(one), account_id=ACCOUNT, name=f"web-{one}", power="on") for one in ids]
 

@@ -1,10 +1,10 @@
-"""What the programs cost while nothing happens, and whether they grow with the jobs: `make bench-footprint`.
+"""The programs' resource use when idle, and whether their memory grows with the number of jobs: `make bench-footprint`.
 
-A cell of one node with simulated servers; each program is one process, with the settings that are shipped. Figures are
-medians of RUNS starts and of as many windows of idle time. The baseline is a Python that only imports aiohttp, redis,
-arq and pydantic: what the libraries alone cost. For `--help` it is one that imports typer.
+A cell of one node with simulated servers; each program is one process with the shipped settings. Figures are medians of
+RUNS starts and of as many idle windows. The baseline is a Python process that only imports aiohttp, redis, arq and
+pydantic. For `--help`, it imports typer.
 
-RUNS=5, IDLE=20 seconds in all, GROWTH=1000 jobs: two minutes. GROWTH=0 leaves the jobs out.
+RUNS=5, IDLE=20 seconds in total, GROWTH=1000 jobs: two minutes. GROWTH=0 omits the jobs.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from worker.store.model import AccountId
 RUNS = int(os.environ.get("RUNS") or 5)
 IDLE_SECONDS = float(os.environ.get("IDLE") or 20)
 GROWTH = int(os.environ.get("GROWTH") or 1000)
-SETTLED_SECONDS, SETTLED_SHARE = 1.0, 0.02  # a start is over once a program takes no more of a CPU than this
+SETTLED_SECONDS, SETTLED_SHARE = 1.0, 0.02  # a start has ended when a program uses at most this share of a CPU
 NODE = "n1"
 FIRST_SERVER, SERVERS = 12345, 50
 ACCOUNT = AccountId(77)  # of the simulated servers
@@ -48,7 +48,7 @@ BIN = Path(sys.executable).parent
 WORKER, FRONT_END, GATEWAY, KEEPER, HELP = "worker", "front end", "gateway", "audit keeper", "vps-snapshots --help"
 LIBRARIES, TYPER = "aiohttp, redis, arq, pydantic", "typer"  # the baselines
 SAMPLES = 10  # of memory while jobs run
-WARM = SAMPLES // 5  # samples until all code is loaded and all caches are filled
+WARM = SAMPLES // 5  # samples until all code is loaded and all caches are full
 
 LIMITS = {
     (WORKER, "rss_mb"): 60.0,
@@ -63,7 +63,7 @@ LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A program that stays. `is_ready`: None if nobody waits for it."""
+    """A long-running program. `is_ready`: None if nobody waits for it."""
 
     command: Sequence[str | Path]
     settings: Mapping[str, str]
@@ -72,7 +72,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """One start. `cpu_ms`: of the whole start, until the program has settled."""
+    """One start. `cpu_ms`: CPU time of the whole start, until the program has settled."""
 
     rss_mb: float
     cpu_ms: float
@@ -80,7 +80,7 @@ class Started:
 
 
 class Cell:
-    """A Redis, and the programs; each can be started again."""
+    """A Redis and the programs, each of which can be restarted."""
 
     def __init__(self, folder: Path, redis_server: RedisServer, redis: Redis) -> None:
         self.redis = redis
@@ -138,7 +138,7 @@ class Cell:
         return False
 
     async def _node_takes_jobs(self) -> bool:
-        """It has its lease and has reported its servers."""
+        """Whether the node has its lease and has reported its servers."""
         return bool(await self.redis.hexists(f"node:{NODE}", "about"))  # type: ignore[misc]  # redis-py's types
 
     async def start(self, name: str, program: Program) -> Started:
@@ -158,7 +158,7 @@ class Cell:
         return Started(rss_mb=rss_mb(child.pid), cpu_ms=cpu_seconds(child.pid) * 1000, ready_ms=ready_ms)
 
     def cpu(self) -> dict[str, float]:
-        """Seconds of CPU time of each program until now."""
+        """CPU seconds of each program so far."""
         return {name: cpu_seconds(child.pid) for name, child in self._children.items()}
 
     def rss(self) -> dict[str, float]:
@@ -171,13 +171,13 @@ class Cell:
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory with the pages of shared libraries, in MiB."""
+    """Resident memory including pages of shared libraries, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 async def settled(pid: int) -> None:
-    """Return when the program has nothing more to do."""
+    """Return when the program is idle."""
     before = -math.inf
     while (now := cpu_seconds(pid)) - before > SETTLED_SHARE * SETTLED_SECONDS:
         before = now
@@ -203,7 +203,7 @@ async def cell() -> AsyncIterator[Cell]:
 
 
 async def idle_percent(cell: Cell) -> dict[str, float]:
-    """CPU time of each program while nothing happens, in percent of one core: the median of RUNS windows."""
+    """CPU time of each idle program, in percent of one core: the median of RUNS windows."""
     found: dict[str, list[float]] = {}
     for _ in range(RUNS):
         before = cell.cpu()
@@ -214,7 +214,7 @@ async def idle_percent(cell: Cell) -> dict[str, float]:
 
 
 async def command(*words: str | Path) -> dict[str, float]:
-    """Milliseconds until it ends, and of CPU time: medians of RUNS."""
+    """Milliseconds until the command ends, and its CPU time: medians of RUNS."""
     found = []
     for _ in range(RUNS):
         before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -228,8 +228,8 @@ async def command(*words: str | Path) -> dict[str, float]:
 
 
 async def growth(cell: Cell) -> dict[str, list[float]]:
-    """Memory of each program before the first job and after each tenth of GROWTH jobs, which create snapshots of all
-    servers and delete them again."""
+    """Memory of each program before the first job and after each tenth of GROWTH jobs, which create and delete
+    snapshots of all servers."""
     permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
     token = await Tokens(cell.redis).create(name="a customer", account_id=ACCOUNT, permissions=permissions)
     customer = Client(cell.url, token.secret)
@@ -253,7 +253,7 @@ async def _one_round(cell: Cell, customer: Client, number: int) -> None:
 
 
 async def _accepted(customer: Client, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
-    """The answer, once there is one: on a busy machine a node may be late with its heartbeat."""
+    """Return the answer once the call is accepted: on a busy machine, a node's heartbeat may be late."""
     while (answer := await customer.call(method, path, body)).status == HTTPStatus.SERVICE_UNAVAILABLE:  # noqa: ASYNC110
         await asyncio.sleep(0.5)
     assert answer.status < HTTPStatus.BAD_REQUEST, answer
@@ -276,7 +276,7 @@ async def measure(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, li
     """The figures of each program, and its memory while it works."""
     starts: dict[str, list[Started]] = {}
     programs = await cell.programs()
-    for _ in range(RUNS):  # in turn, so that a busy moment of the machine is one of all
+    for _ in range(RUNS):  # in turn, so that load on the machine affects all of them
         for name, program in programs.items():
             starts.setdefault(name, []).append(await cell.start(name, program))
     figures = {name: medians(of_one) for name, of_one in starts.items()}

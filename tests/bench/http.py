@@ -1,10 +1,10 @@
-"""How many calls a second the front end answers, beside two peers: `make bench-http`, in under three minutes.
+"""Calls per second of the front end, compared with two peers: `make bench-http`, less than three minutes.
 
-The baseline is an aiohttp handler with one Lua call that writes the essentials of the same change, for no one in
-particular: no token, no limit, no Idempotency-Key, no audit, no log. The other peer is what one would write with
-FastAPI: pydantic, a token that is looked up, the same Lua call. Ours does all that it does in production. Each is one
-process, on a Redis with the durability of production. They are loaded in turn, by wrk with 64 connections.
-With PROCESSES=2, ours is measured with two processes as well: that needs more CPUs than wrk and Redis use.
+The baseline is an aiohttp handler with one Lua call that writes the essentials of the same change without a token,
+limit, Idempotency-Key, audit entry or log. The other peer is a typical FastAPI application: pydantic, a token lookup
+and the same Lua call. Ours does everything that it does in production. Each is one process with a Redis with
+production's durability. wrk loads them in turn with 64 connections. PROCESSES=2 also measures ours with two processes,
+which needs more CPUs than wrk and Redis use.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ ACCOUNT = AccountId(77)
 CONNECTIONS = 64
 ROUNDS = 3
 SECONDS = 2
-SETTLED_SECONDS = 0.3  # wrk ends without the answers to its last calls, which would be made in the next cell
+SETTLED_SECONDS = 0.3  # wrk does not wait for its last calls, which would otherwise run in the next cell
 NODES = 50
-MANY = 16_000  # servers, each with one snapshot: more than a round changes
-FEW = 500  # servers with five snapshots each, of the rounds that only read
+MANY = 16_000  # servers with one snapshot each: more than a round changes
+FEW = 500  # servers with five snapshots each, for the rounds that only read
 CHANGES = ("create", "restore", "delete")
 READS = ("show", "list_of_server", "list_of_100")
 OURS, SEVERAL, BARE, FASTAPI = "ours", "processes", "bare aiohttp", "FastAPI"
@@ -50,7 +50,7 @@ PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One run. Both times are of the CPU, for each call."""
+    """One run. Both times are CPU time per call."""
 
     calls_per_second: float
     p50_ms: float
@@ -61,7 +61,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A program that is loaded."""
+    """A program under load."""
 
     name: str
     port: int
@@ -70,14 +70,14 @@ class Loaded:
 
 @asynccontextmanager
 async def serving(folder: Path, redis: RedisServer) -> AsyncIterator[list[Loaded]]:
-    """All three, idle until they are loaded."""
+    """All three programs, idle."""
     socket = str(redis.socket)
     ports = {name: str(free_port()) for name in (OURS, SEVERAL, BARE, FASTAPI)}
     ours = {
         "VPS_SNAPSHOTS_REDIS__URL": f"unix://{socket}",
         "VPS_SNAPSHOTS_PORT": ports[OURS],
-        "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",  # counted, and never reached
-        "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",  # as we ship it: the keeper is a program of its own
+        "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",  # counted but never reached
+        "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",  # as shipped: the keeper is a separate program
     }
     program = Path(sys.executable).parent / "vps-snapshots-api"
     peers = "tests.bench.peers"
@@ -125,7 +125,7 @@ def _snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
 
 
 async def seed(redis: Redis, what: str) -> tuple[str, int]:
-    """A new cell; the secret of a token, and how many ids wrk may use, from 1 on."""
+    """Write a new cell. Returns a token's secret and the number of IDs that wrk may use, starting with 1."""
     await asyncio.sleep(SETTLED_SECONDS)
     await redis.flushdb()
     await redis.config_set("appendfsync", "no")
@@ -143,7 +143,7 @@ async def seed(redis: Redis, what: str) -> tuple[str, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all threads of a process and of its children."""
+    """CPU seconds of all threads of a process and of its children."""
     tasks = tuple(Path(f"/proc/{pid}/task").iterdir())
     own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
     return own + sum(cpu_seconds(int(child)) for task in tasks for child in (task / "children").read_text().split())
@@ -194,7 +194,7 @@ async def measure(folder: Path, wanted: tuple[str, ...]) -> dict[str, dict[str, 
         server.start()
         assert server.process is not None
         redis = await stack.enter_async_context(client(server.socket))
-        await redis.config_set("auto-aof-rewrite-percentage", "0")  # none in the midst of a round
+        await redis.config_set("auto-aof-rewrite-percentage", "0")  # no rewrite during a round
         programs = await stack.enter_async_context(serving(folder, server))
         found: dict[str, dict[str, list[Round]]] = {}
         for _ in range(ROUNDS):

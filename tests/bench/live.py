@@ -1,8 +1,8 @@
-"""How long a guest's writes wait for a snapshot without a stop: `make bench-live N=10`. It writes to a small disk every
-10 ms; beside that it has a large disk, fully mapped. The baseline is `qemu-img snapshot -c` of the same large disk.
+"""How long a guest's writes wait during a live snapshot: `make bench-live N=10`. The guest writes to a small disk every
+10 ms and also has a large, fully mapped disk. The baseline is `qemu-img snapshot -c` of the same large disk.
 
-Medians of N rounds, and the longest; all in milliseconds. A machine without KVM runs the guest slowly: the part of a
-gap that is not the transaction is the agent's, and mostly the machine's.
+Medians of N rounds, and the maximum; all in milliseconds. Without KVM, the guest runs slowly: the part of a gap beyond
+the transaction is the agent's and mostly due to the machine.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from drivers.base import SnapshotSpec
 from drivers.kvm import KvmHypervisor
 
 ROUNDS = 10
-SIZES = (("10G", "64k"), ("100G", "64k"), ("100G", "1M"), ("500G", "1M"))  # of the large disk, and its clusters
+SIZES = (("10G", "64k"), ("100G", "64k"), ("100G", "1M"), ("500G", "1M"))  # sizes of the large disk and of its clusters
 AGENT_SECONDS = 60.0
 COLUMNS = ("disk", "clusters", "qemu-img -c", "transaction", "ratio", "freeze", "thaw", "gap", "longest gap", "delete")
 
 
 @dataclass(kw_only=True)
 class Times:
-    """In milliseconds, one for each round."""
+    """In milliseconds, one value per round."""
 
     offline: list[float] = field(default_factory=list)
     freeze: list[float] = field(default_factory=list)
     transaction: list[float] = field(default_factory=list)
     thaw: list[float] = field(default_factory=list)
-    gap: list[float] = field(default_factory=list)  # the guest's longest, from inside
+    gap: list[float] = field(default_factory=list)  # the longest gap, measured in the guest
     delete: list[float] = field(default_factory=list)
 
     def row(self, size: str, clusters: str) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ async def measure(lab: Lab, size: str, clusters: str, *, rounds: int) -> Times:
         times.offline.append(await took(qemu_img("-c", f"o{number}", large)))
         await qemu_img("-d", f"o{number}", large)
     xml = lab.domain_xml("server-1", [disk(make_disk(lab.disk_path("small"))), disk(large)], agent=True)
-    # on a bus that the guest has no driver for: it must not format it
+    # on a bus for which the guest has no driver, so that it does not format it
     domains.define(connection, xml.replace("<target dev='vdb' bus='virtio'/>", "<target dev='sda' bus='sata'/>"))
     await hypervisor.adopt("server-1", server_id=1, account_id=1)
     await hypervisor.start(1)

@@ -1,10 +1,10 @@
-"""How long a neighbor's writes take while an image is changed on the same file system: `make bench-neighbors` (N=5
-rounds, SIZE=100 GB of the image, SECONDS=4 of each part).
+"""Duration of a neighbor's writes while an image on the same file system is changed: `make bench-neighbors` (N=5
+rounds, SIZE=100 GB of the image, SECONDS=4 per part).
 
-The neighbor stands for a guest: it writes 4 KiB past the page cache and waits until the disk has it, then rests for 5
-ms. Beside it, in turns: nothing; create, restore and delete of a fully mapped image, over and over, as the worker runs
-qemu-img and at the neighbor's own priority; and, for scale, a copy of a file, which no job makes. Ratios are to what
-the same round saw undisturbed.
+The neighbor represents a guest: it writes 4 KiB with direct I/O, waits until the disk has them, and pauses for 5 ms.
+Beside it run in turn: nothing; repeated create, restore and delete of a fully mapped image, with the worker's priority
+for qemu-img and with the neighbor's own; and, for comparison, a copy of a file, which no job makes. Ratios are relative
+to the undisturbed part of the same round.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ UNDISTURBED = "nothing"
 
 
 class Neighbor(threading.Thread):
-    """Writes until it is told to stop. `latencies`: in seconds."""
+    """Writes until it is stopped. `latencies`: in seconds."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -42,7 +42,7 @@ class Neighbor(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
-        block = mmap.mmap(-1, BLOCK)  # aligned, as O_DIRECT wants it
+        block = mmap.mmap(-1, BLOCK)  # aligned, as O_DIRECT requires
         block.write(os.urandom(BLOCK))
         file = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_DSYNC)
         try:
@@ -76,7 +76,7 @@ Run = Callable[..., Awaitable[None]]
 
 
 async def change(run: Run, image: Path, until: float) -> int:
-    """Snapshots come, are gone back to, and go, whole rounds of them; their number."""
+    """Create, revert to and delete snapshots in whole rounds. Returns the number of operations."""
     rounds = 0
     while time.monotonic() < until:
         for call in CALLS:
@@ -118,7 +118,7 @@ async def main() -> None:
         rounds_of = dict.fromkeys(parts, 0)
         names = list(found)
         for number in range(ROUNDS):
-            shift = number % len(names)  # what the machine does besides must not meet the same part in each round
+            shift = number % len(names)  # rotate the parts, so that background load does not always affect the same one
             for name in names[shift:] + names[:shift]:
                 os.sync()
                 neighbor = Neighbor(written)

@@ -1,6 +1,6 @@
-"""How long the operators' lists and pages take on many jobs: `make bench-ops N=100000`. Beside each time is that of the
-same on 1,000 jobs, the baseline: what does not look at all of them takes about as long. Medians of the rounds.
-"""
+"""Response times of the operators' lists and pages with many jobs: `make bench-ops N=100000`. Each time is shown
+beside that with 1,000 jobs, the baseline: a page that does not read all jobs takes about as long. Medians of the
+rounds."""
 
 import os
 import statistics
@@ -48,7 +48,7 @@ def looks(operators: OperatorStore) -> dict[str, Callable[[], Awaitable[object]]
 
 
 async def pages(stage: Stage, visitor: ClientSession, jobs: int) -> dict[str, Callable[[], Awaitable[object]]]:
-    """Each as a browser gets it, once logged in."""
+    """Load each page as a browser does after the login."""
 
     def page(path: str) -> Callable[[], Awaitable[object]]:
         async def get() -> None:
@@ -85,7 +85,7 @@ async def pages(stage: Stage, visitor: ClientSession, jobs: int) -> dict[str, Ca
 
 async def fill(stage: Stage, jobs: int) -> None:
     began = time.perf_counter()
-    await stage.redis.config_set("appendfsync", "no")  # bulk: as an import would, and no rewrite in the midst of it
+    await stage.redis.config_set("appendfsync", "no")  # bulk load, as for an import, without a rewrite during it
     await stage.redis.config_set("auto-aof-rewrite-percentage", "0")
     await seed(stage.redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
     await stage.redis.config_set("appendfsync", "always")
@@ -96,7 +96,7 @@ async def medians(stage: Stage, jobs: int) -> dict[str, float]:
     await stage.redis.flushdb()
     await fill(stage, jobs)
     await stage.stop_front_end()
-    await stage.start_front_end()  # it remembers counts of the cell before
+    await stage.start_front_end()  # it caches counts of the previous cell
     async with ClientSession() as visitor:
         await log_in(stage, visitor)
         wanted = looks(OperatorStore(stage.redis, CustomerStore(stage.redis))) | await pages(stage, visitor, jobs)

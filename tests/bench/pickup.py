@@ -1,9 +1,9 @@
-"""How soon a queued job starts, and what an idle worker costs: our worker behind a gateway, the same on Redis itself,
-arq's own, and those of other job queues, in one run. `make bench-pickup`, in under four minutes.
+"""Time until a queued job starts, and the cost of an idle worker: our worker with a gateway, the same with Redis
+itself, arq's own worker, and those of other job queues, in one run. `make bench-pickup`, less than four minutes.
 
-Each worker is a process of its own and has a private Redis of its own, with the durability of production. The gateway
-is reached over TLS. Jobs do nothing. Ours are begun as in production: their start is on the disk before they start.
-Figures are medians of the rounds, and the rounds of the contestants take turns.
+Each worker is a separate process with its own Redis with production's durability. The gateway is reached over TLS. Jobs
+do nothing. As in production, the start of our jobs is on the disk before they run. Figures are medians of the rounds;
+the contestants take turns.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ from worker.store.access.credentials import Credentials
 from worker.store.redis_client import RedisSettings, connect
 
 ROUNDS = 4
-PICKUPS, APART_SECONDS = 100, 0.02  # a round
-SLOT_ROUNDS, AFTER_SLOTS = 3, 10  # of those that do not look every half second
+PICKUPS, APART_SECONDS = 100, 0.02  # per round
+SLOT_ROUNDS, AFTER_SLOTS = 3, 10  # of contestants that do not poll every half second
 BUSY_SECONDS = 0.02  # how long a job holds the only slot
-IDLE_SECONDS = 30.0  # each of a gateway's chores comes as often in any such span
+IDLE_SECONDS = 30.0  # each chore of a gateway runs equally often in any such span
 RESTARTS = 3
 
 
@@ -62,7 +62,7 @@ async def pickups(one: Contestant) -> list[float]:
 
 
 async def after_slots(one: Contestant) -> list[float]:
-    """Milliseconds from the end of the job in the only slot to the start of the next."""
+    """Milliseconds from the end of the job in the only slot to the start of the next one."""
     many = 1 + (2 if one.name == "arq" else AFTER_SLOTS)
     async with one.worker(job_seconds=BUSY_SECONDS, slots=1) as process:
         said = await process.heard("ended", await one.queue(many))
@@ -70,7 +70,7 @@ async def after_slots(one: Contestant) -> list[float]:
 
 
 async def idle(one: Contestant) -> float:
-    """Commands a second that Redis gets for a worker without jobs."""
+    """Commands per second that Redis receives from a worker without jobs."""
     async with one.worker():
         await asyncio.sleep(1)  # its start is over
         return await commands(one)
@@ -79,7 +79,7 @@ async def idle(one: Contestant) -> float:
 async def commands(one: Contestant) -> float:
     before = await one.commands()
     await asyncio.sleep(IDLE_SECONDS)
-    return (await one.commands() - before - 1) / IDLE_SECONDS  # without our own
+    return (await one.commands() - before - 1) / IDLE_SECONDS  # without the command that counts them
 
 
 async def rerun(one: Contestant) -> Rerun:
@@ -98,11 +98,11 @@ def percentile(numbers: list[float], share: float) -> float:
     return sorted(numbers)[math.ceil(share * len(numbers)) - 1]
 
 
-Rounds = dict[str, list[list[float]]]  # of each contestant
+Rounds = dict[str, list[list[float]]]  # by contestant
 
 
 async def rounds(of: Callable[[Any], Awaitable[list[float]]], contestants: list[Contestant], many: int) -> Rounds:
-    """They take turns, so that a busy moment of the machine is one of all."""
+    """The contestants take turns, so that load on the machine affects all of them."""
     found: Rounds = {}
     for _ in range(many):
         for one in contestants:
@@ -115,7 +115,7 @@ def median(found: list[list[float]], share: float) -> float:
 
 
 async def writes(redis: Redis) -> list[float]:
-    """Milliseconds that one durable write takes from here: of what is measured, the disk's share."""
+    """Milliseconds of one durable write from this process: the disk's share of the results."""
     seen = []
     for _ in range(200):
         before = time.monotonic()
@@ -130,7 +130,7 @@ async def measure(contestants: list[Contestant], gateway_alone: Contestant) -> N
     *idling, alone = await asyncio.gather(*map(idle, contestants), commands(gateway_alone))
     idle_of = {one.name: rate for one, rate in zip(contestants, idling, strict=True)}
     gateway, direct = contestants[:2]
-    idle_of[gateway.name] -= alone  # what a gateway needs for itself, however many nodes it has
+    idle_of[gateway.name] -= alone  # the gateway's own commands, regardless of the number of nodes
     figures = {
         name: {
             "p50_ms": median(of_one, 0.5),
@@ -189,7 +189,7 @@ async def listens(port: int) -> bool:
 
 @asynccontextmanager
 async def gateway_at(socket: Path, folder: Path) -> AsyncIterator[GatewayAddress]:
-    """A gateway over TLS; the address for its node."""
+    """A gateway with TLS. Yields its address for the node."""
     certificate, key, credential = folder / "gateway.crt", folder / "gateway.key", folder / "credential"
     make_certificate(certificate, key)
     redis = connect(RedisSettings(url=f"unix://{socket}"))
@@ -228,13 +228,13 @@ async def behind_gateway(stack: AsyncExitStack) -> tuple[Contestant, GatewayAddr
 
 
 async def contestant(stack: AsyncExitStack, kind: str) -> Contestant:
-    """`kind`: one of Kind, or of PEERS."""
+    """`kind`: one of Kind or of PEERS."""
     server, _ = await a_redis(stack)
     redis = await enter(stack, server)
     if kind == Kind.DIRECT:
         return Ours(Kind.DIRECT, server, redis)
     if kind not in PEERS:
-        arq = ArqRedis(unix_socket_path=str(server.socket))  # pickles, as arq does
+        arq = ArqRedis(unix_socket_path=str(server.socket))  # with pickle, as arq does
         stack.push_async_callback(arq.aclose, close_connection_pool=True)
         return Arq(Kind(kind), server, redis, arq)
     queueing = running(peer_command(kind, str(server.socket)))
@@ -247,7 +247,7 @@ async def main() -> None:
         others = [await contestant(stack, kind) for kind in (Kind.DIRECT, Kind.PLAIN, Kind.POLLING, *PEERS)]
         alone, address = await behind_gateway(stack)
         node = GatewayClient(address, node=NODE, machine="m1", who="a benchmark")
-        async with in_background(node.keep_connected()):  # it looks for the credentials of connected nodes
+        async with in_background(node.keep_connected()):  # it checks the credentials of connected nodes
             await node.republish()
             await measure([gateway, *others], alone)
 

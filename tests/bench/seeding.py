@@ -1,4 +1,4 @@
-"""A cell with many nodes, servers and jobs, written in bulk in the formats and by the lists of the scripts."""
+"""A cell with many nodes, servers and jobs, written in bulk in the formats and lists of the scripts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from worker.store import scripts
 from worker.store.model import JobKind, JobState
 
 BATCH = 500
-SPREAD_MS = 29 * 86_400_000  # of the jobs, backwards from now
+SPREAD_MS = 29 * 86_400_000  # of the jobs, back from now
 KINDS = (*[JobKind.CREATE] * 6, *[JobKind.RESTORE] * 2, JobKind.DELETE, JobKind.UNDO)
 STATES = (*[JobState.COMPLETED] * 96, *[JobState.FAILED] * 4)
 USUAL_SECONDS = {JobKind.CREATE: 2.7, JobKind.RESTORE: 3.2, JobKind.DELETE: 1.0, JobKind.UNDO: 3.2}  # logarithms
@@ -26,18 +26,18 @@ class Size:
     nodes: int
     servers_per_node: int
     jobs: int
-    open_jobs: int  # of them queued or in progress
+    open_jobs: int  # queued or in progress
 
 
 async def seed(redis: Redis, size: Size, *, chance: int = 7) -> None:
-    """Fill an empty Redis. The same chance makes the same cell."""
+    """Fill an empty Redis. The same random generator writes the same cell."""
     await _write(redis, "nodes", nodes(size.nodes))
     await _write(redis, "servers", _servers(size))
     await write_jobs(redis, _jobs(size, Random(chance)))
 
 
 async def write_jobs(redis: Redis, jobs: Iterator[dict[str, str]]) -> None:
-    """Jobs as `job` makes them, oldest first."""
+    """Write jobs as `job` makes them, oldest first."""
     await _write(redis, "jobs", jobs)
 
 
@@ -91,7 +91,7 @@ def job(
     random: Random,
     kinds: Sequence[JobKind] = KINDS,
 ) -> dict[str, str]:
-    """The n-th job, of one of the kinds. It took seconds rather than minutes, and most of that its guest was off."""
+    """The n-th job, of a random kind. It took seconds rather than minutes, and its guest was off most of that time."""
     kind = random.choice(kinds)
     seconds = random.lognormvariate(USUAL_SECONDS[kind], 0.3)
     return {

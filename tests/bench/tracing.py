@@ -1,7 +1,7 @@
-"""What the spans of a request cost, beside the whole request: `make bench-tracing`. Medians of the rounds.
+"""The cost of a request's spans, compared with the whole request: `make bench-tracing`. Medians of the rounds.
 
-The request is the list of an account without snapshots, the cheapest with a token; its client is in the same process.
-With the SDK every span is kept and queued; nobody listens where they are sent to.
+The request lists the snapshots of an account that has none, the cheapest call with a token; its client is in the same
+process. With the SDK, every span is recorded and queued, and sent to a port where nothing listens.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""What axe finds on a page: in light, in the dark and on a phone.
+"""Accessibility violations that axe finds on a page, in light mode, in dark mode and on a phone.
 
-`AXE=all` looks at each page with all rules in each look (`make test-axe`). Without it, the rules that cannot differ are
-left out: a look changes colors and layout, and pages of one kind share both.
+`AXE=all` checks each page with all rules in each look (`make test-axe`). Without it, rules whose result cannot differ
+are skipped: a look changes colors and layout, and pages of one kind share both.
 """
 
 import os
@@ -15,7 +15,7 @@ ALL = os.environ.get("AXE") == "all"
 WIDE, PHONE = ViewportSize(width=1280, height=720), ViewportSize(width=390, height=844)
 COLORS: Mapping[str, Any] = {"runOnly": ["color-contrast"]}
 WITHOUT_COLORS: Mapping[str, Any] = {"rules": {"color-contrast": {"enabled": False}}}
-Look = tuple[ViewportSize, Literal["light", "dark"], Mapping[str, Any]]  # with the rules, all if none are named
+Look = tuple[ViewportSize, Literal["light", "dark"], Mapping[str, Any]]  # with the rules; none: all rules
 LOOKS: Mapping[str, Look] = {
     "light": (WIDE, "light", {}),
     "dark": (WIDE, "dark", {} if ALL else COLORS),

@@ -1,4 +1,4 @@
-"""One service and one browser for all of these tests; each test has a context of its own."""
+"""One service and one browser for all of these tests; each test has its own browser context."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +17,10 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-PATIENCE_MS = 60_000  # a bound: what is waited for comes within a second, or never
+PATIENCE_MS = 60_000  # an upper bound: normally it takes less than a second
 SERVERS = 60
 expect.set_options(timeout=PATIENCE_MS)
-TOLD_ANYWAY = ("Failed to load resource", "Failed to fetch")  # of answers that are no success, and of none
+TOLD_ANYWAY = ("Failed to load resource", "Failed to fetch")  # about unsuccessful responses and failed requests
 
 
 @asynccontextmanager
@@ -33,7 +33,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 async def log_in(page: Page, stage: Stage, secret: str) -> None:
-    """Return on the first page."""
+    """Log in and return on the first page."""
     await page.goto(f"{stage.url}/ops/login/")
     await page.get_by_label("Token").fill(secret)
     await page.get_by_role("button", name="Log in").click()
@@ -49,7 +49,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def unused(stage: Stage) -> list[ServerId]:
-    """Servers that no test has had yet."""
+    """Servers that no test has used yet."""
     return list(stage.nodes["node-1"].servers)
 
 
@@ -61,7 +61,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def session(stage: Stage, browser: Browser) -> StorageState:
-    """The cookies of an operator who has logged in."""
+    """The cookies of a logged-in operator."""
     context = await browser.new_context()
     await log_in(await context.new_page(), stage, (await stage.new_operator()).secret)
     state = await context.storage_state()
@@ -71,8 +71,8 @@ async def session(stage: Stage, browser: Browser) -> StorageState:
 
 @dataclass(kw_only=True)
 class Operator:
-    """An operator at a browser, and the service behind it. `troubles`: what the browser reported, and requests to other
-    hosts."""
+    """An operator with a browser, and the service behind it. `troubles`: errors that the browser reported, and
+    requests to other hosts."""
 
     stage: Stage
     page: Page
@@ -81,7 +81,7 @@ class Operator:
     troubles: list[str] = field(default_factory=list)
 
     async def open(self, path: str = "") -> None:
-        """Return when the page hears of what happens."""
+        """Open the page and return when its event stream is connected."""
         await self.page.goto(f"{self.stage.url}/ops/{path}")
         await self.is_live()
 
@@ -92,7 +92,7 @@ class Operator:
         return self.unused.pop()
 
     async def mark(self) -> None:
-        """Leave something in the document that a reload would take away."""
+        """Leave a mark in the document that a reload would remove."""
         await self.page.evaluate("window.mark = 'the same document'")
 
     async def is_same_document(self) -> bool:
@@ -117,7 +117,7 @@ class Operator:
 async def at_browser(
     stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState | None, **wanted: Any
 ) -> AsyncIterator[Operator]:
-    """`wanted`: of the browser's context."""
+    """`wanted`: options of the browser's context."""
     context: BrowserContext = await browser.new_context(storage_state=session, **wanted)
     context.set_default_timeout(PATIENCE_MS)
     node = stage.nodes["node-1"]
@@ -141,6 +141,6 @@ async def operator(
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def stranger(stage: Stage, browser: Browser, unused: list[ServerId]) -> AsyncIterator[Operator]:
-    """Who has not logged in."""
+    """A visitor who has not logged in."""
     async with at_browser(stage, browser, unused, None) as operator:
         yield operator

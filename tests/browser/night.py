@@ -1,4 +1,4 @@
-"""A night with incidents, about which the questions are."""
+"""A night with incidents, which the questions are about."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from random import Random
 
 from drivers.fake_faults import Effect, Rule
 from tests.bench import seeding
-from tests.browser.stage import ACCOUNT, Stage, running
+from tests.browser.stage import ACCOUNT, CUSTOMER, Stage, running
 from worker.store.calls import Cursor
 from worker.store.model import JobState
 
@@ -18,8 +18,8 @@ PADDING, PADDING_BYTES = "night:padding", 1 << 24
 
 
 async def befall(stage: Stage) -> Mapping[str, str]:
-    """A node that breaks two jobs and lets a restore hang, one that has fallen silent, and a store that is nearly full.
-    Returns the facts."""
+    """Create incidents: a node that fails two jobs and blocks a restore, a silent node, and a store that is nearly
+    full. Returns the facts."""
     node = await stage.start_node(BROKEN, [running(n, f"night-{n}") for n in SERVERS])
     first, second, stuck = node.servers
     deleted = (await stage.ended(await stage.create(stuck, "gone"))).snapshot_id
@@ -57,9 +57,9 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         cursor=Cursor(limit=1),
         without_snapshot_of=timedelta(days=7),
     )
-    await stage.redis.setrange(PADDING, PADDING_BYTES, "\0")  # what a test adds is little beside it
+    await stage.redis.setrange(PADDING, PADDING_BYTES, "\0")  # so large that what a test adds hardly matters
     used = (await stage.redis.info("memory"))["used_memory"]
-    await stage.redis.config_set("maxmemory", round(used * 1.18))  # between what alarms and what refuses new jobs
+    await stage.redis.config_set("maxmemory", round(used * 1.18))  # above the alert, below the refusal of new jobs
     return {
         "restore": restore[:8],
         "silent": SILENT,
@@ -70,6 +70,7 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         "night": night.isoformat(),
         "schedule": schedule.body["id"],
         "deleted": str(deleted),
+        "customer": CUSTOMER,
         "unsaved": str(unsaved.results[0].view.server.id),
         "then": f"#job-{THEN}",
     }

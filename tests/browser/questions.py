@@ -1,4 +1,4 @@
-"""What an operator asks at night, and how the dashboard answers: the steps from the overview to the answer."""
+"""Questions that an operator asks at night, and the steps from the dashboard's overview to each answer."""
 
 import json
 import time
@@ -13,7 +13,7 @@ CLICKS_MAX = 3  # for each question
 
 @dataclass(kw_only=True)
 class Asking:
-    """An operator who looks for an answer. `facts`: what the questions are about, by name."""
+    """An operator who is looking for an answer. `facts`: the subjects of the questions, by name."""
 
     page: Page
     facts: Mapping[str, str]
@@ -24,7 +24,7 @@ Step = Callable[[Asking], Awaitable[None]]
 
 
 def press(name: str, *, role: str = "link", within: str = "body") -> Step:
-    """A click."""
+    """Press a button or a link: a click."""
 
     async def do(asking: Asking) -> None:
         place = asking.page.locator(within.format(**asking.facts))
@@ -35,7 +35,7 @@ def press(name: str, *, role: str = "link", within: str = "body") -> Step:
 
 
 def enter(label: str, text: str) -> Step:
-    """Text and the Enter key, which counts as a click."""
+    """Enter text and press Enter, which counts as a click."""
 
     async def do(asking: Asking) -> None:
         field = asking.page.get_by_label(label, exact=True).first
@@ -47,7 +47,7 @@ def enter(label: str, text: str) -> Step:
 
 
 def choose(label: str, option: str) -> Step:
-    """One of a filter's choices: a click."""
+    """Choose a filter's option: a click."""
 
     async def do(asking: Asking) -> None:
         await asking.page.get_by_label(label).select_option(option)
@@ -57,7 +57,7 @@ def choose(label: str, option: str) -> Step:
 
 
 def fill(label: str, text: str) -> Step:
-    """Text in a dialog."""
+    """Fill in text in a dialog."""
 
     async def do(asking: Asking) -> None:
         await asking.page.get_by_role("dialog").get_by_label(label).fill(text)
@@ -66,7 +66,7 @@ def fill(label: str, text: str) -> Step:
 
 
 def press_moment(chart: str, moment: str) -> Step:
-    """A click on a chart."""
+    """Click on a chart."""
 
     async def do(asking: Asking) -> None:
         data = json.loads(await asking.page.locator(f"#chart-{chart}").get_attribute("data-chart") or "")
@@ -89,7 +89,7 @@ def see(text: str, *, within: str = "main") -> Step:
     return do
 
 
-# Each begins on the overview.
+# Each starts on the overview.
 QUESTIONS: Mapping[str, tuple[Step, ...]] = {
     "why is customer 77's restore stuck?": (
         press("{restore}", within="#running"),
@@ -122,8 +122,7 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
     ),
     "who deleted a snapshot?": (
         enter("Find by ID or name", "snapshot {deleted}"),
-        see("deleted", within="main table"),
-        see("token", within="main table"),
+        see("{customer}", within="main tr:has-text('deleted')"),
     ),
     "what will run tonight?": (
         press("Schedules", within="nav"),
@@ -144,7 +143,7 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
 
 
 async def answer(asking: Asking, steps: tuple[Step, ...]) -> list[float]:
-    """From the overview, which is open. Returns the seconds of each step; a step waits for the page that it needs."""
+    """Answer the question from the open overview. Returns the seconds of each step, with the page that it waits for."""
     seconds = []
     for step in steps:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A cell on a night with incidents, for the pictures in the documents."""
+"""A cell with incidents at night, for the screenshots in the documents."""
 
 import time
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ DETAILS = {
 
 
 class Scene:
-    """Olga, an operator, is at work; some incidents are still open."""
+    """Olga, an operator, is working; some incidents are still open."""
 
     def __init__(self, stage: Stage, *, chance: int = 7) -> None:
         self._stage = stage
@@ -72,7 +72,7 @@ class Scene:
         await self.dress()
 
     def _history(self) -> Iterator[dict[str, str]]:
-        """Of 29 days. The night has more: schedules run then."""
+        """Write 29 days of history. The nights have more jobs, because schedules run then."""
         ages = [self._random.uniform(10 * 60_000, 29 * DAY_MS) for _ in range(1000)]
         ages += [self._random.uniform(10 * 60_000, DAY_MS) for _ in range(3000)]
         ages += [self._random.triangular(20 * 60_000, 8 * HOUR_MS, 2 * HOUR_MS) for _ in range(2500)]
@@ -118,7 +118,7 @@ class Scene:
         return admitted.job.id, admitted.snapshot.id
 
     async def _find_differences(self, torn: tuple[JobId, SnapshotId], lost: tuple[JobId, SnapshotId]) -> None:
-        """Somebody has worked on the disks with the worker away."""
+        """Change the disks while the worker is stopped, so that reconciliation finds differences."""
         node = self._stage.nodes[ODD]
         assert node.worker
         await node.worker.stop()
@@ -137,7 +137,7 @@ class Scene:
         return (await self._stage.operators.node(ODD)).findings == len(("torn", "lost"))
 
     async def _break(self, olga: Client) -> None:
-        """One server does not start again, one has a disk that refuses; another was fixed already."""
+        """Strand one server that does not start again and one whose disk fails; another was fixed already."""
         node = self._stage.nodes[BROKEN]
         stranded, refused, resolved = (node.servers[n] for n in (0, 1, 2))
         _slow_down(
@@ -170,7 +170,7 @@ class Scene:
             await self._create(PAUSED, n, "known-good")
 
     async def _fall_silent(self) -> None:
-        """As if its machine had gone a while ago."""
+        """Make a node silent, as if its machine had failed a while ago."""
         node = self._stage.nodes[SILENT]
         assert node.worker
         node.worker.kill()
@@ -180,7 +180,7 @@ class Scene:
         await self._stage.redis.zadd("nodes:by:heartbeat", {SILENT: heartbeat_ms})
 
     async def dress(self) -> None:
-        """As real hypervisors would report, one of them nearly full. Workers report again after a minute."""
+        """Report figures like real hypervisors', one nearly full. Workers report again after a minute."""
         for name in NODES:
             free_gib = 38 if name == FULL else 310 + 37 * (NODES.index(name) % 4)
             pool = Pool(path="/var/lib/libvirt/images", free_bytes=free_gib << 30, total_bytes=900 << 30)
@@ -190,7 +190,7 @@ class Scene:
 
 
 def _slow_down(node: StagedNode, *rules: Rule) -> None:
-    """To what guests and disks take; these rules hold beside that."""
+    """Slow the simulated servers down to realistic durations; these faults are added to the others."""
     seconds = {Effect.PRESS: 0.8, Effect.SNAPSHOT_DISK: 0.2, Effect.START: 0.5, Effect.MEASURE: 0.1}
     node.befall(*rules, *(Rule(effect=effect, seconds=taken) for effect, taken in seconds.items()))
 

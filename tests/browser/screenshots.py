@@ -1,4 +1,4 @@
-"""The pictures in the documents: `make screenshots` writes each page, light and dark, to docs/screenshots/."""
+"""The screenshots in the documents: `make screenshots` writes each page, light and dark, to docs/screenshots/."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """`press`: the button that is pressed before. `is_whole`: all of a page that is longer than the window."""
+    """`press`: the button to press before. `is_whole`: the whole page, not only the visible part."""
 
     name: str
     path: str
@@ -82,7 +82,7 @@ async def take_all(browser: Browser, scene: Scene, stage: Stage, scheme: Scheme)
 
 
 def make_small(file: Path) -> None:
-    """With as many colours as a page has of its own, to the eye."""
+    """Reduce the colors to as many as a viewer can distinguish."""
     with Image.open(file) as picture:
         few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     few.save(file, optimize=True)

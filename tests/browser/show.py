@@ -1,4 +1,4 @@
-"""`make scene`: a staged cell with incidents, for a look at a dashboard that is filled, until Ctrl-C.
+"""`make scene`: a staged cell with incidents, to explore a dashboard with data, until Ctrl-C.
 
 Environment variable: PORT (default 8080).
 """

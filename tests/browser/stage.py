@@ -1,4 +1,4 @@
-"""The whole service as processes, for a browser to look at: Redis, nodes of simulated servers, the front end."""
+"""The whole service as processes for a browser: Redis, nodes with simulated servers, and the front end."""
 
 import sys
 import tempfile
@@ -27,6 +27,7 @@ from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.records import OpsJob
 
 ACCOUNT = AccountId(77)
+CUSTOMER = "a customer"  # the name of its token
 GRACE_SECONDS = 5.0
 PORT = "VPS_SNAPSHOTS_PORT"
 
@@ -48,20 +49,20 @@ class StagedNode:
         return StateFile(self.folder / "fake.json")
 
     def befall(self, *rules: Rule) -> None:
-        """From now on these faults, and no others."""
+        """Replace all faults with these."""
         write_rules(self.folder / "faults.json", rules)
 
 
 @dataclass(kw_only=True)
 class Stage:
-    """What happens on it happens as in production: customers call over HTTP, workers do the work."""
+    """Everything works as in production: customers call over HTTP, and workers run the jobs."""
 
     folder: Path
     redis_server: RedisServer
     redis: Redis
     port: int = field(default_factory=free_port)
     nodes: dict[str, StagedNode] = field(default_factory=dict)
-    settings: dict[str, str] = field(default_factory=dict)  # of the front end, in the place of its defaults
+    settings: dict[str, str] = field(default_factory=dict)  # of the front end, instead of its defaults
     front_end: Child | None = None
     _customer: Client | None = None
     _gateway: GatewayProgram | None = None
@@ -79,7 +80,7 @@ class Stage:
         return OperatorStore(self.redis, CustomerStore(self.redis))
 
     async def start_front_end(self) -> None:
-        """Return when it answers. Always on the same port."""
+        """Start the front end, always on the same port. Returns when it answers."""
         settings = self._shared | {PORT: str(self.port), **self.settings}
         settings |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         command = (_PROGRAMS / "vps-snapshots-api", "serve")
@@ -108,14 +109,14 @@ class Stage:
             "VPS_SNAPSHOTS_FAKE_SERVERS": "0",
             "VPS_SNAPSHOTS_STATE_DIR": str(node.folder),
             "VPS_SNAPSHOTS_GRACE_SECONDS": str(GRACE_SECONDS),
-            "VPS_SNAPSHOTS_DRAIN_SECONDS": "0",  # a job that a test has made slow is not waited for
+            "VPS_SNAPSHOTS_DRAIN_SECONDS": "0",  # do not wait for jobs that a test has slowed down
         }
         command, log = (_PROGRAMS / "vps-snapshots-worker", "run"), self.folder / f"{node.name}.log"
         node.worker = await Child.start(node.name, command, settings=settings, log=log)
         await until_told(lambda: self._knows(node))
 
     async def gateway_of(self, node: str) -> dict[str, str]:
-        """The settings with which a node reaches the gateway."""
+        """The settings with which a node connects to the gateway."""
         if self._gateway is None:
             self._gateway = GatewayProgram(self.redis_server.socket)
             await self._gateway.start(self.folder / "gateway.log")
@@ -139,7 +140,7 @@ class Stage:
                 pipe.hmget(f"server:{server_id}", ["node", "unpublished"])
             return all(where and unpublished is None for where, unpublished in await pipe.execute())
 
-    # what people do
+    # users' actions
 
     async def new_operator(self, name: str = "Olga", *, lifetime: timedelta | None = None) -> NewToken:
         return await self.tokens.create(
@@ -148,12 +149,12 @@ class Stage:
 
     async def customer(self) -> Client:
         if self._customer is None:
-            new = await self.tokens.create(name="a customer", account_id=ACCOUNT, permissions=_CUSTOMER)
+            new = await self.tokens.create(name=CUSTOMER, account_id=ACCOUNT, permissions=_CUSTOMER)
             self._customer = Client(self.url, new.secret)
         return self._customer
 
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> JobId:
-        """Have a customer call; the job that it made."""
+        """Make a customer's call. Returns the job that it started."""
         answer = await (await self.customer()).call(method, path, body)
         assert answer.status in {200, 201, 204}, answer.body
         return JobId(answer.headers["Operation-Location"].split("/")[-2])
@@ -166,7 +167,7 @@ class Stage:
         return await self.operators.job(job_id)
 
     async def ended(self, job_id: JobId) -> Job:
-        """The job once it has ended."""
+        """Return the job when it has ended."""
 
         async def over() -> bool:
             return (await self.job(job_id)).job.state in {JobState.COMPLETED, JobState.FAILED}
@@ -175,7 +176,7 @@ class Stage:
         return (await self.job(job_id)).job
 
     async def at_step(self, job_id: JobId, step: str) -> None:
-        """Return when the job has got so far."""
+        """Return when the job has reached that step."""
 
         async def there() -> bool:
             return any(taken.step == step for taken in (await self.job(job_id)).steps)
@@ -185,12 +186,12 @@ class Stage:
 
 @asynccontextmanager
 async def staged(**settings: str) -> AsyncIterator[Stage]:
-    """A front end and no node yet. `settings`: the front end's, by their names in the environment; any free port,
-    unless they name one."""
+    """A front end without nodes. `settings`: the front end's environment variables; it uses any free port unless
+    they set one."""
     port = int(settings.get(PORT) or free_port())
     needs("redis-server")
     async with AsyncExitStack() as stack:
-        # not below pytest's own folder: a socket's path may have 107 characters at most
+        # not below pytest's own folder: a socket's path is limited to 107 characters
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-browser-")))
         (folder / "redis").mkdir()
         redis_server = RedisServer(folder / "redis")
@@ -204,6 +205,6 @@ async def staged(**settings: str) -> AsyncIterator[Stage]:
 
 
 def running(server_id: int, name: str, *, account: int = ACCOUNT) -> FakeServer:
-    """With two disks. It shuts down when it is asked for the first time."""
+    """A running server with two disks. It shuts down on the first request."""
     disks = {"vda": FakeDisk(), "vdb": FakeDisk()}
     return FakeServer(name=name, server_id=server_id, account_id=account, power=Power.ON, disks=disks)

@@ -1,4 +1,4 @@
-"""The badge "Live" is true: it goes when the front end or Redis hangs, and comes back with them."""
+"""The badge "Live" is correct: it disappears when the front end or Redis hangs, and returns with them."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.browser.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-SILENT_MS = 6_000  # a second more than the page waits for a sign of life
+SILENT_MS = 6_000  # one second longer than the page's own timeout
 AGE = re.compile(r"as of \d+ (s|min|h|d) ago")
 
 
@@ -41,7 +41,7 @@ def badge(operator: Operator) -> Locator:
     return operator.page.locator("#connection[data-state=lost]")
 
 
-async def test_a_page_that_a_hung_front_end_leaves_alone_says_how_old_it_is_after_five_seconds(
+async def test_a_page_shows_its_age_five_seconds_after_the_front_end_hangs(
     operator: Operator,
 ) -> None:
     page = operator.page
@@ -50,7 +50,7 @@ async def test_a_page_that_a_hung_front_end_leaves_alone_says_how_old_it_is_afte
     await operator.mark()
     with hanging(front_end(operator.stage)):
         now_ms = await page.evaluate("Date.now()")
-        await page.clock.pause_at((now_ms + SILENT_MS) / 1000)  # from here on, waiting longer changes nothing
+        await page.clock.pause_at((now_ms + SILENT_MS) / 1000)  # from here on, only the test advances the page's clock
         await expect(badge(operator)).to_contain_text(AGE)
         await expect(badge(operator)).to_contain_text("Reconnecting")
         await page.clock.resume()

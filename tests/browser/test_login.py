@@ -1,4 +1,4 @@
-"""Who gets in, and who does not any more."""
+"""Who can log in, and whose session ends."""
 
 import re
 from datetime import timedelta
@@ -19,7 +19,7 @@ async def enter(operator: Operator, secret: str) -> None:
     await operator.page.get_by_role("button", name="Log in").click()
 
 
-async def test_a_bad_token_is_refused_and_a_good_one_leads_to_where_one_wanted(stranger: Operator) -> None:
+async def test_a_bad_token_is_refused_and_a_good_one_opens_the_requested_page(stranger: Operator) -> None:
     page = stranger.page
     await page.goto(f"{stranger.stage.url}/ops/jobs/?state=failed")
     await expect(page).to_have_url(LOGIN)
@@ -38,7 +38,7 @@ async def test_a_customers_token_opens_nothing(stranger: Operator) -> None:
     await expect(stranger.page.get_by_role("alert")).to_contain_text("permission_denied")
 
 
-async def test_who_has_logged_out_is_out_in_all_windows_and_can_not_go_back(stranger: Operator) -> None:
+async def test_a_logout_applies_to_all_windows_and_to_the_back_button(stranger: Operator) -> None:
     page = stranger.page
     await log_in(page, stranger.stage, (await stranger.stage.new_operator()).secret)
     other = await page.context.new_page()
@@ -57,7 +57,7 @@ async def test_an_open_page_leads_to_the_login_when_its_token_was_revoked(strang
     await log_in(page, stage, new.secret)
     await stranger.open("jobs/?kind=create")
     assert await stage.tokens.revoke(new.token.id)
-    await stage.ended(await stage.create(stranger.a_server()))  # what happens makes the page look again
+    await stage.ended(await stage.create(stranger.a_server()))  # an event makes the page refresh
     await expect(page).to_have_url(LOGIN)
     await enter(stranger, (await stage.new_operator("Ben")).secret)
     await expect(page).to_have_url(f"{stage.url}/ops/jobs/?kind=create")
@@ -67,9 +67,9 @@ async def test_a_token_that_has_expired_opens_nothing_and_ends_its_session(stran
     stage, page = stranger.stage, stranger.page
     new = await stage.new_operator("a night shift", lifetime=timedelta(hours=8))
     await log_in(page, stage, new.secret)
-    await page.goto("about:blank")  # an open page would notice the end by itself and go to the login while we navigate
+    await page.goto("about:blank")  # an open page would notice the end and go to the login during the navigation
     (key,) = [key for key in [await stage.redis.hget("tokens", new.token.id)] if key]  # type: ignore[misc] # redis-py: sync or async
-    await stage.redis.pexpire(key, 1)  # the night is over
+    await stage.redis.pexpire(key, 1)  # the session expires
     await page.goto(f"{stage.url}/ops/nodes/")
     await expect(page).to_have_url(LOGIN)
     await enter(stranger, new.secret)

@@ -1,4 +1,4 @@
-"""What hurts at night: a guest that is off, a server that somebody must repair, nodes to drain."""
+"""Urgent situations at night: a guest that is off, a server that needs repair, nodes to drain."""
 
 import re
 
@@ -28,7 +28,7 @@ async def test_a_stranded_server_is_taken_and_its_time_runs_on(operator: Operato
     await operator.open()
     await expect(page.locator(f"#stranded-{server}")).to_contain_text("Olga")
     await expect(page.locator(f"#off-{server} [data-clock]")).to_be_visible()
-    # outside of what the server refreshes: only the page itself can let it run on
+    # outside of what the server refreshes: only the page itself can continue the counter
     await page.evaluate(
         "document.body.append(Object.assign(document.createElement('p'), {id: 'clock', textContent: '59 min 59 s'}));"
         "document.getElementById('clock').dataset.clock = '3599'"
@@ -41,7 +41,7 @@ async def test_a_stranded_server_is_taken_and_its_time_runs_on(operator: Operato
 
 
 async def test_selected_nodes_are_drained_until_their_hosts_are_back_and_resumed(operator: Operator) -> None:
-    page, name = operator.page, "hv-3"  # of its own: on the others, jobs of other tests may still run
+    page, name = operator.page, "hv-3"  # a separate node: on the others, jobs of other tests may still be running
     await operator.stage.start_node(name, [running(70_301, "spare")])
     await operator.open("nodes/")
     await page.locator(f"#pick-{name}").check()

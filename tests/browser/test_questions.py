@@ -1,4 +1,4 @@
-"""The questions of a night: each is answered within three clicks from the overview."""
+"""Each question is answered within three clicks from the overview."""
 
 from collections.abc import AsyncIterator, Mapping
 

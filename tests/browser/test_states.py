@@ -1,4 +1,4 @@
-"""What a page is besides its content: refused, read-only, cut off, or the answer to an action; axe finds nothing."""
+"""Special states of a page: refused, read-only, disconnected, or showing the result of an action; axe finds nothing."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 @asynccontextmanager
 async def read_only(stage: Stage) -> AsyncIterator[None]:
-    """Redis refuses writes meanwhile."""
+    """Redis refuses writes within the block."""
     await stage.redis.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -68,7 +68,7 @@ async def test_troubles(operator: Operator) -> None:
     assert {name: some for name, some in found.items() if some} == {}
 
 
-async def test_who_may_not_and_who_is_not_logged_in(
+async def test_pages_without_permission_and_without_a_login(
     stage: Stage, browser: Browser, unused: list[ServerId], stranger: Operator
 ) -> None:
     page, found = stranger.page, {}

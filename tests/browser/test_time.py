@@ -1,4 +1,4 @@
-"""Time at the browser: the charts lead to the jobs of a moment, and all times are in the zone that one has chosen."""
+"""Time in the browser: charts link to the jobs of a period, and all times are in the chosen time zone."""
 
 import re
 from urllib.parse import parse_qs, urlsplit
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 ZONE = "Asia/Tokyo"  # ahead of UTC all year
 
 
-async def test_a_moment_of_a_chart_leads_to_the_jobs_that_ended_then(operator: Operator) -> None:
+async def test_a_point_of_a_chart_links_to_the_jobs_that_ended_then(operator: Operator) -> None:
     page, stage = operator.page, operator.stage
     job_id = await stage.create(operator.a_server())
     job = await stage.ended(job_id)

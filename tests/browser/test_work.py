@@ -1,4 +1,4 @@
-"""An operator at work: what happens is seen without a reload, and what is done takes place."""
+"""An operator at work: pages show changes without a reload, and actions take effect."""
 
 import re
 
@@ -18,7 +18,7 @@ def row(operator: Operator, job_id: JobId) -> Locator:
 
 
 async def press(operator: Operator, name: str, *, answer: str, reason: str = "") -> None:
-    """A button that asks, and the one of its question."""
+    """Press a button that asks for confirmation, and then the one that confirms."""
     await operator.page.get_by_role("button", name=name, exact=True).click()
     question = operator.page.get_by_role("dialog")
     if reason:
@@ -28,7 +28,7 @@ async def press(operator: Operator, name: str, *, answer: str, reason: str = "")
 
 
 async def failed(operator: Operator) -> JobId:
-    """A job that has failed and left its server as it was."""
+    """A failed job that left its server unchanged."""
     server_id = operator.a_server()
     operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, fails=True))
     job_id = await operator.stage.create(server_id)
@@ -38,7 +38,7 @@ async def failed(operator: Operator) -> JobId:
 
 
 async def waiting(operator: Operator) -> JobId:
-    """A job on the paused node."""
+    """A job that waits on the paused node."""
     return await operator.stage.create(operator.a_server())
 
 
@@ -70,7 +70,7 @@ async def test_a_jobs_page_shows_its_steps_as_they_come(operator: Operator) -> N
     assert await operator.is_same_document()
 
 
-async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(operator: Operator) -> None:
+async def test_a_filter_shows_its_choice_and_is_in_the_address(operator: Operator) -> None:
     bad, good = await failed(operator), await operator.stage.create(operator.a_server(), "a-good-one")
     await operator.stage.ended(good)
     await operator.open("jobs/")
@@ -125,7 +125,7 @@ async def test_a_restore_that_would_overwrite_what_was_written_since_is_forced_b
     await expect(field).to_be_focused()
     await field.fill("1")
     await force.click()
-    await expect(field).to_be_visible()  # the browser refuses to send it
+    await expect(field).to_be_visible()  # the browser refuses to submit the form
     assert (await operator.stage.job(job_id)).job.retried_by is None
     await field.fill(str(server_id))
     await force.click()
@@ -159,9 +159,12 @@ async def test_selected_jobs_are_retried_and_each_has_its_own_result(operator: O
     for job_id in (*retried, refused):
         await operator.page.locator(f"#pick-{job_id}").check()
     await expect(operator.page.get_by_text("3 selected")).to_be_visible()
+    await operator.page.set_viewport_size({"width": 1280, "height": 320})  # lower than the dialog
     await operator.page.get_by_role("button", name="Retry selected", exact=True).click()
     dialog = operator.page.get_by_role("dialog")
-    await expect(dialog).to_contain_text("Retry 2 jobs?")
+    await expect(dialog.get_by_role("heading", name="Retry 2 jobs?")).to_be_in_viewport(ratio=1)
+    await expect(dialog.get_by_role("button", name="Retry", exact=True)).to_be_in_viewport(ratio=1)
+    assert await dialog.evaluate("dialog => dialog.scrollHeight > dialog.clientHeight")
     await expect(dialog).to_contain_text("1 job left out: not possible")
     await dialog.get_by_role("button", name="Retry", exact=True).click()
     await expect(operator.page.locator("#notice")).to_contain_text("2 retried, 0 refused.")
@@ -192,7 +195,7 @@ async def test_a_stranded_server_comes_first_until_it_is_marked_as_resolved(oper
     await expect(row(operator, job_id).get_by_text("resolved")).to_be_visible()
 
 
-async def test_a_page_is_right_again_after_the_front_end_was_away(operator: Operator) -> None:
+async def test_a_page_is_correct_again_after_the_front_end_was_down(operator: Operator) -> None:
     server_id = operator.a_server()
     operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.0))
     job_id = await operator.stage.create(server_id)
@@ -214,6 +217,9 @@ async def test_a_token_is_made_shown_once_and_revoked(operator: Operator) -> Non
     await operator.page.get_by_role("button", name="New token").click()
     form = operator.page.get_by_role("dialog")
     await form.get_by_label("Name").fill("a night shift")
+    await form.get_by_role("button", name="Create token").click()
+    await expect(form.get_by_role("alert")).to_contain_text("permissions: ")
+    await expect(form.get_by_label("Name")).to_have_value("a night shift")
     await form.get_by_label("operator", exact=True).check()
     await form.get_by_role("button", name="Create token").click()
     secret = await operator.page.locator("#secret").inner_text()

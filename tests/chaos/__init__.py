@@ -1,1 +1,1 @@
-"""The fault harness: a real cell under random work, its parts killed at random, and a model of what must be true."""
+"""The fault harness: a real cell under random load, processes killed at random, and a model of the expected state."""

@@ -1,10 +1,9 @@
-"""`make chaos N=200 SEED=7`: a campaign of so many kills; exit code 1 where anything was not as it must be.
+"""`make chaos N=200 SEED=7`: a campaign of N kills; exit code 1 if any check failed.
 
-N=frozen:500: a guest with an agent, killed around its freeze.
-N=steps: not by chance, but every moment of every step of every operation; N=steps:20, so many of them.
-LIBVIRT=daemon: with a libvirtd, which is killed too, in the place of the embedded one.
-A hostile node is in the cell all the while, and makes claims at random.
-SABOTAGE=repair, safety or journal takes that part out of the worker: then it must fail, or it proves nothing.
+N=frozen:500: a guest with an agent, killed around its freeze. N=steps: not at random, but at every moment of every step
+of every operation; N=steps:20, only 20 of them. LIBVIRT=daemon: with a libvirtd, which is killed too, instead of the
+embedded libvirt. A hostile node is in the cell and makes random claims. SABOTAGE=repair, safety or journal removes that
+part of the worker: the campaign must then fail; otherwise it proves nothing.
 """
 
 import asyncio
@@ -34,17 +33,17 @@ from tests.chaos.summary import Summary
 from tests.conftest import RedisServer
 from tests.libvirtd import Daemon, DaemonLab, install_hook
 
-# server id -> number of disks, whether it runs
+# server ID -> number of disks, whether it is running
 SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False), 7: (3, False)}
-SLOW = (4, 5)  # their disks have so many clusters mapped that a change takes a quarter of a second: time to die in
+SLOW = (4, 5)  # so many mapped clusters that a change takes a quarter of a second: enough time for a kill
 UEFI = 6
-MOVED, ITS_SNAPSHOT = 7, 1007  # comes from another node with a snapshot
+MOVED, ITS_SNAPSHOT = 7, 1007  # arrives from another node with a snapshot
 
 
 async def campaign(
     folder: Path, *, wanted: str, seed: int, sabotage: str = "none", daemon: bool = False, quiet: bool = False
 ) -> Summary:
-    """`folder`: short, for the sockets' sake. `wanted`: as N."""
+    """`folder`: a short path, because sockets are below it. `wanted`: as N."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
     if wanted.startswith("frozen:"):
         async with staged(folder, freezing.furnish, seed=seed, daemon=daemon, say=say) as (played, cell, servers):
@@ -73,7 +72,7 @@ async def staged(
     sabotage: str = "none",
     daemon: bool = False,
 ) -> AsyncIterator[tuple[Campaign, AcceptanceCell, list[Expected]]]:
-    """A cell that is up, with the servers that `furnish` has put into it; all of it ends with the block."""
+    """A running cell with the servers that `furnish` adds; everything is stopped at the end of the block."""
     halts = Halts(folder)
     programs = halts.put_in_front()
     (folder / "r").mkdir()
@@ -149,7 +148,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, wanted=wanted, seed=seed, sabotage=sabotage, daemon=daemon))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""What a customer asks for in a campaign."""
+"""The calls that a customer makes in a campaign."""
 
 import contextlib
 import random
@@ -11,7 +11,7 @@ from tests.chaos.model import SAFETY_PREFIX, Expected
 
 OPERATIONS = ("create", "live", "restore", "restore", "restore", "delete", "undo")
 
-CREATES = {"create", "live"}  # live: without a stop, if the server runs
+CREATES = {"create", "live"}  # live: without a stop, if the server is running
 
 
 class Asking:
@@ -31,7 +31,7 @@ class Asking:
         return operation
 
     async def ask(self, operation: str, expected: Expected) -> Answer | None:
-        """None: the front end died, or could not say."""
+        """Make the call. None: the front end died, or did not know the outcome."""
         self._names += 1
         assert self._cell.client is not None
         call = self._cell.client.call
@@ -53,5 +53,5 @@ class Asking:
         return None
 
     def _of(self, expected: Expected, tag: str) -> str:
-        """Of a server whose disks are others than the snapshot's: a restore of those that are there, or a refusal."""
+        """For a server whose disks differ from the snapshot's: a restore of the present disks, or a refusal."""
         return "?disks=present" if expected.differs(tag) and self._chance.random() < 0.6 else ""

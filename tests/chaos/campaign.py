@@ -1,4 +1,4 @@
-"""A campaign: round after round an operation, a death in its midst, everything started again, and a look at it all."""
+"""A campaign of rounds: an operation, a kill during it, a restart of everything, and a check."""
 
 import asyncio
 import contextlib
@@ -19,17 +19,17 @@ from tests.chaos.others import Others
 from tests.chaos.summary import Summary
 from worker.store.model import Step
 
-SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
-HALT_SECONDS = 60.0  # for a job to come to where it is to stand still
-RECONCILED_SECONDS = 60.0  # for the node to judge what an older copy of Redis's data says
+SETTLE_SECONDS = 60.0  # a job that has not ended by then never will
+HALT_SECONDS = 60.0  # until a job reaches the moment at which it is to stop
+RECONCILED_SECONDS = 60.0  # until the node has compared the data of an older copy of Redis
 UPKEEP_ROUNDS = 12
-CHANGE_SECONDS = 0.5  # of a slow disk, with the wait before it
-TYPICAL_SECONDS = {True: 2.5, False: 0.6}  # of a job, by whether its server runs: turning it off takes 1.3 s here
-REFUSALS = {"create": "-c", "restore": "-a", "undo": "-a"}  # of the change itself, by the last disk
+CHANGE_SECONDS = 0.5  # duration for a slow disk, including the wait before it
+TYPICAL_SECONDS = {True: 2.5, False: 0.6}  # of a job, by whether its server is running: turning it off takes 1.3 s
+REFUSALS = {"create": "-c", "restore": "-a", "undo": "-a"}  # qemu-img's option of the change that the last disk refuses
 
 
 class Campaign:
-    """`say` prints progress. All that is decided by chance is decided by `chance`."""
+    """`say` prints progress. `chance` makes all random decisions."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Campaign:
         self._say = say
         self._rounds = 0
         self._learning = Learning(cell, servers, self.summary)
-        self.after_loss: Callable[[], Awaitable[None]] = _nothing  # once all is published anew
+        self.after_loss: Callable[[], Awaitable[None]] = _nothing  # once everything is published again
         self.others = Others(cell, chance, by_libvirt=deaths.daemon is not None)
 
     async def run(self, kills: int) -> Summary:
-        """Until so many were killed, or something is not as it must be."""
+        """Run until that many processes were killed, or a check fails."""
         while self.summary.killed < kills and not self.summary.violations:
             await self._round()
             if self._rounds % UPKEEP_ROUNDS == 0:
@@ -63,7 +63,7 @@ class Campaign:
         return await self.end()
 
     async def end(self) -> Summary:
-        """A last look at all, the disks of those that run included."""
+        """Check everything once more, including the disks of running servers."""
         await self._look(self._servers)
         assert self._cell.worker is not None
         await self._cell.worker.stop()
@@ -111,10 +111,10 @@ class Campaign:
         beside: Iterable[Expected] = (),
         asks: dict[int, "asyncio.Task[Answer | None]"] | None = None,
     ) -> None:
-        """One operation on one server, a death in it, everything started again, and a look.
+        """Run one operation on one server, kill a process during it, restart everything, and check.
 
-        `may_fail`: something has refused. `befalls`: something may happen to the server before.
-        `asks`: what was asked for other servers beside it.
+        `may_fail`: a disk refused the change. `befalls`: something may happen to the server before. `asks`: the calls
+        for other servers at the same time.
         """
         self._rounds += 1
         if not expected.running and (self.chance.random() < 0.6 or expected.stayed):
@@ -139,7 +139,7 @@ class Campaign:
             if target in {LOST, OLDER}:
                 await self.after_loss()
             await self._after_older_data(target, [expected, *beside])
-        # a qemu-img that was killed has refused: what was begun goes back
+        # a killed qemu-img counts as a refusal: the job rolls back
         outcomes = self._learning.learn(
             self._journal, answers, may_vanish=target in {LOST, OLDER}, may_fail=may_fail or target == "qemu-img"
         )
@@ -158,7 +158,7 @@ class Campaign:
         self._say(f"{what} {took} {outcome}{also}")
 
     async def _kill_by_chance(self, target: str, expected: Expected, step: Step | None) -> str:
-        """In that step of the job, or at any moment; what was killed, in words."""
+        """Kill during that step of the job, or at any moment. Returns a description of what was killed."""
         typical = TYPICAL_SECONDS[expected.running]
         if step is not None:
             await _until(lambda: self._is_at(expected, step), within_seconds=typical)
@@ -167,11 +167,11 @@ class Campaign:
             await asyncio.sleep(self.chance.random() * typical)
         if target == "qemu-img":
             await _until(lambda: bool(self.deaths.qemu_imgs()), within_seconds=typical)
-            await asyncio.sleep(self.chance.random() * CHANGE_SECONDS)  # right before, during, or after its change
+            await asyncio.sleep(self.chance.random() * CHANGE_SECONDS)  # just before, during, or after its change
         return await self.kill(target, expected)
 
     async def kill_at(self, halt: Halt, target: str, expected: Expected) -> str:
-        """At that very moment."""
+        """Kill exactly at that moment."""
         self.halts.ask(halt)
         await _until(lambda: self.halts.reached() is not None, within_seconds=HALT_SECONDS)
         children = self.halts.reached()
@@ -193,7 +193,7 @@ class Campaign:
         self.summary.steps[at] += 1
         for other in self._servers:
             job = under_way.get(other.server.id)
-            # nobody's job is to mend the death of a QEMU that had been started again, unless the worker died as well
+            # no job starts a QEMU again that dies after its start, unless the worker died as well
             started = target == "qemu" and job is not None and job.step in STARTED_STEPS
             other.must_run = job is not None and job.was_running and not started
         return f"{target} ({at})"
@@ -208,7 +208,7 @@ class Campaign:
                 while await self._are_busy(servers):  # noqa: ASYNC110 - other processes decide
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            self.summary.violations.append(f"servers {[one.server.id for one in servers]}: a job does not end")
+            self.summary.violations.append(f"servers {[one.server.id for one in servers]}: a job has not ended")
             return False
         return True
 
@@ -226,7 +226,8 @@ class Campaign:
             await redis.aclose(close_connection_pool=True)
 
     async def _after_older_data(self, target: str, servers: Iterable[Expected]) -> None:
-        """What Redis forgot is told again, by itself where it forgot all. Which restore can be undone, nobody knows."""
+        """Publish again what Redis lost; if it lost everything, the nodes do so. The restore that can be undone is
+        unknown then."""
         if target in {LOST, OLDER}:
             for expected in self._servers:
                 expected.undoable = None
@@ -235,7 +236,7 @@ class Campaign:
             await self._have_ended(servers)
 
     def _after_others(self, expected: Expected) -> None:
-        """A tool that was at work beside a job has done this or that; and what no job has mended is mended."""
+        """Take over what a tool did during a job, and repair what no job has repaired."""
         if expected.disturbed:
             self.summary.violations += others.look_up(expected)
             expected.running = self._cell.is_on(expected.server)
@@ -243,7 +244,7 @@ class Campaign:
             others.mend(expected)
 
     async def _look(self, servers: Iterable[Expected], *, patient: bool = False) -> None:
-        """`patient`: the node has yet to judge what Redis says, or to let go of the server once libvirt answers."""
+        """Check the server. `patient`: the node has yet to reconcile, or to release the server once libvirt answers."""
         for expected in servers:
             deadline = time.monotonic() + (RECONCILED_SECONDS if patient else 0)
             while found := await model.violations(self._cell, expected, model.safety_tags(self._journal)):
@@ -257,7 +258,7 @@ class Campaign:
         return self._cell.folder / "node" / "journal.sqlite"
 
     async def while_off(self, expected: Expected, act: Callable[[], None]) -> None:
-        """Its owner turns the server off for what only then can be done to its disks, and on again."""
+        """Turn the server off as its owner would, change its disks, and turn it on again."""
         if not expected.running:
             await asyncio.to_thread(act)
             return
@@ -270,9 +271,10 @@ class Campaign:
         await cell.start_worker()
 
     async def upkeep(self, *, rebuilds: bool = False) -> None:
-        """Start the servers that have lost their QEMU, as an operator would, while no worker has the libvirt.
+        """Start the servers whose QEMU died, as an operator would, while no worker uses the libvirt.
 
-        `rebuilds`: disks of others are detached, attached and moved."""
+        `rebuilds`: also detach, attach and move disks.
+        """
         cell = self._cell
         assert cell.worker is not None
         await cell.worker.stop()

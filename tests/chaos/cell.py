@@ -1,7 +1,7 @@
-"""`make cell N=12 SEED=7`: nodes are cut off, killed, drained, upgraded, servers move, Redis fails over, during jobs.
+"""`make cell N=12 SEED=7`: during jobs, nodes are cut off, killed, drained, upgraded, servers move, Redis fails over.
 
-After each event, what both front ends say in the operators' calls and on the dashboard's pages is compared with what
-libvirt, qemu-img and the nodes' journals say. N: events, each kind in its turn.
+After each event, the operators' calls and the dashboard's pages of both front ends are compared with libvirt, qemu-img
+and the nodes' journals. N: events, each kind in turn.
 """
 
 import asyncio
@@ -35,33 +35,33 @@ from tests.queueing import until_told
 from worker.store.model import JobState
 from worker.store.redis_client import connect
 
-PATIENCE_SECONDS = 90.0  # for what has to come true, on a machine with much else to do
+PATIENCE_SECONDS = 90.0  # until an expected state is reached, on a busy machine
 AGAIN_SECONDS = 0.2
 LEFT, MOVING = {"node_unavailable", "server_not_on_node"}, {"server_busy"}
 REVOKED = LEFT | MOVING
 
 
 class Event(StrEnum):
-    PARTITION = "partition"  # a node is cut off within a job, which it ends meanwhile
+    PARTITION = "partition"  # a node is cut off during a job and finishes it meanwhile
     OUTLAST = "outlast"  # the same, for longer than a job waits for it
-    DEATH = "death"  # of a node within a job; its servers are placed on others, and it comes back
-    HANG = "hang"  # of a node within a job; its servers are placed on others, and it goes on
-    APART = "apart"  # both at once: a node is cut off, another one dies
+    DEATH = "death"  # a node dies during a job; its servers are placed on others, and it comes back
+    HANG = "hang"  # a node hangs during a job; its servers are placed on others, and it continues
+    APART = "apart"  # both at once: one node is cut off, another one dies
     MIGRATION = "migration"
-    DRAIN = "drain"  # of a node with a job; its worker is started again before the end
-    UPGRADE = "upgrade"  # the worker ends its job, and another program begins
-    CRASH = "crash"  # the worker is killed within a job, and another program goes on
-    FAILOVER = "failover"  # of Redis, within a job
-    FRONT_END = "front end"  # one is killed
-    GATEWAY = "gateway"  # the same
+    DRAIN = "drain"  # a node with a job is drained; its worker restarts before the end
+    UPGRADE = "upgrade"  # the worker finishes its job, and another version starts
+    CRASH = "crash"  # the worker is killed during a job, and another version continues
+    FAILOVER = "failover"  # Redis fails over during a job
+    FRONT_END = "front end"  # one of them is killed
+    GATEWAY = "gateway"  # one of them is killed
 
 
 @dataclass(kw_only=True)
 class Summary:
     events: Counter[str] = field(default_factory=Counter)
-    jobs: Counter[str] = field(default_factory=Counter)  # by how they ended
-    looks: int = 0  # at both front ends, each compared with the machines
-    agreed_seconds: list[float] = field(default_factory=list)  # until what was said was so
+    jobs: Counter[str] = field(default_factory=Counter)  # by outcome
+    looks: int = 0  # of both front ends, each compared with the machines
+    agreed_seconds: list[float] = field(default_factory=list)  # until both front ends were correct
     violations: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -78,10 +78,10 @@ class Summary:
 async def campaign(
     folder: Path, *, events: Sequence[Event], seed: int, guests_each: int = 2, say: Callable[[str], None] = print
 ) -> Summary:
-    """`folder`: short, for the sockets' sake."""
+    """`folder`: a short path, because sockets are below it."""
     began = time.monotonic()
     async with many(folder, guests_each=guests_each) as cell:
-        say(f"{len(cell.hosts)} nodes with {len(cell.guests)} servers run after {time.monotonic() - began:.1f} s")
+        say(f"{len(cell.hosts)} nodes with {len(cell.guests)} servers running after {time.monotonic() - began:.1f} s")
         return await _Played(cell, random.Random(seed), say).run(events)
 
 
@@ -165,7 +165,7 @@ class _Played:
         job = await self._held_job(host)
         host.hang()
         await self._compare(f"{host.name} hangs")
-        for guest in self._cell.on(host):  # whoever starts them elsewhere sees to it that none runs here
+        for guest in self._cell.on(host):  # an operator who starts the guests elsewhere makes sure that none runs here
             if (await asyncio.to_thread(host.domains))[guest.name] == "on":
                 host.ask(guest, "destroy")
         await self._is_replaced(host, others, job)
@@ -200,7 +200,7 @@ class _Played:
         await self._ends(again, JobState.COMPLETED)
         await self._compare(f"{host.name} is back, with definitions of guests that others have")
         for guest in guests:
-            with suppress(libvirt.libvirtError):  # the worker may have seen to it
+            with suppress(libvirt.libvirtError):  # the worker may already have done so
                 host.ask(guest, "undefine")
         await self._compare(f"{host.name} is back and tidied up")
 
@@ -216,7 +216,7 @@ class _Played:
         _, trouble = await virsh.communicate()
         if virsh.returncode == 0:
             self._cell.homes[guest.id] = target
-        elif b"snapshot" not in trouble:  # the job came first, and holds it
+        elif b"snapshot" not in trouble:  # the job was first and holds the server
             self.summary.violations.append(f"{guest.name} does not migrate: {trouble.decode()}")
         if job:
             await self._ends(job, codes=REVOKED)
@@ -296,7 +296,7 @@ class _Played:
         return self._chance.choice([host for host in self._cell.hosts if len(self._cell.on(host)) >= guests])
 
     def _some_hosts(self, count: int) -> list[Host]:
-        """With guests."""
+        """Hosts that have guests."""
         return self._chance.sample([host for host in self._cell.hosts if self._cell.on(host)], count)
 
     def _next_version(self) -> str:
@@ -306,14 +306,14 @@ class _Played:
     # --- jobs ---
 
     async def _held_job(self, host: Host) -> str:
-        """A create on that host, which goes no further than that its guest is off."""
+        """A create on that host that stops after its guest is off."""
         host.hold()
         job = await self._job(self._chance.choice(self._cell.on(host)))
         await host.is_holding()
         return job
 
     async def _job(self, guest: Guest, *, refused: Sequence[str] | set[str] = ()) -> str:
-        """A create's job. `refused`: codes with which it may be; then none."""
+        """Create a snapshot. Returns its job, or None if it was refused with one of `refused`."""
         self._names += 1
         body = {"server_id": guest.id, "name": f"n{self._names}"}
         await self._has_room(guest)
@@ -327,7 +327,7 @@ class _Played:
         return job
 
     async def _has_room(self, guest: Guest) -> None:
-        """Delete the oldest snapshot of a server that has as many as it may have."""
+        """Delete the oldest snapshot of a server that has reached its limit."""
         listed = (await self._insist("GET", f"/api/v1/snapshots/?server_id={guest.id}&page_size=500")).body["results"]
         if len(listed) >= 4:
             oldest = min(one["id"] for one in listed)
@@ -338,7 +338,7 @@ class _Played:
         return (await self._insist("GET", f"/api/v1/servers/{guest.id}/")).body["job"] is None
 
     async def _ends(self, job_id: str, state: JobState | None = None, *, codes: set[str] | None = None) -> None:
-        """Wait for its end, which must be that one; a failure with one of these codes."""
+        """Wait until the job ends with that outcome, or with a failure that has one of these codes."""
         job: dict[str, Any] = {}
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -346,15 +346,15 @@ class _Played:
                     job = (await self._insist("GET", f"/api/v1/jobs/{job_id}/")).body
                     await asyncio.sleep(AGAIN_SECONDS)
         except TimeoutError:
-            self.summary.violations.append(f"job {job_id} does not end: {job}")
+            self.summary.violations.append(f"job {job_id} has not ended: {job}")
             return
         code = (job["error"] or {}).get("code", "")
         self.summary.jobs[code or job["state"]] += 1
         if (state and job["state"] != state) or (code and code not in (codes or set())):
-            self.summary.violations.append(f"job {job_id} ended as {job}, not as {state} {codes or ''}")
+            self.summary.violations.append(f"job {job_id} ended as {job}, expected {state} {codes or ''}")
 
     async def _insist(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
-        """The answer, once there is one: no 5xx, and no server that is only not published or busy yet."""
+        """Repeat the call until it is answered without a 5xx and its server is published and not busy."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 with suppress(aiohttp.ClientError, TimeoutError):
@@ -375,10 +375,10 @@ class _Played:
         if code != refused:
             self.summary.violations.append(f"{guest.name} to {host.name}: {answer.status} {answer.body}")
 
-    # --- looks ---
+    # --- checks ---
 
     async def _compare(self, when: str) -> None:
-        """Wait until both front ends say what is so."""
+        """Wait until both front ends are correct."""
         began, found = time.monotonic(), list[str]()
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -392,7 +392,7 @@ class _Played:
             self._say(f"             {difference}")
 
     async def _of_nodes(self) -> list[str]:
-        """Which are said to be alive: asked first, because it takes longest to become true, and the least to ask."""
+        """Compare which nodes are alive. This comes first, because it takes longest and needs the fewest calls."""
         heard = {host.name: host.is_heard for host in self._cell.hosts}
         try:
             alive = await self._tellers[0].alive()
@@ -410,7 +410,7 @@ class _Played:
         return [f"front end {place}: {found}" for place, one in enumerate(told) for found in differences(truth, one)]
 
     async def _end(self) -> None:
-        """Each job was told and done once, and each disk is sound."""
+        """Check that each job was reported and done once, and that each disk is sound."""
         redis = connect(self._cell.redis.settings)
         told = Counter(
             entry[b"job"].decode()
@@ -445,7 +445,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, events=chosen, seed=seed))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

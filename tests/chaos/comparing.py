@@ -1,4 +1,4 @@
-"""Whether what a front end says of its cell is what the machines really are."""
+"""Compares what a front end shows of its cell with the real machines."""
 
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from tests.chaos.hosts import Guest, Host
 from tests.chaos.told import Told
 from worker.store.model import JobState, snapshot_id_of
 
-SILENT = "node silent"  # a badge of what is only known from before
+SILENT = "node silent"  # the badge of facts that may be outdated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """`homes`: where each guest is. `domains`: the state of each, by host. `under_way`: jobs, by host and server.
-    `held`: snapshots on the disks, by server."""
+    """`homes`: the host of each guest. `domains`: the state of each guest, by host. `under_way`: jobs, by host and
+    server. `held`: snapshots on the disks, by server."""
 
     hosts: Mapping[str, Host]
     guests: Mapping[int, Guest]
@@ -41,7 +41,7 @@ class Truth:
 async def look(
     hosts: Sequence[Host], guests: Mapping[int, Guest], homes: Mapping[int, Host], *, paused: Collection[str]
 ) -> Truth:
-    """On the machines, past all that we have made. `homes`: where the guests are that run nowhere."""
+    """Read the state from the machines, without the service's code. `homes`: hosts of guests that are not running."""
     domains = {host.name: await asyncio.to_thread(host.domains) for host in hosts}
     runs = {
         server: next((host for host in hosts if domains[host.name].get(guest.name) == "on"), homes[server])
@@ -160,4 +160,4 @@ def _of_overview(truth: Truth, told: Told) -> Iterator[str]:
 
 def _unless(what: str, said: object, real: object) -> Iterator[str]:
     if said != real:
-        yield f"{what}: said {said}, really {real}"
+        yield f"{what}: shown {said}, actual {real}"

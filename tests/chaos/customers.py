@@ -1,4 +1,4 @@
-"""Customers who create and delete snapshots all the while, and repeat a call with its key until it is answered."""
+"""Customers who keep creating and deleting snapshots, and repeat a call with its key until it is answered."""
 
 import asyncio
 import time
@@ -12,9 +12,9 @@ import aiohttp
 
 AGAIN_SECONDS = 0.2
 BUSY_SECONDS = 0.05
-BUSY = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)  # of a create; of a delete
+BUSY = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)  # for a create; for a delete
 CALL_SECONDS = 10.0
-FORMER_SECONDS = 5.0  # in which the other front end may still read from a former primary
+FORMER_SECONDS = 5.0  # how long the other front end may still read from a former primary
 SNAPSHOTS = "/api/v1/snapshots/"
 
 
@@ -25,10 +25,10 @@ class Customers:
     url: str
     token: str
     servers: list[int]
-    admitted: dict[str, float] = field(default_factory=dict)  # job -> when we were told
-    create_seconds: list[float] = field(default_factory=list)  # of those that were admitted at once
+    admitted: dict[str, float] = field(default_factory=dict)  # job -> time of the response
+    create_seconds: list[float] = field(default_factory=list)  # of creates that were admitted at the first attempt
     errors: Counter[str] = field(default_factory=Counter)
-    most_errors_of_one: int = 0  # of a call with its repetitions, since `forget_errors`
+    most_errors_of_one: int = 0  # of one call with its repetitions, since `forget_errors`
     violations: list[str] = field(default_factory=list)
     _stopped: bool = False
 
@@ -40,14 +40,14 @@ class Customers:
                 group.create_task(self._live(session, server))
 
     def stop(self) -> None:
-        """Once each has ended what it has begun."""
+        """Stop when each customer's current call and job have ended."""
         self._stopped = True
 
     def forget_errors(self) -> None:
         self.most_errors_of_one = 0
 
     async def admits(self, *, since: float) -> float:
-        """Wait for the first job that was admitted after that moment; when it was."""
+        """Wait for the first job that was admitted after that time. Returns the time of its response."""
         while not (found := [moment for moment in self.admitted.values() if moment > since]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return min(found)
@@ -92,7 +92,7 @@ class Customers:
     async def _once_free(
         self, session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None = None
     ) -> tuple[int, Any]:
-        """The call once the server's former job has ended."""
+        """Make the call once the server's previous job has ended."""
         while True:
             status, answer = await self._insist(session, method, path, body)
             if status not in BUSY or answer["code"] != "server_busy":
@@ -102,7 +102,7 @@ class Customers:
     async def _insist(
         self, session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None = None
     ) -> tuple[int, Any]:
-        """The call until it is answered by neither a 5xx nor an end of the connection."""
+        """Repeat the call until it is answered by something other than a 5xx."""
         headers = {"Idempotency-Key": uuid4().hex} if method == "POST" else {}
         errors, began = 0, time.monotonic()
         while True:

@@ -1,4 +1,4 @@
-"""Who is killed and how, and how all of it is started again."""
+"""Kills the parts of a cell and starts them again."""
 
 import asyncio
 import contextlib
@@ -18,19 +18,19 @@ from tests.chaos.model import Expected, UnderWay
 from tests.libvirtd import Daemon
 from worker.start_guard import TEARING
 
-LOST, OLDER = "redis's data", "redis's newer data"  # it comes back with none, or with those of some time ago
+LOST, OLDER = "redis's data", "redis's newer data"  # Redis comes back without data, or with an older copy
 UNTOUCHED = UnderWay(step="no job", was_running=False)
-STARTED_STEPS = {"starting", "recording", "measuring"}  # the job does not start a QEMU again that dies in these
+STARTED_STEPS = {"starting", "recording", "measuring"}  # in these steps, the job does not start a QEMU again that dies
 
 
 @dataclass(kw_only=True)
 class Deaths:
-    """The cell's processes, to be killed; `daemon` where it has a libvirtd."""
+    """The cell's processes that can be killed; `daemon`: its libvirtd, if it has one."""
 
     cell: AcceptanceCell
     servers: Sequence[Expected]
     daemon: Daemon | None
-    booted_torn: list[int] = field(default_factory=list, init=False)  # servers that nothing kept from it
+    booted_torn: list[int] = field(default_factory=list, init=False)  # servers whose boot nothing prevented
     _copy: Path | None = field(default=None, init=False)
 
     @property
@@ -39,7 +39,7 @@ class Deaths:
         return (*often, *often, LOST, OLDER, *(["libvirtd"] * 4 if self.daemon else []))
 
     def qemu_imgs(self) -> list[int]:
-        """The worker's children."""
+        """The qemu-img processes of the worker."""
         worker = self._worker.pid
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             children = [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
@@ -47,7 +47,7 @@ class Deaths:
         return []
 
     async def kill(self, target: str, expected: Expected, children: Sequence[int] = ()) -> int:
-        """How many processes were killed. `children`: the qemu-img processes that are meant."""
+        """Kill the target. Returns the number of killed processes. `children`: the qemu-img processes to kill."""
         pids = self._pids(target, expected, children)
         on = [other for other in self.servers if self.cell.is_on(other.server)]
         for pid in pids:
@@ -64,16 +64,17 @@ class Deaths:
             if child.pid in pids:
                 await child.ended()
         if target in {"worker", "qemu-img", "everything"}:
-            for other in self.servers:  # the worker gives up safety tags of any server
+            for other in self.servers:  # the worker may be deleting the safety tag of any server
                 other.change_was_killed = True
         for other in on:
             other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)
         return killed
 
     async def start_again(self, target: str) -> float:
-        """Everything that was killed; the data of Redis as the target says. The worker is not waited for.
+        """Start everything that was killed, with the data of Redis that the target implies, without waiting for the
+        worker.
 
-        The moment, of the monotonic clock, from which on it had what it needs.
+        Returns the time, of the monotonic clock, from which the worker had everything that it needs.
         """
         redis, worker_ended, api_ended = self.cell.redis, await _has_ended(self._worker), await _has_ended(self._api)
         if target == LOST:
@@ -94,12 +95,12 @@ class Deaths:
             await self.cell.spawn_worker()
         if api_ended:
             await self.cell.start_api()
-        if target in {LOST, OLDER}:  # the token went with the data
+        if target in {LOST, OLDER}:  # the token was lost with the data
             await self.cell.enrol()
         return ready
 
     async def _boot(self) -> None:
-        """As a host that starts its VMs before its worker."""
+        """Start the VMs before the worker, as a host may do."""
         under_way = model.under_way(self.cell.folder / "node" / "journal.sqlite")
         for expected in self.servers:
             if expected.runs_by_nature or expected.server.id in under_way:
@@ -110,12 +111,12 @@ class Deaths:
                         self.booted_torn.append(expected.server.id)
 
     async def rebuild(self) -> None:
-        """What an operator does with a Redis that was brought back from an older copy."""
+        """Do what an operator does after Redis was restored from an older copy."""
         await self.cell.program("vps-snapshots-worker", "rebuild")
         await self.cell.is_published()
 
     def keep_a_copy(self) -> None:
-        """Of what Redis has now, to come back to."""
+        """Save a copy of Redis's current data."""
         self._copy = self._copy or Path(f"{self.cell.redis.folder}-copy")
         shutil.rmtree(self._copy, ignore_errors=True)
         shutil.copytree(self.cell.redis.folder, self._copy, ignore=lambda _, names: [n for n in names if "sock" in n])
@@ -162,7 +163,7 @@ def _command(pid: int) -> bytes:
 
 async def _has_ended(child: Child) -> bool:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.1):  # one that was killed has been waited for already
+        async with asyncio.timeout(0.1):  # a killed process has already been reaped
             await child.ended()
             return True
     return False

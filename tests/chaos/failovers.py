@@ -1,6 +1,7 @@
-"""`make failovers N=20 SEED=7`: the primary of Redis is killed, frozen or cut off under load, and front ends killed.
+"""`make failovers N=20 SEED=7`: under load, Redis's primary is killed, frozen or cut off, and front ends are killed.
 
-WAIT=0: answers do not wait for a replica. MIN=0: the primary also writes without replicas. HOW=split: only that fault.
+WAIT=0: answers do not wait for a replica. MIN=0: the primary also accepts writes without replicas. HOW=split: only that
+fault.
 """
 
 import asyncio
@@ -23,16 +24,16 @@ from tests.chaos.redundant import SERVERS, Redundant, redundant
 from worker.store.model import JobState
 
 FIRST_SERVER = 12345
-LOAD_SECONDS = 1.0  # of load before a fault
-BACK_SECONDS = 60.0  # for what has to come back
-BEHIND_SECONDS = 2.0  # the promise, after the failover, on a machine that has nothing else to do
+LOAD_SECONDS = 1.0  # load before a fault
+BACK_SECONDS = 60.0  # until the service must work again
+BEHIND_SECONDS = 2.0  # the promise after a failover, on an idle machine
 
 
 class Fault(StrEnum):
     KILL = "kill"
     FREEZE = "freeze"
-    CUT = "cut"  # from everybody
-    SPLIT = "split"  # from the other machines, not from front ends and gateways
+    CUT = "cut"  # from all machines
+    SPLIT = "split"  # from the other machines, but not from front ends and gateways
 
 
 @dataclass(kw_only=True)
@@ -44,7 +45,7 @@ class Summary:
     create_seconds: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     front_ends_killed: int = 0
-    most_errors: int = 0  # of a call with its repetitions, while front ends were killed
+    most_errors: int = 0  # of one call with its repetitions, while front ends were killed
     violations: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -74,7 +75,7 @@ async def campaign(
     min_replicas: int = 1,
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Each of the faults in turn, then the death of each front end. `folder`: short, for the sockets' sake."""
+    """Each of the faults in turn, then a kill of each front end. `folder`: a short path: sockets are below it."""
     async with redundant(folder, wait_for_replicas=wait_for_replicas, min_replicas=min_replicas) as cell:
         servers = [FIRST_SERVER + n for n in range(SERVERS)]
         customers = Customers(url=cell.url, token=cell.token, servers=servers)
@@ -162,7 +163,7 @@ class _Played:
                 await customers.admits(since=killed)
                 cell.front_ends[place] = await cell.front_end(place)
                 self.summary.front_ends_killed += 1
-                await asyncio.sleep(2 * LOAD_SECONDS)  # until HAProxy sends it calls again
+                await asyncio.sleep(2 * LOAD_SECONDS)  # until HAProxy uses it again
         self.summary.most_errors = customers.most_errors_of_one
         if customers.most_errors_of_one > 1:
             self.summary.violations.append(
@@ -170,7 +171,7 @@ class _Played:
             )
 
     async def look(self) -> None:
-        """Whether each job that was admitted was done, and once; and nothing else was done."""
+        """Check that each admitted job was done exactly once, and that nothing else was done."""
         cell, customers, violations = self._cell, self._customers, self.summary.violations
         self.summary.admitted = len(customers.admitted)
         await self._all_ended()
@@ -178,12 +179,12 @@ class _Played:
         for job_id in customers.admitted:
             if job_id not in completed:
                 answer = await cell.client.call("GET", f"/api/v1/jobs/{job_id}/")
-                violations.append(f"job {job_id} was admitted and not done: {answer.status} {answer.body}")
+                violations.append(f"job {job_id} was admitted but not done: {answer.status} {answer.body}")
         violations += [f"job {job_id} was done {times} times" for job_id, times in completed.items() if times > 1]
         held = sum(len(tags) for tags in cell.tags().values())
         listed = (await cell.client.call("GET", "/api/v1/snapshots/")).body["count"]
         if held != listed:
-            violations.append(f"the disks hold {held} snapshots, the API knows {listed}")
+            violations.append(f"the disks have {held} snapshots, the API lists {listed}")
 
     async def _all_ended(self) -> None:
         try:
@@ -193,7 +194,7 @@ class _Played:
                     while (left := await self._cell.operator.call("GET", path)).body["results"]:  # noqa: ASYNC110
                         await asyncio.sleep(0.1)
         except TimeoutError:
-            self.summary.violations.append(f"jobs do not end: {left.body}")
+            self.summary.violations.append(f"jobs have not ended: {left.body}")
 
 
 def main() -> int:
@@ -207,7 +208,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, faults=faults, wait_for_replicas=wait, min_replicas=least))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

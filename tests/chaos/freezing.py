@@ -1,7 +1,7 @@
-"""A guest with an agent is snapshotted without a stop again and again, parts die at and around the freeze, and the
-guest must never be left frozen.
+"""Repeated live snapshots of a guest with an agent, with kills at and around the freeze: the guest must never stay
+frozen.
 
-Beside the campaign at random, not in it: there no guest boots, so that nobody but the model writes to the disks.
+Separate from the random campaign: there no guest boots, so that only the model writes to the disks.
 """
 
 import json
@@ -23,7 +23,7 @@ SERVER = 1
 STEPS = (Step.FREEZING, Step.SNAPSHOTTING, Step.THAWING)
 THAW_SECONDS = 60.0  # from the restart on, on a busy machine
 LABELS = {Consistency.AGENT_FROZEN, Consistency.CRASH_CONSISTENT}
-KEPT = 4  # snapshots, before the oldest is deleted
+KEPT = 4  # snapshots before the oldest is deleted
 
 
 async def furnish(cell: AcceptanceCell) -> list[Expected]:
@@ -81,7 +81,7 @@ class Freezing:
         self._say(f"round {number:4} {step:12} {moment:6} killed {target:8} {'frozen' if frozen else ''}")
 
     async def _reached(self, job_id: str) -> bool:
-        """Whether the worker stands still; it never does if the agent did not answer, and no freeze was tried."""
+        """Whether the worker stopped at the moment. It never does if the agent did not answer: no freeze was tried."""
 
         async def halted_or_over() -> bool:
             if self._halts.reached() is not None:
@@ -93,7 +93,7 @@ class Freezing:
         return self._halts.reached() is not None
 
     def _is_frozen(self) -> bool:
-        """Whether the journal says that the guest may be frozen."""
+        """Whether the guest may be frozen according to the journal."""
         journal = self._cell.folder / "node" / "journal.sqlite"
         with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=5)) as database:
             rows = database.execute("SELECT facts FROM jobs WHERE outcome IS NULL").fetchall()

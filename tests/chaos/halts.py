@@ -1,6 +1,7 @@
-"""Where in a job the worker, or a qemu-img of its, is to stand still until it is killed: so each moment can be hit.
+"""Stops the worker, or one of its qemu-img processes, at a given moment of a job until it is killed.
 
-The campaign asks by a file; the worker of `tests.chaos.stage`, and a qemu-img before the real one, answer by another.
+The campaign writes a file to request it; the worker of `tests.chaos.stage`, and a script in front of qemu-img, answer
+with another file.
 """
 
 import json
@@ -9,8 +10,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-# Every other change begins late, so that a death can come right before it; and while there is a refusal, the change
-# that it names is refused, once. Who stands still can be killed, and what it has started dies with it.
+# Every other change starts with a delay, so that a kill can come just before it. A requested refusal makes the named
+# change fail once. A stopped process can be killed, and the processes that it started die with it.
 _SHIM = """#!/bin/sh
 stand_still() {{ echo "$$" >"{halted}.new"; mv "{halted}.new" "{halted}"; kill -STOP $$; }}
 if [ -s "{child}" ] && read -r moment seconds pattern <"{child}"; then
@@ -44,12 +45,12 @@ class Moment(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Halt:
-    """A moment of a step. `child`: of the qemu-img that it starts, the first one with `pattern` in its command."""
+    """A moment of a step. `child`: stop not the worker but its first qemu-img with `pattern` in its command."""
 
     kind: str
     step: str
     moment: Moment
-    seconds: float  # from the beginning to what is "during"
+    seconds: float  # from the start of the change to "during"
     child: bool = False
     pattern: str = ""
 
@@ -63,7 +64,7 @@ class Halts:
         self._programs = folder / "bin"
 
     def put_in_front(self) -> Path:
-        """Where a qemu-img lies that heeds all this."""
+        """Write a qemu-img that obeys the files. Returns its folder."""
         self._programs.mkdir()
         shim = self._programs / "qemu-img"
         places = {"child": self._child, "halted": self._halted, "refusal": self._refusal}
@@ -90,18 +91,18 @@ class Halts:
         self._write(self._halted, "")
 
     def reached(self) -> list[int] | None:
-        """The child that stands still; none: the worker does. None: nobody yet."""
+        """The PIDs of the stopped child; empty if the worker itself stopped. None: nothing has stopped yet."""
         try:
             return [int(pid) for pid in self._halted.read_text().split()]
         except FileNotFoundError:
             return None
 
     def refuse(self, action: str, disk: Path) -> None:
-        """The next such change of that disk is refused, though nobody is killed in it."""
+        """Make the next such change of that disk fail, without a kill."""
         self._refusal.write_text(f"{action} {disk.name}")
 
     def hang(self, action: str) -> None:
-        """The next such change stands still, and nobody is killed in it."""
+        """Stop the next such change, without a kill."""
         self._write(self._child, f"{Moment.BEFORE} 0 {action}\n")
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""A hostile node beside the honest one: its credential is valid, and it claims whatever it can think of."""
+"""A hostile node beside the honest one: it has a valid credential and makes random claims."""
 
 import asyncio
 import random
@@ -23,9 +23,9 @@ from worker.store.nodes.protocol import PATH, PROTOCOLS
 
 NODE = "hostile"
 ITS_SERVER = ServerId(666)
-FITTING_TEXTS, FITTING_NUMBERS = ("x", "a:b", "<b>"), (1, 5, 2**31)  # with these a claim comes to be checked
-WILD = 0.2  # of the claims
-PAUSE_SECONDS = 0.02  # between two claims: the machine has other work
+FITTING_TEXTS, FITTING_NUMBERS = ("x", "a:b", "<b>"), (1, 5, 2**31)  # values that the protocol accepts
+WILD = 0.2  # share of the claims
+PAUSE_SECONDS = 0.02  # between two claims, because the machine has other work
 AGAIN_SECONDS = 0.2
 NEWS_EVERY = 25  # claims
 ANSWER_SECONDS = 10.0
@@ -34,7 +34,7 @@ _RECORD = re.compile(r"(job|snapshot):([0-9a-f]{32}|[0-9]{1,15})")
 
 
 class HostileNode:
-    """`answers`: how many claims had each result. `violations`: what it was given, and must not have been."""
+    """`answers`: number of claims by result. `violations`: what it got and must not get."""
 
     def __init__(self, cell: AcceptanceCell, chance: random.Random) -> None:
         self.answers: Counter[str] = Counter()
@@ -57,7 +57,7 @@ class HostileNode:
 
     async def _keep_claiming(self) -> None:
         while True:
-            with suppress(OSError, RedisError, WebSocketException, TimeoutError):  # one of them was killed
+            with suppress(OSError, RedisError, WebSocketException, TimeoutError):  # the gateway or Redis was killed
                 await self._connected()
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -86,17 +86,17 @@ class HostileNode:
             await self._must_be_its_own(job, call)
 
     async def _must_be_its_own(self, job: str, call: str) -> None:
-        """It can invent jobs of its own server: of those that it says to have begun before the store lost its data."""
+        """Check that the job is its own: it can invent jobs of its server that started before a loss of the store."""
         redis = self._cell.redis.client()
         try:
             holder = await redis.execute_command("HGET", f"job:{job}", "node")  # type: ignore[no-untyped-call]
         finally:
             await redis.aclose(close_connection_pool=True)
         if holder != NODE.encode():
-            self.violations.append(f"the hostile node was answered to {call} of job {job} of node {holder!r}")
+            self.violations.append(f"the hostile node got an answer to {call} of job {job} of node {holder!r}")
 
     async def _learn(self) -> None:
-        """What there is: more than a node can know."""
+        """Learn what exists: more than a node can know."""
         redis = self._cell.redis.client()
         try:
             keys = [key.decode() async for key in redis.scan_iter(count=1000)]
@@ -110,7 +110,7 @@ class HostileNode:
 
 
 def _jobs_given(call: str, ask: dict[str, Any], answer: Any) -> list[str]:
-    """The jobs that it was given, or of which it was believed that they have ended."""
+    """The jobs that it was given, or whose end was accepted from it."""
     if answer is None:
         return []
     if call == "take":
@@ -120,7 +120,7 @@ def _jobs_given(call: str, ask: dict[str, Any], answer: Any) -> list[str]:
 
 
 async def _ask(connection: ClientConnection, call: str, ask: dict[str, Any]) -> dict[str, Any]:
-    """The answer, or the error, to a call that no client of ours has looked at."""
+    """Make a call without the checks of our client. Returns the answer or the error."""
     await connection.send(to_json({"id": 1, "call": call, "ask": ask}).decode())
     async with asyncio.timeout(ANSWER_SECONDS):
         answer: dict[str, Any] = from_json(await connection.recv())

@@ -1,4 +1,4 @@
-"""Hypervisors in network namespaces, each with its libvirtd, a worker, and guests on storage that all share."""
+"""Hypervisors in network namespaces, each with its own libvirtd, worker and guests, on shared storage."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from worker.store.model import AccountId, ServerId
 ACCOUNT = AccountId(77)
 MEMORY_MIB = 16  # nothing boots
 _WORKER = Path(sys.executable).parent / "vps-snapshots-worker"
-# A qemu-img before the real one: a snapshot that is to be taken waits as long as the file `hold` is there.
+# A script in front of qemu-img: the creation of a snapshot waits while the file `hold` exists.
 _SHIM = """#!/bin/sh
 case "$1 $2" in
 "snapshot -c") if [ -e "{hold}" ]; then echo "$$" >"{held}"; while [ -e "{hold}" ]; do sleep 0.02; done; fi ;;
@@ -37,7 +37,7 @@ exec {real} "$@"
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A server. It runs unless a job has it."""
+    """A server. It is running unless a job has stopped it."""
 
     id: int
     folder: Path
@@ -57,14 +57,14 @@ class Guest:
 
 @dataclass(kw_only=True)
 class Host:
-    """`folder`: short, for the sockets' sake. `gateway`: settings that lead its worker to the gateways."""
+    """`folder`: a short path: sockets are below it. `gateway`: settings with which its worker connects to a gateway."""
 
     name: str
     place: int
     network: Network
     folder: Path
     gateway: Mapping[str, str]
-    version: str = field(default_factory=lambda: version("vps-snapshots"))  # of its program
+    version: str = field(default_factory=lambda: version("vps-snapshots"))  # version that its worker reports
     is_on: bool = False
     is_cut: bool = False
     hangs: bool = False
@@ -94,19 +94,19 @@ class Host:
 
     @property
     def is_heard(self) -> bool:
-        """Whether its worker runs and reaches the gateways."""
+        """Whether its worker is running and can reach the gateways."""
         return self.worker is not None and not self.is_cut and not self.hangs
 
     # --- the machine ---
 
     async def boot(self) -> None:
-        """Its libvirtd runs; no guest and no worker does."""
-        shutil.rmtree(self.daemon.folder / "run", ignore_errors=True)  # in memory, on a real one
+        """Start its libvirtd, without guests and worker."""
+        shutil.rmtree(self.daemon.folder / "run", ignore_errors=True)  # in memory on a real host
         await self.daemon.start()
         self.is_on = True
 
     async def die(self) -> None:
-        """Of its power: nothing of it runs or is reached."""
+        """Simulate a power failure: nothing is running or reachable."""
         self.cut()
         await self.worker_dies()
         self.daemon.stop_for_good()
@@ -129,7 +129,7 @@ class Host:
     # --- its worker ---
 
     async def start_worker(self) -> None:
-        """Return at once."""
+        """Start the worker and return at once."""
         ours = {"DRIVER": "kvm", "LIBVIRT_URI": self.daemon.uri, "NODE": self.name, "STATE_DIR": str(self.state_dir)}
         ours |= {"FREE_FLOOR_MB": "0", "GRACE_SECONDS": "0", "START_SECONDS": "5", "MAX_JOBS": "1"}
         settings = {f"VPS_SNAPSHOTS_{name}": text for name, text in ours.items()} | dict(self.gateway)
@@ -139,19 +139,19 @@ class Host:
         self._watching = asyncio.create_task(self._start_again(self.worker))
 
     async def _start_again(self, worker: Child) -> None:
-        """As systemd does, of one that has ended by itself: after it hung for long, its watchdog ends it."""
+        """Restart a worker that its watchdog ended after it hung, as systemd does."""
         await worker.ended()
         if self.worker is worker:
             await self.start_worker()
 
     async def stop_worker(self) -> None:
-        """As systemd does: it finishes its jobs."""
+        """Stop the worker as systemd does: it finishes its jobs."""
         worker, self.worker = self.worker, None
         if worker is not None:
             await worker.stop()
 
     def hang(self) -> None:
-        """Its worker goes on later, as if no time had passed. What its guests do is not told."""
+        """Freeze the worker, which continues later as if no time had passed. Guests are not affected."""
         assert self.worker is not None
         os.kill(self.worker.pid, signal.SIGSTOP)
         self.hangs = True
@@ -162,7 +162,7 @@ class Host:
         self.hangs = False
 
     async def worker_dies(self) -> None:
-        """With the qemu-img that it has started."""
+        """Kill the worker with the qemu-img processes that it started."""
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.kill()
@@ -172,7 +172,7 @@ class Host:
         self.let_go()
 
     def _release(self) -> Path:
-        """What makes the worker say that it is of that version."""
+        """A folder with package metadata that makes the worker report that version."""
         folder = self.folder / f"release-{self.version}"
         about = folder / f"vps_snapshots-{self.version}.dist-info" / "METADATA"
         about.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class Host:
         return self.folder / "held"
 
     def hold(self) -> None:
-        """The next snapshot that is to be taken waits, and with it its job."""
+        """Make the next snapshot wait, and its job with it."""
         self._held.unlink(missing_ok=True)
         self._hold.touch()
 
@@ -198,25 +198,25 @@ class Host:
         self._hold.unlink(missing_ok=True)
 
     async def is_holding(self) -> None:
-        """Return when a job waits: its guest is off."""
+        """Return when a job is waiting with its guest off."""
         await until(self._held.exists)
 
     # --- its guests, as libvirt has them ---
 
     def domains(self) -> dict[str, str]:
-        """The state of each guest that is defined or runs here: on, off, or paused as while it is received."""
+        """The state of each guest that is defined or running here: on, off, or paused while it is being received."""
         words = {libvirt.VIR_DOMAIN_RUNNING: "on", libvirt.VIR_DOMAIN_PAUSED: "paused"}
         if not self.is_on:
             return {}
         with _connection(self.daemon.uri) as connection:
             found = {}
             for domain in connection.listAllDomains():
-                with suppress(libvirt.libvirtError):  # it has gone meanwhile
+                with suppress(libvirt.libvirtError):  # it was removed meanwhile
                     found[domain.name()] = words.get(domain.state()[0], "off")
             return found
 
     async def add(self, guest: Guest) -> None:
-        """Define it, with an empty disk, and start it."""
+        """Define the guest with an empty disk and start it."""
         make_disk(guest.disk, "16M")
         self.ask_libvirt("defineXML", guest.xml())
         hypervisor = await KvmHypervisor.open(self.daemon.uri)
@@ -225,7 +225,7 @@ class Host:
         self.ask(guest, "create")
 
     def take_over(self, guest: Guest, dead: "Host") -> None:
-        """Define and start the guest of a dead host here, as an orchestrator does that keeps all definitions."""
+        """Define and start the guest of a dead host here, as an orchestrator that keeps all definitions does."""
         self.ask_libvirt("defineXML", (dead.daemon.folder / "etc" / "qemu" / f"{guest.name}.xml").read_text())
         self.ask(guest, "create")
 

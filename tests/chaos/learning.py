@@ -1,4 +1,4 @@
-"""What jobs have come to, as the node's journal has it, and what must be true of their servers from then on."""
+"""The outcomes of jobs according to the node's journal, and the state of their servers that follows from them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.chaos.model import SAFETY_PREFIX, End, Expected
 from tests.chaos.summary import Summary
 
 OVERWRITING = {"restore", "undo"}
-WITHOUT_ITS_QEMU = {"server_not_ready", "disk_failed", "hypervisor_unavailable"}  # of a create without a stop
+WITHOUT_ITS_QEMU = {"server_not_ready", "disk_failed", "hypervisor_unavailable"}  # of a live create
 CHAIN_ENDED = "backup_chain_ended"
 
 
@@ -18,18 +18,18 @@ class Learning:
     def __init__(
         self, cell: AcceptanceCell, servers: Sequence[Expected], summary: Summary, *, refusals: Collection[str] = ()
     ) -> None:
-        """`refusals`: codes of failures that are as they must be."""
+        """`refusals`: codes of expected failures."""
         self._cell = cell
         self._servers = {expected.server.id: expected for expected in servers}
         self._summary = summary
         self._refusals = refusals
-        self._seen = 0  # the newest row of the journal that the model has learnt of
-        self._given: set[int] = set()  # ids of snapshots
+        self._seen = 0  # the newest journal row that the model has read
+        self._given: set[int] = set()  # IDs of snapshots
 
     def learn(
         self, journal: Path, answers: Mapping[int, Answer | None], *, may_vanish: bool, may_fail: bool
     ) -> dict[int, str]:
-        """Bring the model up to what has ended; how, by the server's id."""
+        """Update the model with the jobs that have ended. Returns their ends by server ID."""
         outcomes: dict[int, str] = {}
         for end in model.ends(journal, after=self._seen):
             self._seen = end.row
@@ -80,7 +80,7 @@ class Learning:
         expected.held[f"{SAFETY_PREFIX}{end.job_id}"] = frozenset(expected.server.disks)
 
     def _learn_of_the_chain(self, expected: Expected, end: End) -> None:
-        """A revert makes bitmaps lie: none may be left, and whoever's chain ends is told."""
+        """Check that no bitmap remains after a revert and that the end of a backup chain is reported."""
         for disk in [disk for disk in expected.server.disks if expected.bitmaps.get(disk)]:
             left = frozenset[str]() if end.state == "completed" else model.look(disk).bitmaps
             if left != expected.bitmaps[disk] and CHAIN_ENDED not in end.notes:

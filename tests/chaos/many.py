@@ -1,5 +1,5 @@
-"""A cell of many nodes on real parts: five hypervisors of `tests.chaos.hosts`, two gateways, two front ends behind
-HAProxy, and three machines with Redis and Sentinel."""
+"""A cell of many real nodes: five hypervisors of `tests.chaos.hosts`, two gateways, two front ends behind HAProxy,
+and three machines with Redis and Sentinel."""
 
 import asyncio
 import json
@@ -19,13 +19,13 @@ from tests.namespaces import network
 from tests.sentinel import Cell, Machine, certificate
 
 NODES, GATEWAYS, FIRST_SERVER = 5, 2, 12345
-SILENT_SECONDS = 12.0  # two heartbeats and some: of the hour that a campaign takes, none is to be waited away
-WAITING_SECONDS = 60.0  # the least that there is
+SILENT_SECONDS = 12.0  # a little more than two heartbeats, because a campaign has only an hour
+WAITING_SECONDS = 60.0  # the minimum
 
 
 @dataclass(kw_only=True)
 class Many(Redundant):
-    """`guests_each`: on each host at the start. `homes`: the host on which each was put last."""
+    """`guests_each`: per host at the start. `homes`: the host on which each guest was last placed."""
 
     guests_each: int
     hosts: list[Host] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Many(Redundant):
         await super().stop()
 
     def tellers(self) -> list[Teller]:
-        """An operator at each front end."""
+        """An operator for each front end."""
         urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         return [Teller(url=url, operator=self.operator_token, customer=self.token) for url in urls]
 
@@ -52,7 +52,7 @@ class Many(Redundant):
         return [self.guests[server] for server, home in self.homes.items() if home is host]
 
     async def gateway(self, place: int) -> Child:
-        """Started anew."""
+        """A new gateway process."""
         settings = self._settings("gateway") | {
             "VPS_SNAPSHOTS_HOST": self.network.here,
             "VPS_SNAPSHOTS_PORT": str(self.gateway_ports[place]),
@@ -68,7 +68,7 @@ class Many(Redundant):
         self.hosts = [self._host(number) for number in range(NODES)]
         first, *others = self.hosts
         await first.boot()
-        for host in others:  # what libvirt has found out of QEMU takes it a second
+        for host in others:  # libvirt needs a second to probe QEMU's capabilities
             shutil.copytree(first.daemon.folder / "cache", host.daemon.folder / "cache")
         await asyncio.gather(*(host.boot() for host in others))
         for number in range(self.guests_each * NODES):
@@ -100,7 +100,7 @@ class Many(Redundant):
 
 @asynccontextmanager
 async def many(folder: Path, *, guests_each: int) -> AsyncIterator[Many]:
-    """`folder`: short, for the sockets' sake."""
+    """`folder`: a short path, because sockets are below it."""
     with network(MACHINES + NODES) as made:
         machines = [
             Machine(host=made.hosts[place], port=6379, sentinel=26379, inside=made.inside(place))

@@ -1,7 +1,7 @@
-"""`make migrations N=40 SEED=7`: a server with snapshots moves between two nodes, jobs are asked for it, and parts die.
+"""`make migrations N=40 SEED=7`: a server with snapshots moves between two nodes during jobs and kills.
 
-Beside the campaign of one node, not in it: there the libvirt is an embedded one as a rule, which can't migrate, and
-every look is at one libvirt and one journal. Here there are two of each, and a round asks first where the server is.
+Separate from the campaign of one node, which normally has an embedded libvirt, which cannot migrate, and checks one
+libvirt and one journal. Here there are two of each, and each check first finds the server's node.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tests.migrating import NAME, SERVER, Two, two_nodes
 
 
 async def campaign(folder: Path, *, kills: int, seed: int, quiet: bool = False) -> Summary:
-    """`folder`: short, for the sockets' sake."""
+    """`folder`: a short path, because sockets are below it."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
     async with _staged(folder) as (two, cell, expected):
         return await Migrations(two, cell, expected, chance=random.Random(seed), say=say).run(kills)
@@ -33,7 +33,7 @@ async def campaign(folder: Path, *, kills: int, seed: int, quiet: bool = False) 
 
 @asynccontextmanager
 async def _staged(folder: Path) -> AsyncIterator[tuple[Two, AcceptanceCell, Expected]]:
-    """Two nodes, a front end, and a server on the first node that nobody has started yet."""
+    """Two nodes, a front end, and a server on the first node that has not been started yet."""
     (folder / "r").mkdir()
     redis = RedisServer(folder / "r")
     redis.start()
@@ -68,7 +68,7 @@ def main() -> int:
     summary = asyncio.run(campaign(folder, kills=kills, seed=seed))
     print(summary.text())
     if summary.violations:
-        print(f"left for a look: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""What must be true of a cell whose parts are killed, server by server; and how to look at it on the real disks."""
+"""The expected state of each server in a cell whose processes are killed, and its check on the real disks."""
 
 import asyncio
 import json
@@ -14,53 +14,53 @@ from typing import Any
 from drivers.kvm.records import NAMESPACE
 from tests.acceptance.cell import AcceptanceCell, Server, tags
 
-DATA_BYTES = 64 << 10  # at the start of each disk: one byte, repeated, is its content
-NVRAM_BYTES = 4 << 10  # nobody boots with it
+DATA_BYTES = 64 << 10  # at the start of each disk: one repeated byte is its content
+NVRAM_BYTES = 4 << 10  # no guest boots with it
 SAFETY_PREFIX = "vps-safety-"
 LOCKED_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 0.1
-CHECK_LEAKS = 3  # exit code of `qemu-img check`: space lost, nothing else
-# qemu-img takes a cluster beyond the end of the file before it writes to it. Killed in between it leaves one that
-# nobody uses, which no `check` sees or mends until the file has grown over it.
+CHECK_LEAKS = 3  # exit code of `qemu-img check`: only leaked clusters
+# qemu-img allocates a cluster beyond the end of the file before it writes to it. If it is killed in between, the
+# cluster is unused, and no `check` finds or repairs it until the file has grown past it.
 LEAKS_OF_A_CHANGE = 1
 LOOKS = 5
 
 
 @dataclass(kw_only=True)
 class Expected:
-    """A server as it must be when nothing is under way."""
+    """The expected state of a server while no job is running."""
 
     server: Server
     running: bool
     content: int  # the byte on every disk
-    snapshots: dict[int, int] = field(default_factory=dict)  # id -> the byte that it holds
+    snapshots: dict[int, int] = field(default_factory=dict)  # ID -> the byte that it holds
     undoable: str | None = None  # the job of the restore that can be undone
-    overwrote: dict[str, int] = field(default_factory=dict)  # a restore's job -> the byte that it overwrote
+    overwrote: dict[str, int] = field(default_factory=dict)  # job ID of a restore -> the byte that it overwrote
     nvram: Path | None = None  # UEFI variables: a file of the same byte, copied for each snapshot
-    was_started: bool = False  # by the host that came up again
-    must_run: bool = False  # the job that was under way when something was killed had found it running
-    runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
-    qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked
-    change_was_killed: bool = False  # by us: see LEAKS_OF_A_CHANGE
-    # What other people's tools have made of it. The byte of a disk that stayed when the others went back:
+    was_started: bool = False  # by a host that booted
+    must_run: bool = False  # the job that was running at the kill had found the server running
+    runs_by_nature: bool = False  # started again, as an operator would, after its QEMU was killed
+    qemu_was_killed: bool = False  # by the campaign: metadata that it had not written yet is leaked
+    change_was_killed: bool = False  # by the campaign: see LEAKS_OF_A_CHANGE
+    # Changes by other tools. The byte of a disk that was not reverted with the others:
     stayed: dict[Path, int] = field(default_factory=dict)
-    detached: list[Path] = field(default_factory=list)  # disks that are not the server's any more
-    held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> the disks of then
-    sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes, of those that were ever enlarged
+    detached: list[Path] = field(default_factory=list)  # disks that no longer belong to the server
+    held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> disks at that time
+    sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes of all disks that were ever enlarged
     bitmaps: dict[Path, frozenset[str]] = field(default_factory=dict)  # of incremental backups
-    disturbed: bool = False  # a tool was at work on it while a job was: what it has done shows afterwards
-    damaged: bool = False  # a disk, so that it can be mended; the next job mends it
+    disturbed: bool = False  # a tool changed it during a job: its changes are read afterwards
+    damaged: bool = False  # a disk, repairably; the next job repairs it
 
     def holders(self, tag: str) -> frozenset[Path]:
         return self.held.get(tag, frozenset(self.server.disks))
 
     def differs(self, tag: str) -> bool:
-        """Whether the snapshot holds other disks than the server has today."""
+        """Whether the snapshot holds other disks than the server has now."""
         return self.holders(tag) != frozenset(self.server.disks)
 
 
 def write(expected: Expected, content: int) -> None:
-    """As a guest that has shut down since."""
+    """Write as a guest would that has shut down since."""
     expected.content = content
     expected.stayed.clear()
     for disk in expected.server.disks:
@@ -70,7 +70,7 @@ def write(expected: Expected, content: int) -> None:
 
 
 def content(disk: Path) -> int | None:
-    """The byte that the disk has; None where it is torn. Reads beside a running QEMU, which writes nothing."""
+    """The byte on the disk; None if the disk is torn. Can read beside a running QEMU that does not write."""
     return _one_byte(disk)
 
 
@@ -79,7 +79,7 @@ def held(disk: Path, tag: str) -> int | None:
 
 
 async def violations(cell: AcceptanceCell, expected: Expected, safety: set[str]) -> list[str]:
-    """All that is not as it must be with one server. `safety`: tags that the journal remembers."""
+    """All violations of one server. `safety`: tags that the journal tracks."""
     server, found = expected.server, []
     _, page = await cell.call("GET", f"/api/v1/snapshots/?server_id={server.id}&page_size=500")
     results: Any = page["results"]
@@ -103,8 +103,8 @@ async def violations(cell: AcceptanceCell, expected: Expected, safety: set[str])
 
 
 def _list_violations(libvirt: Path, expected: Expected, safety: set[str]) -> list[str]:
-    """What is written down of snapshots, by the files in which libvirt keeps that: in the domain's metadata those that
-    there are, in libvirt's own list none, or the server could not be migrated."""
+    """Violations in the records of snapshots, read from libvirt's files: the domain's metadata must have exactly the
+    existing snapshots, and libvirt's own list none, or the server could not be migrated."""
     found = []
     name = expected.server.name
     listed = {path.stem for path in (libvirt / "lib" / "qemu" / "snapshot" / name).glob("*.xml")}
@@ -153,7 +153,7 @@ def disk_violations(expected: Expected, completed: set[int], safety: set[str]) -
         found += [f"{disk.name}: {violation}" for violation in _others_violations(expected, disk)]
         if not expected.running:
             code, leaks = _checked(disk)
-            # A repair would invalidate the bitmaps of a backup chain, so leaks on such a disk wait.
+            # A repair would invalidate the bitmaps of a backup chain, so leaks on such a disk stay.
             waits = leaks <= LEAKS_OF_A_CHANGE or look(disk).bitmaps
             spilt = expected.qemu_was_killed or (expected.change_was_killed and waits)
             if code and not (code == CHECK_LEAKS and spilt):
@@ -162,7 +162,7 @@ def disk_violations(expected: Expected, completed: set[int], safety: set[str]) -
 
 
 def _others_violations(expected: Expected, disk: Path) -> Iterator[str]:
-    """Of what other people's tools have made of a disk."""
+    """Violations on a disk that other tools have changed."""
     if disk not in expected.sizes and disk not in expected.bitmaps:
         return
     now = look(disk)
@@ -187,14 +187,14 @@ def look(disk: Path) -> Look:
 
 @dataclass(frozen=True, kw_only=True)
 class UnderWay:
-    """What the node's journal says of a job that it has begun and not ended."""
+    """The journal's state of a job that has started but not ended."""
 
     step: str
     was_running: bool
 
 
 def under_way(journal: Path) -> dict[int, UnderWay]:
-    """By the server's id."""
+    """Running jobs by server ID."""
     rows = _query(
         journal,
         "SELECT json_extract(task, '$.server_id'), step, json_extract(facts, '$.was_running')"
@@ -205,7 +205,7 @@ def under_way(journal: Path) -> dict[int, UnderWay]:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a job ended, by the journal."""
+    """The end of a job according to the journal."""
 
     row: int
     job_id: str
@@ -214,20 +214,20 @@ class End:
     snapshot_id: int
     undoes: str | None
     state: str
-    code: str | None  # why it failed
+    code: str | None  # reason of the failure
     stranded: bool
-    present_only: bool  # a restore of the disks that are there
+    present_only: bool  # a restore with `disks=present`
     notes: frozenset[str]  # by code
-    live: bool  # a create without a stop, of a server that ran
+    live: bool  # a live create of a running server
 
     @property
     def tag(self) -> str:
-        """That a restore or an undo goes back to, or a create makes."""
+        """The tag that a restore or an undo reverts to, or that a create makes."""
         return f"{SAFETY_PREFIX}{self.undoes}" if self.undoes else f"vps-{self.snapshot_id}"
 
 
 def ends(journal: Path, *, after: int) -> list[End]:
-    """The jobs that ended and that the journal got after that row, in the order in which they were begun."""
+    """The jobs that ended and were journaled after that row, in the order of their start."""
     rows = _query(
         journal,
         "SELECT rowid, id, json_extract(task, '$.server_id'), json_extract(task, '$.kind'),"
@@ -258,7 +258,7 @@ def ends(journal: Path, *, after: int) -> list[End]:
 
 
 def owed(journal: Path) -> int:
-    """Jobs that were begun and are not over, or not published."""
+    """Jobs that have started but not ended, or are not published."""
     return len(_query(journal, "SELECT 1 FROM jobs WHERE published = 0"))
 
 
@@ -273,13 +273,13 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
     try:
         return database.execute(statement, values).fetchall()
     except sqlite3.OperationalError:
-        return []  # it is being made, or its last writer was killed: the next look sees it
+        return []  # it is being written, or its writer was killed: the next check reads it
     finally:
         database.close()
 
 
 def _checked(disk: Path) -> tuple[int, int]:
-    """The exit code of `qemu-img check`, and the leaked clusters that it found."""
+    """The exit code of `qemu-img check`, and the number of leaked clusters."""
     done = unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
     return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
 
@@ -289,7 +289,7 @@ def _qemu_io(disk: Path, command: str) -> None:
 
 
 def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
-    """What the command says once nobody else is on its disk: the worker may be giving up a safety tag."""
+    """The output of the command once no other process uses its disk: the worker may be deleting a safety tag."""
     deadline = time.monotonic() + LOCKED_SECONDS
     while True:
         done = subprocess.run(command, check=False, capture_output=True)
@@ -299,7 +299,7 @@ def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
 
 
 def _one_byte(disk: Path, *options: str) -> int | None:
-    """Looked at again where it is torn: the worker may just have changed the image, giving up a safety tag."""
+    """Reads again if the disk looks torn: the worker may just have changed the image while it deleted a safety tag."""
     for _ in range(LOOKS):
         data = _converted(disk, *options)
         if len(data) == DATA_BYTES and data == data[:1] * DATA_BYTES:

@@ -1,4 +1,4 @@
-"""Not by chance: in every step of every operation the worker, its child, everything dies before, during and after."""
+"""Kills at every moment, before, during and after each step of every operation: the worker, its child, everything."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from worker.store.model import STEPS, WITHOUT_A_STOP, JobKind, Step
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.UNDO, JobKind.DELETE)
 POWER_STEPS = {Step.STOPPING, Step.STARTING}
-ON_THE_WAY_BACK = {Step.UNDOING, Step.CLEANING}  # reached where a disk has refused
-# what the qemu-img does that is to be hit; of the other steps, whatever it does first
+ON_THE_WAY_BACK = {Step.UNDOING, Step.CLEANING}  # reached if a disk has refused
+# the qemu-img call to stop at; in other steps, the first one
 PATTERNS = {
     Step.SNAPSHOTTING: "-c",
     Step.SAFEGUARDING: "-c",
@@ -25,8 +25,8 @@ PATTERNS = {
     Step.CLEARING: "bitmap",
     Step.ADAPTING: "resize",
 }
-FOR_OTHERS_SAKE = {Step.CLEARING, Step.ADAPTING}  # reached where backups or resizes have left something
-# In the steps of power the child is QEMU, and only these moments have one.
+FOR_OTHERS_SAKE = {Step.CLEARING, Step.ADAPTING}  # reached if backups or resizes have left something
+# In the power steps, the child is QEMU, and only these moments have one.
 QEMU_MOMENTS = {
     (Step.STOPPING, Moment.BEFORE),
     (Step.STOPPING, Moment.DURING),
@@ -41,8 +41,8 @@ class Play:
     step: Step
     moment: Moment
     target: str
-    running: bool  # the server
-    live: bool = False  # a create without a stop
+    running: bool  # whether the server is running
+    live: bool = False  # a live create
 
 
 def plays() -> Iterator[Play]:
@@ -60,7 +60,7 @@ def plays() -> Iterator[Play]:
 
 
 def live_plays() -> Iterator[Play]:
-    """Of a running server without an agent; `freezing` has one with an agent."""
+    """Live creates of a running server without an agent; `freezing` has one with an agent."""
     for step in (Step.PREFLIGHT, Step.SNAPSHOTTING, Step.RECORDING, Step.MEASURING):
         for moment in Moment:
             for target in ("worker", "qemu", "everything"):
@@ -68,12 +68,12 @@ def live_plays() -> Iterator[Play]:
 
 
 def _has_child(step: Step, *, running: bool) -> bool:
-    """Whether it starts a qemu-img. Under a guest QEMU itself deletes."""
+    """Whether the step starts a qemu-img. While the guest is running, QEMU itself deletes."""
     return step not in POWER_STEPS and not (step is Step.DELETING and running)
 
 
 async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, running: Expected) -> Summary:
-    """`off` and `running`: servers whose disks take long enough to be changed."""
+    """`off` and `running`: servers whose disks take long enough to change."""
     for play in wanted:
         campaign.summary.moments_wanted += 1
         expected = running if play.running else off
@@ -82,7 +82,7 @@ async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, runn
             await campaign.upkeep()
         if play.step in FOR_OTHERS_SAKE:
             await campaign.while_off(expected, functools.partial(_others_act, campaign, play.step, expected))
-        if PATTERNS.get(play.step) == "-a":  # a disk that nobody has changed since is not reverted
+        if PATTERNS.get(play.step) == "-a":  # an unchanged disk is not reverted
             write = functools.partial(model.write, expected, campaign.chance.randrange(1, 256))
             await campaign.while_off(expected, write)
         if play.step in ON_THE_WAY_BACK:

@@ -1,4 +1,4 @@
-"""Rounds in which a server with snapshots moves between two nodes, a job is asked for it, and a part dies."""
+"""Rounds in which a server with snapshots moves between two nodes while a job runs for it and a process is killed."""
 
 import asyncio
 import os
@@ -32,16 +32,16 @@ QEMUS = SOURCE_QEMU, TARGET_QEMU = ("the source's qemu", "the target's qemu")
 LIBVIRTDS = ("the source's libvirtd", "the target's libvirtd")
 VIRSH, REDIS = "virsh", "redis"
 TARGETS = (*WORKERS, *WORKERS, *QEMUS, *QEMUS, TARGET_QEMU, *LIBVIRTDS, VIRSH, VIRSH, REDIS, LOST)
-# With these libvirt may leave the server off or paused: its own rule is better none than two.
+# After a kill of these, libvirt may leave the server off or paused, because it prefers no running guest to two.
 MAY_TURN_OFF = (*QEMUS, *LIBVIRTDS, VIRSH)
-REFUSALS = {"server_busy", "server_not_on_node", "node_unavailable"}  # of a job that came while it moved, or after
+REFUSALS = {"server_busy", "server_not_on_node", "node_unavailable"}  # of a job during or after the move
 AGAIN_SECONDS = 2 * ROUND_SECONDS + DELETE_RETRY_SECONDS
-LIBVIRT_SECONDS = 3.0  # for it to let the guest go on where a migration has failed
-MOMENTS_SECONDS = 3.0  # in which it all begins; a migration takes about as long
+LIBVIRT_SECONDS = 3.0  # until libvirt resumes the guest after a failed migration
+MOMENTS_SECONDS = 3.0  # in which everything starts; a migration takes about as long
 
 
 class Migrations:
-    """`say` prints progress. All that is decided by chance is decided by `chance`."""
+    """`say` prints progress. `chance` makes all random decisions."""
 
     def __init__(
         self, two: Two, cell: AcceptanceCell, expected: Expected, *, chance: random.Random, say: Callable[[str], None]
@@ -61,7 +61,7 @@ class Migrations:
         self._rounds = 0
 
     async def run(self, kills: int) -> Summary:
-        """Until so many were killed, or something is not as it must be."""
+        """Run until that many processes were killed, or a check fails."""
         for node in self._nodes:
             await node.start_worker()
         await self._two.until_on(self._two.first)
@@ -87,15 +87,15 @@ class Migrations:
         went = virsh.returncode == 0
         answer = await asking
         restarted = await self._start_again(dying)
-        await self._until(lambda: not any(node.is_sending() for node in self._nodes))  # some go on without virsh
+        await self._until(lambda: not any(node.is_sending() for node in self._nodes))  # some need no virsh
         host = await self._settle(dying, source, target, went=went)
         known = time.monotonic()
         outcome = self._learn(dying, host) or await self._of_no_node(answer, dying)
         way = "moved" if host is target else "stayed"
         self.summary.operations.update((f"{operation} {outcome}", f"migration {way}"))
-        refused = operation == "delete" and outcome != "completed"  # its node tries it again, in its time
+        refused = operation == "delete" and outcome != "completed"  # its node retries it later
         await self._look(host, within_seconds=AGAIN_SECONDS if refused else PATIENCE_SECONDS)
-        self._learn(dying, host)  # what it has tried again
+        self._learn(dying, host)  # the retried delete
         self.summary.settle_seconds.append((known if refused else time.monotonic()) - restarted)
         await self._restore(host)
         what = f"round {self._rounds:4} {source.name} to {target.name} {way} {operation:7} killed {dying} ({at})"
@@ -106,7 +106,7 @@ class Migrations:
         return await self._asking.ask(operation, self._expected)
 
     async def _kill(self, dying: str, source: Node, target: Node, virsh: "subprocess.Popen[str]") -> str:
-        """At any moment of the migration; the step of the job that was under way then."""
+        """Kill at any moment of the migration. Returns the step of the job at that moment."""
         if dying == TARGET_QEMU:
             with suppress(TimeoutError):  # the migration was refused
                 await asyncio.wait_for(target.gets_it(), MOMENTS_SECONDS)
@@ -139,7 +139,8 @@ class Migrations:
         return True
 
     async def _start_again(self, dying: str) -> float:
-        """Everything that was killed, or has ended without what was. The moment from which on it had what it needs."""
+        """Start everything that was killed or ended because of it. Returns the time from which the worker could
+        work."""
         redis = self._cell.redis
         if redis.process is None:
             if dying == LOST:
@@ -153,13 +154,13 @@ class Migrations:
             if node.worker is None or node.worker.process.returncode is not None:
                 await node.worker_ends()
                 await node.start_worker()
-        if dying == LOST:  # the token went with the data
+        if dying == LOST:  # the token was lost with the data
             await self._cell.enrol()
             self._expected.undoable = None
         return ready
 
     async def _settle(self, dying: str, source: Node, target: Node, *, went: bool) -> Node:
-        """Where the server runs, once no job is under way and the store knows."""
+        """Wait until no job is running and the store is up to date. Returns the server's place."""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._jobs_have_ended()
@@ -176,9 +177,9 @@ class Migrations:
         host = hosts[0] if hosts else source
         try:
             await self._two.until_on(host)
-            for node in self._nodes:  # what a libvirt that was killed has not brought to its end, its operator does
+            for node in self._nodes:  # an operator completes what a killed libvirt has left
                 if node is not host:
-                    with suppress(libvirt.libvirtError):  # there is nothing
+                    with suppress(libvirt.libvirtError):  # nothing is left
                         node.ask("undefine")
             await self._two.until_on(host)
         except TimeoutError:
@@ -186,13 +187,13 @@ class Migrations:
         return host
 
     async def _start_by_hand(self, dying: str, *nodes: Node, went: bool) -> None:
-        """As an operator does, on the first of the nodes that has it."""
+        """Start the server on the first node that has it, as an operator would."""
         whole = (dying == TARGET_QEMU and not went) or (dying == SOURCE_QEMU and went)
         if dying not in MAY_TURN_OFF or whole:
             self._violated("it is off")
         self.summary.operations["started by hand"] += 1
         for node in nodes:
-            with suppress(libvirt.libvirtError):  # it has none, or one that was only coming in
+            with suppress(libvirt.libvirtError):  # it has none, or is only receiving one
                 if node.ask("isActive"):
                     node.ask("destroy")
                 await asyncio.to_thread(node.ask, "create")
@@ -214,7 +215,7 @@ class Migrations:
                     await asyncio.sleep(0.02)
 
     def _learn(self, dying: str, host: Node) -> str:
-        """What the jobs have come to, each on one node."""
+        """Learn the outcomes of the jobs, each on one node."""
         self._cell.lab = self._labs[host.name]
         outcomes = [
             learning.learn(_journal(node), {}, may_vanish=dying == LOST, may_fail=False).get(SERVER)
@@ -227,7 +228,7 @@ class Migrations:
         return " ".join(began)
 
     async def _of_no_node(self, answer: Answer | None, dying: str) -> str:
-        """What has become of a job that no node has begun."""
+        """The state of a job that no node has started."""
         if answer is None:
             return "no answer"
         if answer.status >= HTTPStatus.BAD_REQUEST:
@@ -241,7 +242,7 @@ class Migrations:
         return "given up"
 
     async def _look(self, host: Node, *, within_seconds: float) -> None:
-        """All must be as expected by then: the node to which it came has yet to look at the disks."""
+        """Wait until everything is as expected: the receiving node must first check the disks."""
         deadline = time.monotonic() + within_seconds
         while found := await model.violations(self._cell, self._expected, model.safety_tags(_journal(host))):
             if time.monotonic() >= deadline:
@@ -251,14 +252,14 @@ class Migrations:
             self._violated(violation)
 
     async def _restore(self, host: Node) -> None:
-        """One of its snapshots, where it is now."""
+        """Restore one of its snapshots on its current node."""
         if not self._expected.snapshots or self.summary.violations:
             return
         snapshot = self._chance.choice(sorted(self._expected.snapshots))
         job = await self._cell.restore(snapshot)
         if job["state"] != "completed":
             self._violated(f"snapshot {snapshot} can't be restored: {job}")
-        async with asyncio.timeout(PATIENCE_SECONDS):  # the node has yet to note that it told
+        async with asyncio.timeout(PATIENCE_SECONDS):  # the node must first record that it has reported
             await self._jobs_have_ended()
         outcomes = self._learning[host.name].learn(_journal(host), {}, may_vanish=False, may_fail=False)
         if SERVER not in outcomes:
@@ -266,11 +267,11 @@ class Migrations:
         await self._look(host, within_seconds=PATIENCE_SECONDS)
 
     def _at(self) -> list[Node]:
-        """Where it runs."""
+        """The node on which it is running."""
         return [node for node in self._nodes if node.daemon.pid and node.has_it()]
 
     def _write(self, node: Node) -> None:
-        """Its owner turns it off, writes, and turns it on."""
+        """Turn the server off, write, and turn it on, as its owner would."""
         if node.has_it():
             node.ask("destroy")
         model.write(self._expected, self._chance.randrange(1, 256))
@@ -280,7 +281,7 @@ class Migrations:
         self.summary.violations.append(f"round {self._rounds}: {what}")
 
     async def _end(self) -> Summary:
-        """A last look at its disks, with nobody on them."""
+        """Check its disks once more while nobody uses them."""
         host, expected = self._at()[0], self._expected
         for node in self._nodes:
             await node.worker_ends()

@@ -1,7 +1,7 @@
-"""Other people's tools on the servers of a campaign: backups, resizes, a disk taken out, `virsh` at the wrong moment.
+"""Other tools on the servers of a campaign: backups, resizes, removed disks, `virsh` at the wrong moment.
 
-What they do between two jobs is known, and must be found again afterwards. What they do while a job is at work may come
-before or after the job's own change: it is told apart (`Expected.disturbed`), and looked up afterwards.
+Their changes between two jobs are known and must be found unchanged afterwards. Changes during a job may come before or
+after the job's own change: they are marked (`Expected.disturbed`) and read afterwards.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from tests.chaos.model import Expected
 from tests.contract.kvm_bench import share_a_cluster_less
 
 MIB = 1 << 20
-QEMU_IMG = shutil.which("qemu-img") or "qemu-img"  # not the campaign's own
+QEMU_IMG = shutil.which("qemu-img") or "qemu-img"  # not the campaign's own script
 
 
 class Others:
-    """`by_libvirt`: whether a libvirtd is there that more than one may ask."""
+    """`by_libvirt`: whether there is a libvirtd, which several processes can use."""
 
     def __init__(self, cell: AcceptanceCell, chance: random.Random, *, by_libvirt: bool) -> None:
         self._cell = cell
@@ -34,7 +34,7 @@ class Others:
         self._named = 0
 
     def befall(self, expected: Expected, operation: str) -> None:
-        """Something, with a server that is off and at which no job is."""
+        """Change a server that is off and has no running job."""
         happened = self._chance.choice(["nothing"] * 4 + ["bitmap", "grown", "damage"])
         if happened == "bitmap":
             self.add_bitmap(expected)
@@ -46,7 +46,7 @@ class Others:
                 expected.damaged = True
 
     def add_bitmap(self, expected: Expected) -> None:
-        """A backup tool begins a chain on every disk."""
+        """Start a backup chain on every disk, as a backup tool does."""
         name = self._name()
         for disk in expected.server.disks:
             _qemu_img("bitmap", "--add", "-f", "qcow2", str(disk), name)
@@ -59,7 +59,7 @@ class Others:
         expected.sizes[disk] = size
 
     async def meanwhile(self, expected: Expected) -> str:
-        """One tool, at some moment of a job; what it is, in words. What it is refused, it is refused."""
+        """Run one tool at some moment of a job. Returns its description. Refusals are ignored."""
         await asyncio.sleep(self._chance.random() * (2.5 if expected.running else 0.7))
         tools = ["look", "bitmap", "grown", *(["start", "stop", "virsh"] if self._by_libvirt else [])]
         tool, disk, name = self._chance.choice(tools), self._chance.choice(expected.server.disks), expected.server.name
@@ -80,7 +80,7 @@ class Others:
         return tool
 
     async def rebuild(self, expected: Expected) -> None:
-        """Take a disk out, or put it in again, or move its file; while no worker has the libvirt."""
+        """Remove, add or move a disk, while no worker uses the libvirt."""
         server = expected.server
         if expected.detached:
             server.disks = [*server.disks, expected.detached.pop()]
@@ -94,7 +94,7 @@ class Others:
         await asyncio.to_thread(model.write, expected, self._chance.randrange(1, 256))
 
     def _move(self, expected: Expected, disk: Path) -> None:
-        """To another storage; what is known of it goes along."""
+        """Move a disk to another storage, with what the model knows about it."""
         moved = disk.rename(disk.with_name(f"m{self._name()}.qcow2"))
         expected.held = {
             tag: frozenset(moved if one == disk else one for one in disks) for tag, disks in expected.held.items()
@@ -106,7 +106,7 @@ class Others:
             expected.bitmaps[moved] = expected.bitmaps.pop(disk)
 
     async def _define(self, expected: Expected) -> None:
-        """The definition as it is, with the disks of now."""
+        """Update the definition to the current disks."""
         file = self._cell.lab.folder / "etc" / "qemu" / f"{expected.server.name}.xml"
         domain = ET.parse(file).getroot()  # noqa: S314 - libvirt's own
         devices = domain.find("devices")
@@ -144,7 +144,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
 
 
 async def arrive(cell: AcceptanceCell, expected: Expected, snapshot_id: int) -> None:
-    """The server comes from another node, with a snapshot that was taken there; before the worker's first start."""
+    """Let the server arrive from another node with a snapshot, before the worker's first start."""
     tag = f"vps-{snapshot_id}"
     command = [sys.executable, "-c", _ARRIVE, cell.lab.uri, str(expected.server.id), tag]
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
@@ -155,7 +155,7 @@ async def arrive(cell: AcceptanceCell, expected: Expected, snapshot_id: int) -> 
 
 
 def look_up(expected: Expected) -> list[str]:
-    """Take over what tools have done while a job was at work; no disk may have become smaller by it."""
+    """Take over what tools did during a job; no disk may have become smaller."""
     found = []
     for disk in expected.server.disks:
         now = model.look(disk)
@@ -168,9 +168,9 @@ def look_up(expected: Expected) -> list[str]:
 
 
 def mend(expected: Expected) -> None:
-    """What no job has mended: none came to it."""
+    """Repair what no job has repaired."""
     for disk in expected.server.disks:
-        asyncio.run(qcow2.repair(str(disk)))  # qemu-img's own costs the snapshots where there are bitmaps
+        asyncio.run(qcow2.repair(str(disk)))  # qemu-img's own repair loses the snapshots if there are bitmaps
     expected.damaged = False
 
 

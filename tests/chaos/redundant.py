@@ -1,5 +1,5 @@
-"""A cell that has two of what can be lost: three machines with Redis and Sentinel, two front ends behind HAProxy, a
-gateway, and a node with the simulated hypervisor."""
+"""A redundant cell: three machines with Redis and Sentinel, two front ends behind HAProxy, a gateway, and a node
+with the simulated hypervisor."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from worker.store.access.tokens import Permission, Tokens
 from worker.store.redis_client import connect
 
 NODE, MACHINES, SERVERS = "n1", 3, 6
-DOWN_MS = 2000  # a quarter of what we ship would take a busy machine for a dead one
+DOWN_MS = 2000  # a quarter of the shipped value would treat a busy machine as dead
 PROXY = Path(__file__).parents[2] / "deploy" / "examples" / "haproxy.cfg"
 _PROGRAMS = Path(sys.executable).parent
 
@@ -41,7 +41,7 @@ class Redundant:
     token: str = ""
     operator_token: str = ""
     url: str = ""
-    nodes: Sequence[str] = (NODE,)  # that are let in
+    nodes: Sequence[str] = (NODE,)  # that may connect
     of_cell: Mapping[str, str] = field(
         default_factory=dict
     )  # settings of front ends and gateways, without their prefix
@@ -71,7 +71,7 @@ class Redundant:
         self.redis.stop()
 
     async def front_end(self, place: int) -> Child:
-        """Started anew."""
+        """A new front-end process."""
         settings = self._settings("api") | {
             "VPS_SNAPSHOTS_HOST": "127.0.0.1",
             "VPS_SNAPSHOTS_PORT": str(self.ports[place]),
@@ -86,7 +86,7 @@ class Redundant:
         return child
 
     def completed(self) -> Counter[str]:
-        """How often each job was completed, by the node's own log."""
+        """How often each job was completed, according to the node's log."""
         found: Counter[str] = Counter()
         for event in self.log_of_node():
             if event.get("event") == "job.completed":
@@ -99,7 +99,7 @@ class Redundant:
                 yield json.loads(line)
 
     def tags(self) -> dict[int, set[str]]:
-        """What the disks of each server hold."""
+        """The tags on the disks of each server."""
         known = StateFile(self.folder / "node" / "fake.json").read().values()
         return {server.server_id or 0: {tag for disk in server.disks.values() for tag in disk.tags} for server in known}
 
@@ -172,7 +172,7 @@ def _as_text(value: Any) -> str:
 
 @asynccontextmanager
 async def redundant(folder: Path, *, wait_for_replicas: int, min_replicas: int) -> AsyncIterator[Redundant]:
-    """`folder`: short, for the sockets' sake."""
+    """`folder`: a short path, because sockets are below it."""
     with network(MACHINES) as made:
         machines = [
             Machine(host=host, port=6379, sentinel=26379, inside=made.inside(place))

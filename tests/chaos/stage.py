@@ -1,6 +1,6 @@
-"""`python -m tests.chaos.stage FOLDER SABOTAGE run`: the worker, standing still where `tests.chaos.halts` asks for it.
+"""`python -m tests.chaos.stage FOLDER SABOTAGE run`: the worker, which stops where `tests.chaos.halts` requests it.
 
-SABOTAGE takes one part out of it, to show that the campaign notices; none: it has all of them.
+SABOTAGE removes one part of it, to show that the campaign detects this; none: it is complete.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ def no_journal() -> None:
 
 
 def keep_bitmaps() -> None:
-    """A revert ends with bitmaps of the same names, empty and valid: an incremental backup would take them for good."""
+    """After a revert, leave empty and valid bitmaps with the same names, which an incremental backup would trust."""
     sabotaged: Any = KvmHypervisor
     take, revert = sabotaged.take_snapshot, sabotaged.revert
     noted: dict[str, tuple[str, ...]] = {}

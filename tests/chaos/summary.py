@@ -1,10 +1,10 @@
-"""What a campaign has come to, for a person."""
+"""The results of a campaign, for a person."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-SETTLED_SECONDS = 10.0  # the promise, on a machine that has nothing else to do; a busy one fails nothing by it
+SETTLED_SECONDS = 10.0  # the promise on an idle machine; a busy one does not fail because of it
 
 
 @dataclass(kw_only=True)
@@ -12,7 +12,7 @@ class Summary:
     operations: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
-    moments_wanted: int = 0  # exact ones
+    moments_wanted: int = 0  # exact moments
     moments_hit: int = 0
     settle_seconds: list[float] = field(default_factory=list)
     claims: Counter[str] = field(default_factory=Counter)  # of the hostile node, by call and result
@@ -28,11 +28,11 @@ class Summary:
         late = sum(seconds > SETTLED_SECONDS for seconds in times)
         rows = [
             f"operations: {_counted(self.operations.items())}",
-            f"kills by target: {_counted(self.kills.items())}; {self.killed} in all",
-            f"kills by the step that the journal had: {_counted(self.steps.items())}",
-            f"settled, from the restart on: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {times[-1]:.2f} s; "
+            f"kills by target: {_counted(self.kills.items())}; {self.killed} in total",
+            f"kills by the step in the journal: {_counted(self.steps.items())}",
+            f"time to settle after the restart: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {times[-1]:.2f} s; "
             f"{late} of {len(times)} later than {SETTLED_SECONDS:.0f} s",
-            f"claims of the hostile node: {_counted(self.claims.items())}; {self.claims.total()} in all",
+            f"claims of the hostile node: {_counted(self.claims.items())}; {self.claims.total()} in total",
             f"violations: {len(self.violations)}",
         ]
         if self.moments_wanted:

@@ -18,9 +18,9 @@ def test_nothing_is_lost_or_stuck_whatever_is_killed(wanted: str, daemon: bool) 
         needs(program)
     if daemon:
         needs_root()
-    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # a short path: sockets are below it
     summary = asyncio.run(campaign(folder, wanted=wanted, seed=20260, daemon=daemon, quiet=True))
-    assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
+    assert summary.violations == [], f"{summary.text()}\nkept for inspection: {folder}"
     assert summary.killed >= 4
     assert summary.claims["publish claim_refused"] > 0, summary.text()
     shutil.rmtree(folder)

@@ -13,8 +13,8 @@ def test_nothing_admitted_is_lost_or_done_twice_when_the_primary_or_a_front_end_
     for program in ("redis-server", "openssl", "haproxy", "ip"):
         needs(program)
     needs_root()
-    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # a short path: sockets are below it
     summary = asyncio.run(campaign(folder, faults=[Fault.SPLIT], say=lambda _: None))
-    assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
+    assert summary.violations == [], f"{summary.text()}\nkept for inspection: {folder}"
     assert (summary.faults.total(), summary.front_ends_killed) == (1, 2)
     shutil.rmtree(folder)

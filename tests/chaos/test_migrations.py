@@ -17,7 +17,7 @@ def test_a_server_that_moves_is_whole_on_one_node_whatever_is_killed() -> None:
     for program in (*PROGRAMS, "redis-server", "virsh", "qemu-io"):
         needs(program)
     needs_root()
-    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # a short path: sockets are below it
     summary = asyncio.run(campaign(folder, kills=2, seed=4, quiet=True))
-    assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
+    assert summary.violations == [], f"{summary.text()}\nkept for inspection: {folder}"
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What a front end says of its cell: by the operators' calls, and on the pages of the dashboard."""
+"""What a front end shows of its cell, in the operators' calls and on the dashboard's pages."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from tests.integration.browsing import FROM_HERE
 
 
 class Page(HTMLParser):
-    """`rows`: of tables, by the row's ID; the texts of its cells by their labels. `facts`: by their names. `text`: all
-    that can be read, in one line."""
+    """`rows`: rows of tables by ID, with the texts of the cells by label. `facts`: by name. `text`: the whole
+    visible text in one line."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.rows: dict[str, dict[str, str]] = {}
         self.facts: dict[str, str] = {}
         self._row = self._cell = self._fact = ""
-        self._part = ""  # of a fact: dt or dd
+        self._part = ""  # part of a fact: dt or dd
         self._words: list[str] = []
         self.feed(html)
 
@@ -62,12 +62,12 @@ class Page(HTMLParser):
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """At one moment, or nearly so. By name or ID; `pages` by path."""
+    """At about the same time. By name or ID; `pages` by path."""
 
     nodes: Mapping[str, Any]
     servers: Mapping[int, Any]
-    jobs: Mapping[str, Any]  # that have not ended
-    snapshots: Mapping[int, frozenset[int]]  # the completed ones, by server
+    jobs: Mapping[str, Any]  # jobs that have not ended
+    snapshots: Mapping[int, frozenset[int]]  # completed snapshots by server
     overview: Mapping[str, Any]
     pages: Mapping[str, Page]
 
@@ -100,7 +100,7 @@ class Teller:
         )
 
     async def alive(self) -> dict[str, bool]:
-        """Which nodes are."""
+        """The nodes that are alive."""
         return {node["name"]: node["alive"] for node in await self._all("/api/v1/ops/nodes/?limit=100")}
 
     async def _all(self, path: str) -> list[dict[str, Any]]:

@@ -1,14 +1,14 @@
-"""Make `data/cell.json.gz`: a cell that an older version leaves in Redis, in its journals and on simulated disks.
+"""Write `data/cell.json.gz`: the data that an older version leaves in Redis, in its journals and on simulated disks.
 
-It runs on the code of that version, and uses only modules that both versions have:
+It runs with the code of that version and uses only modules that both versions have:
 
     git worktree add /tmp/old 0a79ed0 && cd /tmp/old && make setup-tests
     cp -r CHECKOUT/tests/compat tests/
     .venv/bin/python -m tests.compat.make_cell CHECKOUT/tests/compat/data/cell.json.gz
 
 Customers and operators call the front end; workers run the jobs on two nodes. The worker of n1 is killed while it has a
-job at each step of each kind. n2 is paused and has a queued job of each kind. The recording also has the front end's
-answers.
+job at each step of each kind. n2 is paused and has a queued job of each kind. The recording also contains the front
+end's answers.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ from tests.compat.recording import dumped, packed
 from tests.queueing import until_told
 
 COMMIT = "0a79ed0"
-HOOK = "http://127.0.0.1:9/hook"  # nothing listens there: the deliveries wait
+HOOK = "http://127.0.0.1:9/hook"  # nothing listens there, so the deliveries wait
 HUNG_SECONDS = 7200
 
-# What fails there first.
+# Effects that fail there first.
 FAILING = {
     "create-cleaning": Effect.SNAPSHOT_DISK,
     "restore-undoing": Effect.REVERT_DISK,
@@ -75,7 +75,7 @@ async def begin(cell: Cell) -> None:
 
 
 async def log_in(cell: Cell) -> str:
-    """The cookie of a session of the dashboard."""
+    """The cookie of a dashboard session."""
     form, headers = {"token": cell.secrets["operator"]}, {"Sec-Fetch-Site": "same-origin"}
     url = f"{cell.stage.url}/ops/login/"
     async with (
@@ -98,7 +98,7 @@ async def make_webhooks(cell: Cell) -> list[dict[str, Any]]:
 
 
 async def take_snapshots(cell: Cell) -> None:
-    """One of each server, but for those of which the first job is to be recorded; the guests then write B."""
+    """Snapshot each server, except where the recording is to have its first job; the guests then write B."""
     first = [name for name in NAMES if name.startswith("create-") or name in ("untold", "failed", "cancelled-queued")]
     await all_of([cell.ended(await cell.create(name)) for name in NAMES if name not in first])
     for node, worker in cell.workers.items():
@@ -123,7 +123,7 @@ async def _has_findings(cell: Cell) -> bool:
 
 
 async def work(cell: Cell) -> None:
-    """What is completed at the end."""
+    """Run the jobs that are completed at the end."""
     for n in range(4):
         await cell.ended(await cell.create("full", f"full-{n}"))
     kept = f"snapshots/{cell.snapshots['kept']}/"
@@ -165,7 +165,7 @@ async def fail(cell: Cell) -> None:
 
 
 async def make_schedules(cell: Cell) -> str:
-    """The id of the one that runs hourly; it has run once."""
+    """Returns the ID of the schedule that runs hourly; it has run once."""
     server = {"server_id": NAMES["scheduled"]}
     hourly = (await cell.call("POST", "schedules/", {**server, "name": "hourly", "when": "hourly", "keep": 2})).body
     await cell.call("POST", "schedules/", {**server, "name": "cron", "when": "17 3 * * 1-5", "expire_after_hours": 72})
@@ -183,12 +183,12 @@ async def make_schedules(cell: Cell) -> str:
 
 
 async def let_be_due(cell: Cell, schedule_id: str) -> None:
-    """As if the hour were over."""
+    """Make the schedule due, as if the hour had passed."""
     await cell.stage.redis.zadd("schedules:due", {schedule_id: round(time.time() * 1000) - 1000})
 
 
 async def queue(cell: Cell) -> None:
-    """A job of each kind waits for n2, which is paused; one more was cancelled."""
+    """Queue a job of each kind for n2, which is paused, and cancel one more."""
     reason = {"reason": "Kernel update, back at 04:00"}
     await cell.call("POST", "ops/nodes/n2/pause/", reason, by="operator")
     for kind in KINDS:
@@ -216,7 +216,7 @@ async def _job_of(cell: Cell, kind: str, name: str) -> str:
 
 
 async def hang(cell: Cell, name: str, effect: Effect) -> None:
-    """Let a job get to the step that the server's name says, and no further."""
+    """Let a job run to the step in the server's name, and stop there."""
     kind, _, step = name.partition("-")
     hanging = Rule(effect=effect, seconds=HUNG_SECONDS)
     cell.befall(name, Rule(effect=FAILING[name], fails=True) if name in FAILING else hanging)
@@ -239,7 +239,7 @@ def journal(cell: Cell) -> defaultdict[str, tuple[str, str | None]]:
 
 
 async def break_off(cell: Cell) -> None:
-    """A spare tag is being dropped and a job has ended without the store; then the worker is killed."""
+    """Kill the worker while it deletes a safety snapshot and has the unreported end of a job."""
     await all_of(hang(cell, name, effect) for name, effect in HANGS.items())
     cell.befall("twice-restored", Rule(effect=Effect.DELETE_TAG, seconds=HUNG_SECONDS))
     await cell.ended(await cell.restore("twice-restored"))
@@ -269,7 +269,7 @@ def journal_of(cell: Cell, node: str) -> str:
 
 
 async def answers(cell: Cell) -> dict[str, dict[str, Any]]:
-    """What the front end shows of each record: caller and path -> body."""
+    """The front end's view of each record: caller and path -> body."""
     lists = ("snapshots/?page_size=500", "jobs/?page_size=500", "schedules/", "webhooks/")
     found = {path: (await cell.call("GET", path)).body for path in lists}
     paths = [f"{path.partition('?')[0]}{one['id']}/" for path in lists for one in found[path]["results"]]
@@ -293,7 +293,7 @@ async def answers(cell: Cell) -> dict[str, dict[str, Any]]:
 
 
 async def played(cell: Cell) -> dict[str, Any]:
-    """All that happens; what is recorded of it."""
+    """Run everything. Returns the recording."""
     await begin(cell)
     session = await log_in(cell)
     webhooks = await make_webhooks(cell)

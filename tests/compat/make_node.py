@@ -1,6 +1,6 @@
-"""Make `data/node.json.gz`: a node with real libvirt and QEMU, and its cell's Redis, as an older version leaves them.
+"""Write `data/node.json.gz`: what an older version leaves on a node with real libvirt and QEMU, and in its Redis.
 
-As root, on the code of that version, like `make_cell`:
+Runs as root with the code of that version, like `make_cell`:
 
     .venv/bin/python -m tests.compat.make_node CHECKOUT/tests/compat/data/node.json.gz
 
@@ -34,7 +34,7 @@ from tests.contract.kvm_bench import write_text
 from tests.libvirtd import Daemon
 from tests.queueing import until_told
 
-SERVERS = {"plain": (12_201, 2), "uefi": (12_202, 1)}  # id, number of disks
+SERVERS = {"plain": (12_201, 2), "uefi": (12_202, 1)}  # ID, number of disks
 KEPT = ("etc/qemu/*.xml", "lib/qemu/snapshot/*/*.xml", "disks/*", "state/journal.sqlite")
 
 
@@ -65,7 +65,7 @@ def power(daemon: Daemon, name: str, call: str) -> None:
 
 
 def write(daemon: Daemon, name: str, text: str) -> None:
-    """While the guest is off."""
+    """Write while the guest is off."""
     for path in paths(daemon.folder, name):
         write_text(path, text)
     if name == "uefi":
@@ -103,12 +103,12 @@ async def create(cell: Cell, name: str, snapshot: str) -> Any:
 
 
 async def work(cell: Cell, daemon: Daemon, name: str) -> dict[str, Any]:
-    """At the end the disks hold A, `first` holds A, `second` and what the restore has overwritten hold B."""
+    """At the end, the disks and `first` hold A; `second` and the data that the restore overwrote hold B."""
     write(daemon, name, "A")
     first = await create(cell, name, "first")
     write(daemon, name, "B")
     if name == "plain":
-        power(daemon, name, "create")  # it boots nothing: its power is cut
+        power(daemon, name, "create")  # no guest boots, so its power is cut
     second = await create(cell, name, "second")
     restore = await cell.ended(await cell.ask("POST", f"snapshots/{first}/restore/"))
     if name == "plain":
@@ -117,7 +117,7 @@ async def work(cell: Cell, daemon: Daemon, name: str) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """By their paths in the folder."""
+    """Files by their paths in the folder."""
     with closing(sqlite3.connect(folder / "state" / "journal.sqlite")) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     found = [path for pattern in KEPT for path in folder.glob(pattern) if path.suffix not in (".log", ".sock")]

@@ -1,4 +1,4 @@
-"""The processes of the cell that `make_cell` records, on the code of the older version, and calls of its API."""
+"""The processes of the cell that `make_cell` records, with the code of the older version, and calls of its API."""
 
 import asyncio
 import json
@@ -18,10 +18,10 @@ from tests.queueing import until_told
 
 ACCOUNT = 77
 NODES = ("n1", "n2")
-OPEN, QUEUED = 12_001, 12_101  # the first ids of the servers on n1 and n2
+OPEN, QUEUED = 12_001, 12_101  # the first IDs of the servers on n1 and n2
 DESCRIPTION = "as <written>\r\non two lines 🎉"
 
-# n1: the server's name says which job is under way on it when the worker is killed, and at which step.
+# n1: the server's name states which job is running at the kill, and its step.
 HANGS = {
     "create-preflight": Effect.LOOK,
     "create-stopping": Effect.PRESS,
@@ -51,7 +51,7 @@ NAMES |= {f"{kind}-queued": QUEUED + n for n, kind in enumerate((*KINDS, "cancel
 
 
 async def until(what: Callable[[], bool]) -> None:
-    """Retries and rounds of the worker may take half a minute."""
+    """Wait up to half a minute, for retries and rounds of the worker."""
     async with asyncio.timeout(120):
         while not what():  # noqa: ASYNC110 - it waits for what another process does
             await asyncio.sleep(0.01)
@@ -75,15 +75,15 @@ class Answer:
 
 @dataclass(kw_only=True)
 class Cell:
-    """The service's processes, and those who call it."""
+    """The service's processes and its callers."""
 
     stage: Stage
-    secrets: dict[str, str] = field(default_factory=dict)  # of tokens, by the names of their owners
+    secrets: dict[str, str] = field(default_factory=dict)  # of tokens, by owner's name
     workers: dict[str, Child] = field(default_factory=dict)
     rules: dict[str, list[Rule]] = field(default_factory=dict)  # by server's name
     snapshots: dict[str, int] = field(default_factory=dict)  # the one named `base`, by server's name
-    jobs: dict[str, str] = field(default_factory=dict)  # those under way or queued at the end, by server's name
-    replays: list[dict[str, Any]] = field(default_factory=list)  # requests that were made with an idempotency key
+    jobs: dict[str, str] = field(default_factory=dict)  # running or queued at the end, by server's name
+    replays: list[dict[str, Any]] = field(default_factory=list)  # requests with an idempotency key
 
     def folder(self, node: str) -> Path:
         return self.stage.folder / node
@@ -101,7 +101,7 @@ class Cell:
             return Answer(answer.status, answer.headers, text)
 
     async def ask(self, method: str, path: str, body: Any = None) -> str:
-        """The id of the job that the call makes."""
+        """Make a call. Returns the ID of its job."""
         return (await self.call(method, path, body)).headers["X-Job-Id"]
 
     async def create(self, name: str, snapshot: str = "base") -> str:
@@ -132,7 +132,7 @@ class Cell:
         await until_told(there)
 
     def befall(self, name: str, *rules: Rule) -> None:
-        """From now on these faults on that server of n1."""
+        """Replace the faults of that server of n1."""
         self.rules[name] = [
             Rule(effect=one.effect, server_id=NAMES[name], fails=one.fails, seconds=one.seconds) for one in rules
         ]

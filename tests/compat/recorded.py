@@ -1,4 +1,4 @@
-"""A recorded cell, brought up on today's code: the front end, the nodes' workers, and those who call."""
+"""A recorded cell on the current code: the front end, the nodes' workers, and the callers."""
 
 import gzip
 import json
@@ -26,19 +26,19 @@ DATA = Path(__file__).with_name("data")
 class Answer:
     status: int
     body: Any
-    job: str  # that the call made; "": none
+    job: str  # of the call; "": none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """`found`: what the older version left and answered, its times moved to the age that the cell has now."""
+    """`found`: the older version's data and answers, with times moved to the cell's current age."""
 
     stage: Stage
     shift: Shift
     found: dict[str, Any]
 
     async def call(self, method: str, path: str, body: Any = None, *, by: str = "customer", **headers: str) -> Answer:
-        """With the token that the older version gave to that caller."""
+        """Call with the token that the older version gave to that caller."""
         sent = {"Authorization": f"Bearer {self.found['secrets'][by]}", "Content-Type": "application/json"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.stage.url}/api/v1/{path}"
@@ -55,7 +55,7 @@ class Recorded:
         return int(self.found["servers"][name])
 
     def server(self, name: str) -> FakeServer:
-        """As its node's file has it."""
+        """The server in its node's file."""
         known = {server.name: server for node in self.stage.nodes.values() for server in node.state.read().values()}
         return known[name]
 
@@ -92,7 +92,7 @@ class Recorded:
     async def running(
         cls, recording: str = "cell", *, age_seconds: int = 0, hook: str = "", **settings: str
     ) -> AsyncIterator["Recorded"]:
-        """The front end serves it; no worker runs yet. `hook`: where the webhooks' URLs lead."""
+        """The front end is running, but no worker. `hook`: the target of the webhooks' URLs."""
         raw = json.loads(gzip.decompress((DATA / f"{recording}.json.gz").read_bytes()))
         shift = Shift.to_age(raw["recorded_at"], age_seconds=age_seconds)
         texts = {"http://127.0.0.1:9/hook": hook} if hook else {}

@@ -1,4 +1,4 @@
-"""A Redis data set as lines of JSON, one a key, and how it is written again at a later time."""
+"""A Redis data set as lines of JSON, one per key, that can be loaded again at a later time."""
 
 import json
 import math
@@ -24,22 +24,22 @@ _STATS = re.compile(r"^stats:(hour:)?([0-9]+)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """Moves the times in a recording, so that it looks as old as it did when it was made. `seconds`: a whole number."""
+    """Moves the times in a recording, so that it looks as old as when it was made. `seconds`: a whole number."""
 
     seconds: int
 
     @classmethod
     def to_age(cls, recorded_at: int, *, age_seconds: int = 0) -> "Shift":
-        """As if it had been recorded that long ago. `recorded_at`: Unix seconds."""
+        """The shift for data that was recorded that long ago. `recorded_at`: Unix seconds."""
         return cls(seconds=round(time.time()) - age_seconds - recorded_at)
 
     def text(self, text: str) -> str:
-        """Unix seconds and milliseconds from 2023 to 2033 and UTC times in ISO 8601 are moved; all else stays."""
+        """Move Unix seconds and milliseconds from 2023 to 2033 and UTC times in ISO 8601; nothing else changes."""
         text = _NUMBER.sub(lambda found: f"{int(found[1]) + self.seconds}{found[2] or ''}", text)
         return _ISO.sub(lambda found: self._iso(found[0]), text)
 
     def value(self, value: Any) -> Any:
-        """The same in each text and number of it, keys of a mapping included."""
+        """Move the times in all texts and numbers, including keys of mappings."""
         match value:
             case str():
                 return self.text(value)
@@ -52,7 +52,7 @@ class Shift:
         return value
 
     def key(self, key: str) -> str:
-        """The key of an interval's statistics has the interval's number."""
+        """Move a key: keys of interval statistics contain the interval's number."""
         if not (found := _STATS.match(key)):
             return key
         period = found[1] or ""
@@ -73,7 +73,7 @@ def unpack(text: str) -> bytes:
 
 
 async def dumped(redis: Redis) -> list[Row]:
-    """All keys, in order, but the time: it would be the present of whoever reads them."""
+    """All keys, sorted, without the clock, which would be in the past."""
     rows = []
     for key in sorted({*_text(await redis.keys("*"))} - {"clock"}):
         kind, pttl = (await redis.type(key)).decode(), await redis.pttl(key)
@@ -109,7 +109,7 @@ def _text(found: Any) -> Any:
 
 
 async def load(redis: Redis, rows: Iterable[Row], shift: Shift, *, age_seconds: int, texts: Mapping[str, str]) -> None:
-    """Write the keys that still exist at that age. `texts`: what is replaced in all values, such as a URL."""
+    """Load the keys that still exist at that age. `texts`: replacements in all values, such as a URL."""
     for row in rows:
         left_ms = row.get("pttl", float("inf")) - 1000 * age_seconds
         if left_ms <= 0:

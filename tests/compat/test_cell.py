@@ -1,4 +1,4 @@
-"""Today's code serves and finishes what commit 0a79ed0 left in Redis, in its journals and on simulated disks."""
+"""The current code serves and finishes what commit 0a79ed0 left in Redis, in its journals and on simulated disks."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -16,14 +16,14 @@ from tests.compat.recorded import Recorded
 from tests.queueing import until, until_told
 
 REWORDED = {"message", "title"}
-COUNTED_ANEW = {"percent", "attempts", "next_attempt_at"}  # a job has more steps now; deliveries go on
+COUNTED_ANEW = {"percent", "attempts", "next_attempt_at"}  # jobs have more steps now; deliveries continue
 FAILED = {"create-cleaning", "restore-undoing", "restore-cleaning"}  # jobs that had failed before the worker was killed
 PAGES = ("nodes", "jobs", "servers", "findings", "audit", "tokens", "runbook")
-AGE_SECONDS = 420  # leases are over, deliveries and schedules are due, and no job has waited for too long
+AGE_SECONDS = 420  # leases have expired, deliveries and schedules are due, and no job has waited too long
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Where an answer lacks a field or value of the older version's. New fields are no difference."""
+    """Fields and values of the older answer that are missing in the new one. New fields do not count."""
     match before, now:
         case dict(), dict():
             for name in before:
@@ -39,7 +39,7 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def totals(overview: dict[str, Any]) -> dict[str, Any]:
-    """An overview without what depends on the moment: the charts' points are summed up."""
+    """An overview without values that depend on the time: the points of charts are added up."""
     sums = {
         chart["kind"]: [sum(point[state] for point in chart["points"]) for state in ("completed", "failed")]
         for chart in overview["charts"]
@@ -95,14 +95,14 @@ async def test_what_the_store_holds_decides_admission() -> None:
         again = await cell.call("POST", replay["path"], replay["body"], Idempotency_Key=replay["key"])
         assert again.body == replay["answer"]
         assert await code(*create("kept", "other"), Idempotency_Key=replay["key"]) == "idempotency_key_reused"
-        # also a name that a failed snapshot has is free, and a cancelled job's
+        # names of failed snapshots and of cancelled jobs are free, too
         for name in ("failed", "cancelled-queued"):
             assert (await cell.call(*create(name, "base"))).status == 201
 
 
 @dataclass
 class Receiver:
-    """Takes the deliveries of webhooks."""
+    """Receives webhook deliveries."""
 
     url: str = ""
     got: dict[str, dict[str, web.Request]] = field(default_factory=dict)  # by webhook and delivery
@@ -151,7 +151,7 @@ async def test_deliveries_that_waited_are_made_with_their_secrets() -> None:
 
 @pytest.fixture
 async def cell() -> AsyncIterator[Recorded]:
-    """Both nodes have a worker of today's."""
+    """Both nodes have a current worker."""
     async with Recorded.running(age_seconds=AGE_SECONDS) as cell:
         for node in ("n1", "n2"):
             await cell.start_worker(node)
@@ -166,7 +166,7 @@ async def ended(cell: Recorded, job_id: str) -> Any:
     return await cell.get(f"ops/jobs/{job_id}/", by="operator")
 
 
-async def test_each_job_under_way_or_queued_comes_to_its_end(cell: Recorded) -> None:
+async def test_each_running_or_queued_job_ends(cell: Recorded) -> None:
     resumed = await cell.call("POST", "ops/nodes/n2/resume/", {"reason": "It is back."}, by="operator")
     assert resumed.status == 200
     for name, job_id in cell.found["jobs"].items():
@@ -184,7 +184,7 @@ async def test_each_job_under_way_or_queued_comes_to_its_end(cell: Recorded) -> 
 
 
 def check_snapshot(server: FakeServer, snapshot_id: int, *, is_there: bool) -> None:
-    """On all of the server's disks, and in the hypervisor's list; or nowhere."""
+    """Check that the snapshot is on all of the server's disks and in the hypervisor's list, or nowhere."""
     tag = f"vps-{snapshot_id}"
     holders = [tag in disk.tags for disk in server.disks.values()]
     assert holders == [is_there] * 2, (server, is_there)
@@ -192,8 +192,8 @@ def check_snapshot(server: FakeServer, snapshot_id: int, *, is_there: bool) -> N
 
 
 async def test_what_was_due_is_done(cell: Recorded) -> None:
-    """A schedule runs, a snapshot expires, a delete that failed is made again, a safety snapshot that was being dropped
-    is gone; what is to be kept stays."""
+    """A schedule runs, a snapshot expires, a failed delete is retried, and an expired safety snapshot is gone;
+    everything else stays."""
     before = cell.found["answers"]["customer"][f"schedules/{cell.found['hourly']}/"]["last_run"]["job_id"]
     hourly = f"schedules/{cell.found['hourly']}/"
 
@@ -227,7 +227,7 @@ def safety_tags(server: FakeServer) -> set[str]:
 
 
 async def test_new_jobs_build_on_what_older_ones_made(cell: Recorded) -> None:
-    """An undo of an older restore, restores and deletes of older snapshots, the retry of a job that had failed."""
+    """Undoing an older restore, restoring and deleting older snapshots, and retrying an older failed job."""
     snapshots, jobs = cell.found["snapshots"], cell.found["answers"]["customer"]["jobs/?page_size=500"]["results"]
 
     async def done(method: str, path: str, body: Any = None, *, by: str = "customer") -> None:

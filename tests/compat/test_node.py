@@ -1,4 +1,4 @@
-"""Today's code works on with libvirt's files, images and the journal that commit 0a79ed0 left on a node."""
+"""The current code works with libvirt's files, the images and the journal that commit 0a79ed0 left on a node."""
 
 import json
 import tempfile
@@ -22,8 +22,8 @@ libvirt = needs_module("libvirt")
 from drivers.kvm import KvmHypervisor  # noqa: E402 - only where there is a libvirt
 from tests.contract.kvm_bench import qemu_img, read_text  # noqa: E402
 
-SERVERS = {"plain": (12_201, 2), "uefi": (12_202, 1)}  # id, number of disks
-DESCRIPTION = "as <written>\non two lines 🎉"  # libvirt's list has lost the carriage return
+SERVERS = {"plain": (12_201, 2), "uefi": (12_202, 1)}  # ID, number of disks
+DESCRIPTION = "as <written>\non two lines 🎉"  # libvirt's list lost the carriage return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Node:
     daemon: Daemon
 
     def texts(self, name: str) -> set[str]:
-        """What the guest has; it is off."""
+        """The guest's data; the guest is off."""
         found = {read_text(path) for path in self.images(name)}
         nvram = self.daemon.folder / "disks" / f"{name}.nvram"
         return found | ({nvram.read_text()} if nvram.exists() else set())
@@ -41,7 +41,7 @@ class Node:
         return sorted((self.daemon.folder / "disks").glob(f"{name}-?.qcow2"))
 
     def tags(self, name: str) -> list[set[str]]:
-        """Of each image."""
+        """The tags of each image."""
         infos = [json.loads(qemu_img("info", "--output=json", str(path))) for path in self.images(name)]
         return [{one["name"] for one in info.get("snapshots", [])} for info in infos]
 
@@ -80,7 +80,7 @@ class Node:
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    """Its libvirtd runs, its worker does not."""
+    """The node's libvirtd is running, but no worker."""
     for program in (*PROGRAMS, "qemu-io"):
         needs(program)
     needs_root()

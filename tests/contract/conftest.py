@@ -1,4 +1,4 @@
-"""One suite, every driver: `bench` is each of them in turn."""
+"""One suite for every driver: `bench` is each of them in turn."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

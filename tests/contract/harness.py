@@ -1,4 +1,4 @@
-"""What the contract suite needs of a driver's world beside the port: servers to work on, and the guest's own eyes."""
+"""What the contract suite needs besides a driver: servers, and access to their disks as a guest has it."""
 
 from pathlib import Path
 from typing import Protocol
@@ -12,13 +12,13 @@ TARGETS = ("vda", "vdb", "vdc")
 
 
 class Bench(Protocol):
-    """Servers are named `server-ID`; their disks, all of 64 MiB, are `TARGETS` in this order."""
+    """Servers are named `server-ID`; their disks, each of 64 MiB, are `TARGETS` in this order."""
 
     @property
     def hypervisor(self) -> Hypervisor: ...
 
     async def reopen(self) -> None:
-        """Close the driver and open it anew, as a worker's restart does."""
+        """Close the driver and open it again, as a restarted worker does."""
         ...
 
     async def add_server(
@@ -33,11 +33,11 @@ class Bench(Protocol):
     ) -> None: ...
 
     def write(self, server_id: int, text: str) -> None:
-        """As the guest, but only while it is off: this text on every disk."""
+        """Write this text to every disk, as the guest would, while it is off."""
         ...
 
     def read(self, server_id: int) -> dict[str, str]:
-        """The text on each disk, of a server that is off."""
+        """The text on each disk of a server that is off."""
         ...
 
     def write_nvram(self, server_id: int, text: str) -> None: ...
@@ -45,35 +45,35 @@ class Bench(Protocol):
     def read_nvram(self, server_id: int) -> str: ...
 
     def plant_tag(self, server_id: int, target: str, tag: str) -> None:
-        """One disk has a tag that nobody listed."""
+        """Add a tag to one disk without recording it."""
         ...
 
     def drop_tag(self, server_id: int, target: str, tag: str) -> None:
-        """One disk loses a tag behind the driver's back."""
+        """Remove a tag from one disk without the driver."""
         ...
 
     def unlist(self, server_id: int, tag: str) -> None:
-        """The hypervisor's own list forgets a snapshot behind the driver's back; the disks keep it."""
+        """Remove a snapshot from the hypervisor's own list without the driver; the disks keep it."""
         ...
 
     def revert_outside(self, server_id: int, tag: str) -> None:
-        """As `virsh snapshot-revert` does."""
+        """Revert as `virsh snapshot-revert` does."""
         ...
 
     def tear(self, server_id: int, target: str) -> None:
-        """One disk, which holds a snapshot, is left as an interrupted change leaves it."""
+        """Leave one disk that holds a snapshot as an interrupted change would."""
         ...
 
     def ruin(self, server_id: int, target: str) -> None:
-        """One disk is damaged beyond repair."""
+        """Damage one disk beyond repair."""
         ...
 
     def suspend(self, server_id: int) -> None:
-        """The operator pauses a running guest."""
+        """Pause a running guest, as an operator would."""
         ...
 
     async def close(self) -> None:
-        """No server is left."""
+        """Remove all servers."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""The contract's bench on real QEMU: a libvirt embedded in this process, its root in a temporary folder.
+"""The contract suite's bench with real QEMU: a libvirt embedded in this process, with its root in a temporary folder.
 
-All tests share it, one after the other: a process can embed one root only, and libvirt 9.0 can't open it more than some
-15 times ("Too many drivers").
+All tests share it, because a process can embed only one root, and libvirt 9.0 cannot open it more than about 15 times
+("Too many drivers").
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from drivers.kvm import KvmHypervisor, listing
 from drivers.kvm.places import SYSTEM
 from tests.contract.harness import ACCOUNT_ID, TARGETS
 
-# Where the tests write on a disk: the test guest's ext4 has neither its tables nor any of its few files there.
+# The tests write here: the test guest's ext4 has neither tables nor files at this place.
 TEXT_AT, TEXT_BYTES = 36 << 20, 4096
 
 
@@ -41,9 +41,9 @@ class KvmBench:
     @classmethod
     @asynccontextmanager
     async def running(cls, image: GuestImage) -> AsyncIterator[Self]:
-        folder = Path(tempfile.mkdtemp(prefix="vps-contract-"))  # short: sockets lie below
+        folder = Path(tempfile.mkdtemp(prefix="vps-contract-"))  # a short path: sockets are below it
         lab = Lab(folder, image=image)
-        # the driver first: it starts the event loop, without which an embedded libvirt does nothing
+        # the driver first: it starts the event loop, which an embedded libvirt needs
         bench = cls(lab, await KvmHypervisor.open(lab.uri))
         try:
             yield bench
@@ -82,7 +82,7 @@ class KvmBench:
         tpm: bool = False,
         adopted: bool = True,
     ) -> None:
-        """A domain of these very devices."""
+        """Add a domain with these devices."""
         name = f"server-{server_id}"
         if uefi:
             shutil.copyfile(UEFI_VARIABLES, self.lab.nvram_path(name))  # as libvirt does at the first start
@@ -130,7 +130,7 @@ class KvmBench:
 
     def ruin(self, server_id: int, target: str) -> None:
         with self.path(server_id, target).open("r+b") as file:
-            file.write(b"NONE")  # where a qcow2 image says what it is
+            file.write(b"NONE")  # over the magic number of the qcow2 image
 
     def suspend(self, server_id: int) -> None:
         self.domain(server_id).suspend()
@@ -145,7 +145,7 @@ class KvmBench:
 
 
 def write_text(path: Path, text: str) -> None:
-    """On a qcow2 disk that no QEMU holds."""
+    """Write to a qcow2 disk that no QEMU uses."""
     data = path.with_name(f"data-{uuid.uuid4()}")
     data.write_bytes(text.encode().ljust(TEXT_BYTES, b"\0"))
     command = f"write -q -s {data} {TEXT_AT} {TEXT_BYTES}"
@@ -171,7 +171,7 @@ def image_options(path: Path) -> str:
 def qemu_img(*arguments: str) -> str:
     while True:
         run = subprocess.run(["qemu-img", *arguments], check=False, capture_output=True, text=True)
-        # To encrypt an image, QEMU 7.2 measures its own CPU time and gives up where the clock is too coarse: on a busy
+        # To encrypt an image, QEMU 7.2 measures its own CPU time, and fails if the clock is too coarse: on a busy
         # virtual machine one time in four.
         if "Unable to get accurate CPU usage" not in run.stderr:
             break
@@ -184,8 +184,8 @@ def qemu_img(*arguments: str) -> str:
 
 
 def share_a_cluster_less(path: Path) -> None:
-    """Count one user too few for a cluster that a snapshot shares with the disk: what a `snapshot -c` or `-a` that was
-    killed leaves. The guest's next write to it would go into the snapshot."""
+    """Decrease the reference count of a cluster that a snapshot shares with the disk, as a killed `snapshot -c` or
+    `-a` leaves it. The guest's next write to it would change the snapshot."""
     with path.open("r+b") as file:
         header = file.read(104)
         (cluster_bits,) = struct.unpack_from(">I", header, 20)
@@ -204,7 +204,7 @@ def share_a_cluster_less(path: Path) -> None:
 
 
 def cut_off_start(folder: Path, name: str) -> None:
-    """Leave of a running domain what a libvirt leaves that was killed while it started it. `folder`: of its status."""
+    """Leave a running domain as a libvirt leaves it that was killed during the start. `folder`: of its status."""
     os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGKILL)
     status = folder / f"{name}.xml"
     text = re.sub(r"<domstatus [^>]*>", "<domstatus state='paused' reason='starting up' pid='0'>", status.read_text())
@@ -228,8 +228,8 @@ async def held(path: Path, *, seconds: float) -> AsyncIterator[None]:
 
 
 def break_a_cluster(path: Path) -> None:
-    """Let the disk's last cluster that is written to lie far behind the end of the file. QEMU runs on it, and reads
-    zeros there; no check mends it."""
+    """Move the disk's last written cluster far behind the end of the file. QEMU ignores this and reads zeros there;
+    no check repairs it."""
     with path.open("r+b") as file:
         file.seek(40)
         (l1_at,) = struct.unpack(">Q", file.read(8))
@@ -243,7 +243,7 @@ def break_a_cluster(path: Path) -> None:
 
 
 def large_disk(path: Path) -> Path:
-    """A fully mapped disk whose snapshot takes long enough to be killed midway; it takes little space."""
+    """A fully mapped disk that takes little space, but whose snapshot takes long enough to be killed midway."""
     options = "cluster_size=64k,preallocation=metadata"
     qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), "20G")
     return path

@@ -1,4 +1,4 @@
-"""Servers on the real driver in random states, as other people's tools, owners and time leave them."""
+"""Servers on the real driver in random states, as other tools, owners and time leave them."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,7 @@ MIB = 1 << 20
 HAPPENINGS = ("nothing",) * 28 + ("grown",) * 8 + ("shrunk", "detached", "replaced", "moved", "untagged", "damaged") * 4
 SPOILT = ("ruined", "rotten", "raw", "missing") * 2 + ("written to", "read")  # the last two are waited for, for 10 s
 NOT_FOR_OLD = {"grown", "shrunk", "damaged"}
-HOLD_SECONDS = 60.0  # another program holds a disk: longer than any job here takes
+HOLD_SECONDS = 60.0  # another program holds a disk, for longer than any job here takes
 _DEVICE = (
     "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>"
     "<target dev='{target}' bus='virtio'/></disk>"
@@ -44,13 +44,13 @@ _DEVICE = (
 
 @dataclass(kw_only=True)
 class Image:
-    """What is behind one disk; `held`: the snapshot holds it."""
+    """The image behind one disk; `held`: the snapshot holds it."""
 
     path: Path
     held: bool = False
-    old: bool = False  # version 2 of qcow2
+    old: bool = False  # qcow2 version 2
     text: str = NOW
-    rotten: bool = False  # damaged so that only a check finds it, and nothing mends it
+    rotten: bool = False  # damage that only a check finds and nothing repairs
 
     @property
     def virtual_bytes(self) -> int:
@@ -81,19 +81,19 @@ class Image:
 
 @dataclass(kw_only=True)
 class State:
-    """`words` say what has become of it. Its disks are `images`, by target."""
+    """`words` describe what happened to the server. Its disks are `images`, by target."""
 
     bench: KvmBench
     chance: random.Random
     images: dict[str, Image] = field(default_factory=dict)
     uefi: bool = False
-    guest: bool = False  # a real one boots: its own writes change the files
+    guest: bool = False  # a real guest boots: its own writes change the files
     words: list[str] = field(default_factory=list)
     holders: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @classmethod
     async def make(cls, bench: KvmBench, chance: random.Random, *, guest: bool = False) -> Self:
-        """With one snapshot, SPEC, taken of THEN; the disks have NOW, and something has happened."""
+        """Make a server with one snapshot, SPEC, of THEN; the disks have NOW, and something has happened."""
         state = cls(bench=bench, chance=chance, guest=guest)
         await state._define()
         await bench.hypervisor.adopt(state.name, server_id=SERVER, account_id=ACCOUNT_ID)
@@ -137,24 +137,24 @@ class State:
         return Power(domains.power(self.bench.connection, self.name))
 
     def fingerprint(self) -> dict[str, str]:
-        """Of all files and of the definition: the same where nothing was changed."""
+        """A fingerprint of all files and of the definition."""
         files = {} if self.guest else {path.name: _digest(path) for path in sorted(self._folder.iterdir())}
         return {"definition": self._definition, "checkpoints": f"{sorted(self.checkpoints)}", **files}
 
     def texts(self) -> dict[str, str]:
-        """What the disks have; the server is off."""
+        """The content of the disks; the server is off."""
         return {target: read_text(image.path) for target, image in self.images.items() if not image.rotten}
 
     @property
     def spoilt(self) -> bool:
-        """A disk is none of ours any more: nothing can be read from it."""
+        """Whether nothing can be read from one of the disks."""
         return len(self.readable()) < len(self.images)
 
     def readable(self) -> dict[str, Image]:
         return {target: image for target, image in self.images.items() if image.is_readable}
 
     def add(self, target: str) -> None:
-        """Its owner attaches another disk, from the next start on."""
+        """Attach another disk, from the next start on, as its owner would."""
         path = self._path(f"{target}-added")
         qemu_img("create", "-q", "-f", "qcow2", str(path), "64M")
         self.images[target] = Image(path=path)
@@ -192,7 +192,7 @@ class State:
             if chance.random() < 0.15:
                 base = self._path(f"{target}-base")
                 qemu_img("create", "-q", "-f", "qcow2", str(base), "64M")
-                # as most how-tos have it, or whole
+                # the name alone, as in most tutorials, or the whole path
                 below = ["-b", base.name if chance.random() < 0.5 else str(base), "-F", "qcow2"]
                 self.words.append(f"{target} over a base")
             qemu_img("create", "-q", "-f", "qcow2", "-o", options, *below, str(image.path), "64M")
@@ -274,7 +274,7 @@ class State:
             for copy in self._folder.glob(f"*.{SPEC.tag}.nvram"):
                 copy.unlink()
             self.words.append("the copy of the variables gone")
-        # with variables that say "now" no firmware comes up
+        # no firmware boots with variables that contain "now"
         if self.guest or (not spoilt and not self.uefi and chance.random() < 0.3):
             domains.start(self.bench.connection, self.name)
             self.words.append("running")
@@ -312,7 +312,7 @@ class State:
 
 
 class reading:  # noqa: N801 - used as a function
-    """Another program reads the image and lets nobody write to it, as a backup of a server that is off."""
+    """Another program reads the image and locks it against writes, as a backup of a server that is off does."""
 
     def __init__(self, path: Path) -> None:
         self._socket = path.with_suffix(".nbd")
@@ -322,7 +322,7 @@ class reading:  # noqa: N801 - used as a function
     async def __aenter__(self) -> None:
         self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - as any other tool
         while not self._socket.exists():
-            assert self._process.poll() is None, "qemu-nbd has ended"
+            assert self._process.poll() is None, "qemu-nbd has exited"
             await asyncio.sleep(0.01)
 
     async def __aexit__(self, *_: object) -> None:
@@ -333,7 +333,7 @@ class reading:  # noqa: N801 - used as a function
 
 
 def _keep(path: Path) -> None:
-    """What nobody writes to again: the snapshot and the disk share it."""
+    """Add data that is never written again: the snapshot and the disk share it."""
     _qemu_io(path, "write -q -P 7 8M 2M")
 
 
@@ -342,7 +342,7 @@ def _qemu_io(path: Path, command: str) -> None:
 
 
 def _kill_a_writer(path: Path) -> None:
-    """A QEMU that dies leaves its bitmaps marked as in use: nobody believes them again."""
+    """Kill a QEMU, which leaves its bitmaps marked as in use, so that no program trusts them again."""
     command = ["stdbuf", "-oL", "qemu-io", "--image-opts", image_options(path), "-c", "write 0 4k", "-c", "sleep 60000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None

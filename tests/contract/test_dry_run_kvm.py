@@ -1,6 +1,6 @@
-"""What a dry run allows, the job does: over random states of a server on the real driver. `make dry-runs` tries 300.
+"""If a dry run succeeds, so does the job: random states of a server on the real driver. `make dry-runs` tries 300.
 
-The same over 10,000 states of the fake one: `tests/unit/test_dry_run.py`.
+`tests/unit/test_dry_run.py` does the same with 10,000 states of the fake driver.
 """
 
 import os
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 STATES = int(os.environ.get("STATES") or "12")
 BATCH = 6
 FIRST = int(os.environ.get("SEED") or "0")
-GUEST_EACH = 24  # one of so many boots a real guest
+GUEST_EACH = 24  # one in this many boots a real guest
 BATCHES = range(FIRST, FIRST + STATES, BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What a job must leave as it was, or change in one way only."""
+    """State that a job must leave unchanged, or change in only one way."""
 
     power: Power
     virtual_bytes: dict[str, int]
@@ -49,7 +49,7 @@ class Before:
 
 
 @pytest.mark.parametrize("first", BATCHES)
-async def test_what_a_dry_run_allows_the_job_does(kvm_bench: KvmBench, first: int) -> None:
+async def test_if_a_dry_run_succeeds_so_does_the_job(kvm_bench: KvmBench, first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(number)  # noqa: S311 - a state that can be had again, not a secret
         state = await State.make(kvm_bench, chance, guest=number % GUEST_EACH == 0)
@@ -110,11 +110,11 @@ def _is_done(state: State, kind: JobKind, before: Before, end: End) -> None:
     assert all(SPEC.tag in image.tags for image in state.images.values() if image.held)
 
 
-# --- with other people's tools at work ---
+# --- with other tools running ---
 
 
 @pytest.mark.parametrize("first", BATCHES)
-async def test_others_at_work_between_the_dry_run_and_the_end_strand_nothing(kvm_bench: KvmBench, first: int) -> None:
+async def test_other_tools_between_the_dry_run_and_the_end_strand_nothing(kvm_bench: KvmBench, first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(f"others {number}")  # noqa: S311 - a state that can be had again, not a secret
         state = await State.make(kvm_bench, chance)
@@ -154,11 +154,11 @@ async def _beside_others(state: State, kind: JobKind, *, present_only: bool) -> 
 
 @dataclass(kw_only=True)
 class Others:
-    """Other people's tools, at most one between two steps of a job. What they are refused, they are refused."""
+    """Other tools, at most one between two steps of a job. Their errors are ignored."""
 
     state: State
     acted: list[str] = field(default_factory=list)
-    switched_to: set[Power] = field(default_factory=set)  # what they left the power at
+    switched_to: set[Power] = field(default_factory=set)  # the power states that they left
 
     async def act(self, step: Step) -> None:
         chance, state = self.state.chance, self.state

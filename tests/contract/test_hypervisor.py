@@ -1,4 +1,4 @@
-"""What every driver promises: the docstrings of the port, as tests. The fake is trusted because it passes them too."""
+"""The promises of every driver: the port's docstrings as tests. The fake is trusted because it passes them too."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ from drivers.base import (
 )
 from tests.contract.harness import ACCOUNT_ID, Bench
 
-# One event loop for the suite: the driver of an embedded libvirt belongs to the loop that it was opened on.
+# One event loop for the suite: the driver of an embedded libvirt is bound to the loop in which it was opened.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TAKEN_AT = datetime(2025, 1, 15, 18, 30, tzinfo=UTC)
@@ -65,7 +65,7 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
 
 
 class TestServers:
-    async def test_the_node_says_what_it_runs_on_and_what_is_free(self, bench: Bench) -> None:
+    async def test_the_node_reports_its_software_and_free_space(self, bench: Bench) -> None:
         await bench.add_server(1)
         about = await bench.hypervisor.about()
         assert re.fullmatch(r"\w+ \d+\.\d+\.\d+", about.hypervisor)
@@ -142,7 +142,7 @@ class TestPower:
 
     async def test_the_power_button_turns_a_listening_guest_off(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
-        for _ in range(30):  # a press before the guest listens is lost
+        for _ in range(30):  # a request before the guest listens is lost
             await bench.hypervisor.press_power_button(1)
             if await bench.hypervisor.wait_for_off(1, timeout_seconds=2):
                 break
@@ -161,7 +161,7 @@ class TestPower:
         await bench.hypervisor.press_power_button(1)
         assert await bench.hypervisor.power(1) is Power.OFF
 
-    async def test_who_waits_for_off_is_told(self, bench: Bench) -> None:
+    async def test_a_wait_for_off_is_notified(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(bench.hypervisor.wait_for_off(1, timeout_seconds=60))
@@ -175,12 +175,12 @@ class TestPower:
         await bench.hypervisor.take_snapshot(1, spec())
         assert await tags(bench) == {"vps-801": {"vda", "vdb"}}
 
-    async def test_a_start_and_a_stop_are_told_to_who_watches(self, bench: Bench) -> None:
+    async def test_a_watcher_is_notified_of_starts_and_stops(self, bench: Bench) -> None:
         await bench.add_server(1)
         changed = asyncio.Event()
         bench.hypervisor.watch(changed.set)
         for act in (bench.hypervisor.start, bench.hypervisor.cut_power):
-            await asyncio.sleep(0.1)  # what came before is over
+            await asyncio.sleep(0.1)  # earlier events have been processed
             changed.clear()
             await act(1)
             async with asyncio.timeout(60):
@@ -201,7 +201,7 @@ class TestPower:
 
 class TestLayout:
     @pytest.mark.parametrize("running", [False, True])
-    async def test_it_tells_what_a_snapshot_would_hold(self, bench: Bench, running: bool) -> None:
+    async def test_it_lists_what_a_snapshot_would_hold(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1, disks=3, running=running)
         layout = await bench.hypervisor.layout(1)
         assert [(disk.target, disk.virtual_bytes) for disk in layout.disks] == [
@@ -213,9 +213,9 @@ class TestLayout:
         assert not layout.nvram
         assert layout.free_bytes > 0
 
-    async def test_it_tells_what_is_free_also_of_a_suspended_server(self, bench: Bench) -> None:
+    async def test_it_reports_free_space_also_for_a_suspended_server(self, bench: Bench) -> None:
         await bench.add_server(1, running=True)
-        bench.suspend(1)  # as QEMU does by itself when the storage is full
+        bench.suspend(1)  # as QEMU does when the storage is full
         assert await bench.hypervisor.free_space(1) > 0
 
     async def test_it_knows_uefi_variables(self, bench: Bench) -> None:
@@ -252,7 +252,7 @@ class TestSnapshots:
             await bench.hypervisor.revert(1, "vps-801", targets=frozenset({"vda", "vdb", "vdc"}))
         assert bench.read(1) == {"vda": "B", "vdb": "B"}
 
-    async def test_one_can_go_back_and_forth_between_six(self, bench: Bench) -> None:
+    async def test_reverts_between_six_snapshots_work_in_any_order(self, bench: Bench) -> None:
         await bench.add_server(1, disks=1)
         for text in "ABCDEF":
             bench.write(1, text)
@@ -260,10 +260,10 @@ class TestSnapshots:
         for text in "CAFECAFE":
             await bench.hypervisor.revert(1, f"vps-{text}")
             assert bench.read(1) == {"vda": text}
-            bench.write(1, "lost")  # a snapshot is not changed by what is written after it
+            bench.write(1, "lost")  # later writes do not change a snapshot
         assert len(await tags(bench)) == 6
 
-    async def test_what_was_written_down_beside_it_is_read_back(self, bench: Bench) -> None:
+    async def test_recorded_contents_are_read_back(self, bench: Bench) -> None:
         description = 'Вторник — <b>&amp;"quotes"\'</b>\n\n  three\tlines \\ and 100 %, ümläut 🎉\r\nlast]]>'
         await bench.add_server(1)
         await bench.hypervisor.take_snapshot(1, spec(name="before-update_1", description=description))
@@ -290,7 +290,7 @@ class TestSnapshots:
         assert ["vda" in reason for reason in found.missing] == [True]
 
     @pytest.mark.parametrize("running", [False, True])
-    async def test_one_that_the_list_has_lost_is_listed_again(self, bench: Bench, running: bool) -> None:
+    async def test_a_snapshot_missing_in_the_list_is_listed_again(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1)
         await bench.hypervisor.take_snapshot(1, spec(description="two\nlines"))
         if running:
@@ -299,7 +299,7 @@ class TestSnapshots:
         (found,) = await bench.hypervisor.snapshots(1)
         assert (found.complete, found.spec) == (True, None)
 
-        for _ in range(2):  # it may be run again
+        for _ in range(2):  # a second run is harmless
             await bench.hypervisor.list_snapshot(1, spec(description="two\nlines"))
 
         (found,) = await bench.hypervisor.snapshots(1)
@@ -307,9 +307,7 @@ class TestSnapshots:
         with pytest.raises(SnapshotNotFound):
             await bench.hypervisor.list_snapshot(1, spec("vps-802"))
 
-    async def test_one_that_someone_went_back_to_past_us_is_the_current_one_until_it_is_unlisted(
-        self, bench: Bench
-    ) -> None:
+    async def test_a_snapshot_reverted_to_by_others_is_current_until_unlisted(self, bench: Bench) -> None:
         await bench.add_server(1)
         for tag, text in (("vps-801", "A"), ("vps-802", "B"), ("vps-803", "C")):
             bench.write(1, text)
@@ -385,7 +383,7 @@ class TestSnapshots:
 
 
 class TestLive:
-    """Snapshots of a running server. A guest with an agent takes long to boot: see test_live_kvm."""
+    """Snapshots of a running server. A guest with an agent boots slowly: see test_live_kvm."""
 
     async def test_it_holds_every_disk_and_the_server_runs_on(self, bench: Bench) -> None:
         await bench.add_server(1)
@@ -484,12 +482,12 @@ class TestDelete:
     @pytest.mark.parametrize("running", [False, True])
     async def test_it_removes_what_is_left_of_a_snapshot(self, bench: Bench, running: bool) -> None:
         await bench.add_server(1, disks=3)
-        bench.plant_tag(1, "vdb", "vps-801")  # nowhere else, and not listed
+        bench.plant_tag(1, "vdb", "vps-801")  # on no other disk, and not recorded
         await bench.hypervisor.take_snapshot(1, spec("vps-802"))
-        bench.drop_tag(1, "vda", "vps-802")  # listed, and on some disks
+        bench.drop_tag(1, "vda", "vps-802")  # recorded, but only on some disks
         await bench.hypervisor.take_snapshot(1, spec("vps-803"))
         for target in ("vda", "vdb", "vdc"):
-            bench.drop_tag(1, target, "vps-803")  # listed only
+            bench.drop_tag(1, target, "vps-803")  # only recorded
         if running:
             await bench.hypervisor.start(1)
         for tag in ("vps-801", "vps-802", "vps-803"):
@@ -517,7 +515,7 @@ class TestUefi:
 
 
 class TestRepair:
-    async def test_a_torn_disk_is_mended_and_keeps_its_data_and_its_snapshots(self, bench: Bench) -> None:
+    async def test_a_torn_disk_is_repaired_and_keeps_its_data_and_snapshots(self, bench: Bench) -> None:
         await bench.add_server(1)
         bench.write(1, "A")
         await bench.hypervisor.take_snapshot(1, spec())
@@ -528,7 +526,7 @@ class TestRepair:
         await bench.hypervisor.revert(1, "vps-801")
         assert bench.read(1) == both("A")
 
-    async def test_what_a_cancelled_call_leaves_can_be_mended(self, bench: Bench) -> None:
+    async def test_damage_of_a_cancelled_call_can_be_repaired(self, bench: Bench) -> None:
         await bench.add_server(1)
         bench.write(1, "A")
         await bench.hypervisor.take_snapshot(1, spec())

@@ -1,4 +1,4 @@
-"""Images as providers have them: what is refused before the stop, damage, bitmaps, sizes, odd chains, foreign ids."""
+"""Images as providers have them: refusals before the stop, damage, bitmaps, sizes, unusual chains, foreign IDs."""
 
 import os
 import signal
@@ -164,7 +164,7 @@ class TestRefusedBeforeTheStop:
         await disks.refuse_held(found, patience_seconds=0)
         await kvm_bench.hypervisor.start(1)
         assert image_locks.holder(str(vdb)) is Holder.WRITER
-        await kvm_bench.hypervisor.layout(1)  # its own guest may
+        await kvm_bench.hypervisor.layout(1)  # its own guest may use it
 
     async def test_a_file_that_was_put_in_the_place_of_the_one_that_the_guest_uses_is_refused(
         self, kvm_bench: KvmBench
@@ -227,7 +227,7 @@ class TestRefusedBeforeTheStop:
 
 class TestForeignSnapshots:
     @pytest.mark.parametrize("running", [False, True])
-    async def test_one_whose_id_is_our_tag_is_never_taken_for_ours(self, kvm_bench: KvmBench, running: bool) -> None:
+    async def test_an_id_that_equals_a_tag_is_not_taken_for_the_tag(self, kvm_bench: KvmBench, running: bool) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "foreign")
         for target in ("vda", "vdb"):
@@ -324,7 +324,7 @@ class TestBitmaps:
 
 
 class TestSizes:
-    async def test_a_disk_is_as_large_again_as_before_and_keeps_the_snapshots_data(self, kvm_bench: KvmBench) -> None:
+    async def test_a_disk_keeps_its_size_and_gets_the_snapshots_data(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -342,7 +342,7 @@ class TestSizes:
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
         assert await kvm_bench.hypervisor.resize(1, {"vdx": 1 << 30, "vdb": 1}) == {"vdb"}
 
-    async def test_the_old_format_says_that_it_cannot_grow_with_a_snapshot(self, kvm_bench: KvmBench) -> None:
+    async def test_an_old_format_disk_with_a_snapshot_is_refused_growth(self, kvm_bench: KvmBench) -> None:
         path = kvm_bench.lab.disk_path("old")
         qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", str(path), "64M")
         assert (await qcow2.image(str(path))).can_grow
@@ -358,23 +358,23 @@ class TestSizes:
 
 
 class TestDamage:
-    async def test_a_used_cluster_that_counts_as_free_is_mended_whole(self, kvm_bench: KvmBench) -> None:
+    async def test_a_used_cluster_that_counts_as_free_is_repaired(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         count_as_free(kvm_bench.path(1, "vdb"))
         assert await kvm_bench.hypervisor.repair(1) == ("vdb",)
         assert await kvm_bench.hypervisor.repair(1) == ()
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
-        for target in ("vda", "vdb"):  # what would have been written over it
+        for target in ("vda", "vdb"):  # over which it would have been written
             write(kvm_bench.path(1, target), "write -q -P 7 0 8M")
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
 
-    async def test_leaks_are_mended_without_a_word(self, kvm_bench: KvmBench) -> None:
+    async def test_leaks_are_repaired_silently(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         path = kvm_bench.path(1, "vdb")
         kvm_bench.plant_tag(1, "vdb", "foreign")
-        with path.open("r+b") as file:  # the header forgets the snapshot, whose clusters stay counted
+        with path.open("r+b") as file:  # the header loses the snapshot, whose clusters stay counted
             file.seek(60)
             file.write(struct.pack(">I", 0))
         assert (await qcow2.damage(str(path))).leaks
@@ -405,7 +405,7 @@ class TestDamage:
     async def test_a_repair_of_an_image_that_another_program_wrote_keeps_every_snapshot(
         self, kvm_bench: KvmBench, features: int
     ) -> None:
-        """One that knows nothing of bitmaps, or has a feature that QEMU does not know."""
+        """A program that does not support bitmaps, or that uses a feature unknown to QEMU."""
         await kvm_bench.add_server(1, disks=1)
         kvm_bench.write(1, "A")
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -424,7 +424,7 @@ class TestDamage:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         path = kvm_bench.path(1, "vda")
         kvm_bench.plant_tag(1, "vda", "foreign")
-        patch(path, 60, ">I", 1)  # the header forgets the second snapshot, whose clusters stay counted
+        patch(path, 60, ">I", 1)  # the header loses the second snapshot, whose clusters stay counted
         qemu_img("bitmap", "--add", "-f", "qcow2", str(path), "b0")
         assert (await qcow2.damage(str(path))).leaks
         assert await kvm_bench.hypervisor.repair(1) == ()
@@ -434,7 +434,7 @@ class TestDamage:
         assert await kvm_bench.hypervisor.repair(1) == ()
         assert not (await qcow2.damage(str(path))).any
 
-    async def test_an_image_that_a_killed_qemu_left_dirty_is_mended(self, kvm_bench: KvmBench) -> None:
+    async def test_an_image_that_a_killed_qemu_left_dirty_is_repaired(self, kvm_bench: KvmBench) -> None:
         path = kvm_bench.path(1, "vda")
         path.parent.mkdir(exist_ok=True)
         qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", str(path), "64M")
@@ -447,7 +447,7 @@ class TestDamage:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         assert read_text(path) == "A"
 
-    async def test_a_repair_that_costs_snapshots_is_told(self, kvm_bench: KvmBench) -> None:
+    async def test_a_repair_that_costs_snapshots_is_reported(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         path = kvm_bench.path(1, "vdb")
@@ -456,7 +456,7 @@ class TestDamage:
         with pytest.raises(DiskCorrupt, match="vdb"):
             await kvm_bench.hypervisor.repair(1)
 
-    async def test_what_no_check_mends_is_named_and_the_server_still_starts(self, kvm_bench: KvmBench) -> None:
+    async def test_damage_that_no_check_repairs_is_named_and_the_server_starts(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         break_a_cluster(kvm_bench.path(1, "vdb"))
@@ -478,7 +478,7 @@ class TestDeletingUnderAGuest:
             if odd == "relative base":
                 qemu_img("rebase", "-u", "-f", "qcow2", "-b", "base", "-F", "qcow2", str(path))
             if odd == "json base":
-                # the form that libvirt 9.0 starts; it does not know {"driver": "qcow2", "file": …}
+                # the form that libvirt 9.0 starts; it does not support {"driver": "qcow2", "file": …}
                 name = f'json:{{"file":{{"driver":"file","filename":"{base}"}}}}'
                 qemu_img("rebase", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", str(path))
         if odd == "symlink":
@@ -521,7 +521,7 @@ class TestDeletingUnderAGuest:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         await kvm_bench.hypervisor.start(1)
         os.kill(qemu_pid(kvm_bench), signal.SIGKILL)
-        with suppress(DriverError):  # libvirt may know already that it is off
+        with suppress(DriverError):  # libvirt may already have noticed
             await kvm_bench.hypervisor.delete_snapshot(1, TAG)
         assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
         await kvm_bench.hypervisor.delete_snapshot(1, TAG)
@@ -592,7 +592,7 @@ def make_odd(folder: Path, odd: str) -> Path:  # noqa: C901, PLR0912, PLR0915 - 
         case "broken bitmaps":
             add_bitmap(make_disk(path), "b0")
             at = path.read_bytes().index(struct.pack(">I", 0x23852875))
-            patch(path, at + 24, ">Q", 1 << 62)  # where the extension says that the bitmaps are listed
+            patch(path, at + 24, ">Q", 1 << 62)  # the extension's offset of the bitmap list
         case "data file":
             qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={path}.raw", str(path), "64M")
         case "base of which only QEMU knows":
@@ -607,7 +607,7 @@ def make_odd(folder: Path, odd: str) -> Path:  # noqa: C901, PLR0912, PLR0915 - 
 
 
 def forget_backing_format(path: Path) -> None:
-    # unknown header extensions are passed over
+    # QEMU skips unknown header extensions
     patch(path, path.read_bytes().index(struct.pack(">I", 0xE2792ACA)), ">I", 0x12345678)
 
 
@@ -618,7 +618,7 @@ def patch(path: Path, at: int, form: str, value: int) -> None:
 
 
 def give_id(path: Path, snapshot_id: str) -> None:
-    """To the image's only snapshot, whose name becomes shorter by as much."""
+    """Give this ID to the image's only snapshot and shorten its name accordingly."""
     with path.open("r+b") as file:
         file.seek(64)
         (at,) = struct.unpack(">Q", file.read(8))
@@ -636,7 +636,7 @@ def give_id(path: Path, snapshot_id: str) -> None:
 
 
 def count_as_free(path: Path) -> None:
-    """A cluster that the disk uses: the next that is written would be put over it."""
+    """Free a cluster that the disk uses, so that the next new cluster would overwrite it."""
     header = path.read_bytes()[:104]
     (cluster_bits,) = struct.unpack_from(">I", header, 20)
     with path.open("r+b") as file:
@@ -654,7 +654,7 @@ def add_bitmap(path: Path, *names: str) -> None:
 
 
 def leave_in_use(path: Path) -> None:
-    """As a QEMU that is killed."""
+    """Mark the bitmaps as in use, as a killed QEMU leaves them."""
     subprocess.run(
         ["qemu-io", "--image-opts", image_options(path), "-c", "write -q 0 64k", "-c", "flush", "-c", "abort"],
         check=False,

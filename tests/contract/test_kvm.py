@@ -1,4 +1,4 @@
-"""What only libvirt and QEMU can be asked for: odd disks and paths, firmware, killed processes, libvirt's own list."""
+"""Cases that only libvirt and QEMU have: unusual disks and paths, firmware, killed processes, libvirt's own list."""
 
 import asyncio
 import itertools
@@ -97,7 +97,7 @@ class TestDisks:
         await kvm_bench.hypervisor.delete_snapshot(1, "vps-801")
         assert base.read_bytes() == before
 
-    async def test_what_no_snapshot_holds_is_skipped_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_disks_that_no_snapshot_holds_are_skipped_and_reported(self, kvm_bench: KvmBench) -> None:
         lab = kvm_bench.lab
         own, read_only, shared = (make_disk(lab.disk_path(name)) for name in ("own", "read-only", "shared"))
         inserted = make_disk(lab.disk_path("cd.iso"), format="raw")
@@ -142,9 +142,7 @@ class TestDisks:
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         assert (await qcow2.image(str(plain))).tags == ()
 
-    async def test_an_image_that_qemu_has_marked_corrupt_is_refused_until_it_is_mended(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_an_image_that_qemu_marked_corrupt_is_refused_until_repaired(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         with kvm_bench.path(1, "vdb").open("r+b") as file:
@@ -164,7 +162,7 @@ class TestDisks:
         _fill(kvm_bench.path(1, "vdc"), 20)
         assert await kvm_bench.hypervisor.size_mb(1, "vps-801") == 7
 
-    async def test_a_lock_that_is_about_to_be_given_back_is_waited_for(self, kvm_bench: KvmBench) -> None:
+    async def test_a_lock_that_is_about_to_be_released_is_waited_for(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         async with held(kvm_bench.path(1, "vdb"), seconds=1):
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -187,9 +185,7 @@ class TestDisks:
 
 class TestKilledMidway:
     @pytest.mark.parametrize("change", ["take", "revert", "delete"])
-    async def test_whatever_a_killed_change_leaves_is_mended_and_no_snapshot_is_lost(
-        self, kvm_bench: KvmBench, change: str
-    ) -> None:
+    async def test_a_killed_change_is_repaired_and_no_snapshot_is_lost(self, kvm_bench: KvmBench, change: str) -> None:
         hypervisor = kvm_bench.hypervisor
         paths = [large_disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
         await kvm_bench.add_domain(1, [disk(path) for path in paths])
@@ -211,7 +207,7 @@ class TestKilledMidway:
         for tenths in itertools.islice(itertools.cycle(range(3, 11)), 64):
             if change == "delete" and not [*await hypervisor.snapshots(1)][1:]:
                 await hypervisor.take_snapshot(1, other)
-            kvm_bench.write(1, "B")  # a disk that is at the snapshot is left alone by a revert
+            kvm_bench.write(1, "B")  # a revert skips a disk that equals the snapshot
             call = asyncio.ensure_future(changes[change]())
             await asyncio.wait({call}, timeout=took_seconds * tenths / 10)
             call.cancel()
@@ -312,7 +308,7 @@ class TestLibvirt:
         await kvm_bench.hypervisor.delete_snapshot(1, "vps-801")
         assert [path.name for path in nvram.parent.glob("*.nvram*")] == ["server-1.nvram"]
 
-    async def test_uefi_variables_that_have_no_file_yet_are_left_out_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_uefi_variables_without_a_file_are_left_out_and_named(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, uefi=True)
         kvm_bench.lab.nvram_path("server-1").unlink()
         layout = await kvm_bench.hypervisor.layout(1)
@@ -348,7 +344,7 @@ async def test_a_guest_outlives_a_driver_that_is_killed_and_is_found_by_the_next
         shutil.rmtree(folder)
 
 
-async def test_a_start_in_which_the_driver_was_killed_is_made_again(kvm_bench: KvmBench) -> None:
+async def test_a_start_in_which_the_driver_was_killed_is_repeated(kvm_bench: KvmBench) -> None:
     folder = Path(tempfile.mkdtemp(prefix="vps-killed-"))
     lab = Lab(folder, image=kvm_bench.lab.image)
     try:
@@ -369,7 +365,7 @@ async def test_a_start_in_which_the_driver_was_killed_is_made_again(kvm_bench: K
 
 
 async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
-    """A process that has made these calls with a driver of its own, and holds it open."""
+    """A process that has made these calls with its own driver and keeps it open."""
     body = textwrap.indent("\n".join(calls), "    ")
     program = f"""\
 import asyncio
@@ -407,7 +403,7 @@ def _odd_disk(lab: Lab, odd: str) -> Device:
             return Device(path=make_disk(path, format="raw"), format="raw")
         case "missing":
             return disk(path)
-        case "name":  # as of a storage that does not answer, the kernel has an error for it
+        case "name":  # like storage that does not answer, it makes the kernel return an error
             return disk(lab.disk_path("n" * 300))
         case "not qcow2":
             return disk(make_disk(path, format="raw"))
@@ -417,7 +413,7 @@ def _odd_disk(lab: Lab, odd: str) -> Device:
             base = make_disk(lab.disk_path("base.qcow2"))
             make_disk(path, backing=base)
             base.unlink()
-        case "forged backing":  # a guest that wrote this header into its raw disk would read the host's files
+        case "forged backing":  # a guest that writes this header to its raw disk could otherwise read the host's files
             make_disk(path, backing=make_disk(lab.disk_path("base.qcow2")))
             qemu_img("rebase", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", str(path))
             _forget_backing_format(path)
@@ -431,7 +427,7 @@ def _forget_backing_format(path: Path) -> None:
     extension = content.index(struct.pack(">I", 0xE2792ACA))  # qcow2's header extension for the backing format
     with path.open("r+b") as file:
         file.seek(extension)
-        file.write(struct.pack(">I", 0x12345678))  # unknown extensions are passed over
+        file.write(struct.pack(">I", 0x12345678))  # QEMU skips unknown extensions
 
 
 def _fill(path: Path, mebibytes: int) -> None:

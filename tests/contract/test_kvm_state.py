@@ -1,4 +1,4 @@
-"""A server's state beside its disks, on real QEMU, swtpm and libvirt: firmware, TPM, generation id."""
+"""A server's state outside its disks, with real QEMU, swtpm and libvirt: firmware, TPM, generation ID."""
 
 import re
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ LOADER = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"
 
 
 async def add(bench: KvmBench, *changes: tuple[str, str], tpm: bool = False, machine: str = "q35") -> Path:
-    """Server 1 with one disk, its XML changed so; the disk's path."""
+    """Add server 1 with one disk and this change of its XML. Returns the disk's path."""
     path = bench.path(1, "vda")
     if not path.exists():
         make_disk(path)
@@ -128,9 +128,7 @@ class TestFirmware:
         await kvm_bench.hypervisor.revert(1, "vps-801")
         assert variables.read_bytes() == b"of the first start"
 
-    async def test_a_server_that_boots_otherwise_today_is_told_and_its_disks_can_be_restored(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_changed_firmware_is_reported_and_disks_can_be_restored(self, kvm_bench: KvmBench) -> None:
         path = await add(kvm_bench)
         write_text(path, "A")
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
@@ -153,7 +151,7 @@ class TestFirmware:
         variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
         path = await add(kvm_bench, ("</os>", f"{LOADER}<nvram>{variables}</nvram></os>"))
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
-        old = variables.with_name("own.fd.vps-801")  # as older versions left it, and as it is moved when it is found
+        old = variables.with_name("own.fd.vps-801")  # as older versions left it, which is moved when it is found
         path.with_name(f"{path.name}.vps-801.nvram").rename(old)
         await kvm_bench.hypervisor.list_snapshot(1, SPEC)
         assert beside(path) == [f"{path.name}.vps-801.nvram"]
@@ -197,7 +195,7 @@ class TestTpm:
         await bench.hypervisor.start(1)
         await bench.hypervisor.cut_power(1)
 
-    async def test_what_the_tpm_keeps_goes_back_with_the_disks(self, kvm_bench: KvmBench) -> None:
+    async def test_the_tpms_state_is_restored_with_the_disks(self, kvm_bench: KvmBench) -> None:
         path = await add(kvm_bench, tpm=True)
         await self.started_once(kvm_bench)
         folder = self.folder(kvm_bench)
@@ -243,7 +241,7 @@ class TestTpm:
         assert state.read_bytes() == before
         await kvm_bench.hypervisor.start(1)
 
-    async def test_a_tpm_that_has_never_run_is_left_out_and_said(self, kvm_bench: KvmBench) -> None:
+    async def test_a_tpm_that_has_never_run_is_left_out_and_named(self, kvm_bench: KvmBench) -> None:
         await add(kvm_bench, tpm=True)
         layout = await kvm_bench.hypervisor.layout(1)
         assert not layout.tpm

@@ -1,4 +1,4 @@
-"""What a snapshot is written down to hold beside what its server has today, and what holds a server on its node."""
+"""A snapshot's recorded contents compared with the server's current disks, and the entry that holds a server."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ MEBIBYTE = 1 << 20
 
 
 def attach(bench: KvmBench, devices: Sequence[Device]) -> None:
-    """Exactly these, in the order vda, vdb, ...; what is written down in the metadata stays."""
+    """Attach exactly these, in the order vda, vdb, ...; the record in the metadata stays."""
     domain = bench.domain(1)
     kept = listing.written_down(domain, SYSTEM).records.values()
     bench.connection.defineXML(bench.lab.domain_xml("server-1", devices))
@@ -68,7 +68,7 @@ class TestContents:
         assert sorted(plan.targets) == ["vda", "vdb"]
 
     @pytest.mark.parametrize("what", ["detached", "read-only", "replaced", "added", "tag deleted"])
-    async def test_a_server_whose_disks_differ_is_refused_by_name_and_the_rest_goes_back_on_demand(
+    async def test_differing_disks_are_refused_by_name_and_the_rest_is_restored_on_request(
         self, kvm_bench: KvmBench, what: str
     ) -> None:
         await kvm_bench.add_server(1)
@@ -120,7 +120,7 @@ class TestContents:
         await kvm_bench.hypervisor.cut_power(2)
         assert await kvm_bench.hypervisor.repair(2) == ()
 
-    async def test_one_that_something_else_holds_is_tried_again_and_a_file_that_is_gone_is_fine(
+    async def test_a_held_disk_is_retried_and_a_missing_file_is_fine(
         self, kvm_bench: KvmBench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(qcow2, "LOCK_SECONDS", 0.1)
@@ -185,7 +185,7 @@ class TestBase:
         bench.write(1, "B")
         return base
 
-    async def test_one_that_was_touched_is_doubtful_and_its_disk_goes_back_on_demand(self, kvm_bench: KvmBench) -> None:
+    async def test_a_touched_base_needs_disks_present(self, kvm_bench: KvmBench) -> None:
         base = await self.clone(kvm_bench)
         os.utime(base, (0, base.stat().st_mtime + 2))  # as nova does
         with pytest.raises(DisksDiffer, match=r"base image of disk vda .* may have been changed"):
@@ -195,7 +195,7 @@ class TestBase:
         await kvm_bench.hypervisor.revert(1, "vps-801", targets=frozenset(plan.targets))
         assert kvm_bench.read(1) == {"vda": "A"}
 
-    async def test_a_step_back_does_not_care(self, kvm_bench: KvmBench) -> None:
+    async def test_a_rollback_ignores_the_base(self, kvm_bench: KvmBench) -> None:
         os.utime(await self.clone(kvm_bench), (0, 0))
         await kvm_bench.hypervisor.revert(1, "vps-801")
         assert kvm_bench.read(1) == {"vda": "A"}
@@ -215,14 +215,14 @@ class TestBase:
 
 
 class Dying:
-    """A domain at whose call of that number to change something the process dies."""
+    """A domain whose process dies at the call with that number that changes something."""
 
     def __init__(self, domain: Any, calls: int) -> None:
         self._domain = domain
         self._left = calls
 
     def __getattr__(self, name: str) -> Any:
-        if name in {"setMetadata", "listAllSnapshots"}:  # the entries are listed to be deleted
+        if name in {"setMetadata", "listAllSnapshots"}:  # the entries are listed in order to delete them
             self._left -= 1
             if not self._left:
                 raise Killed(name)
@@ -269,7 +269,7 @@ class TestOlderVersions:
         assert domain.listAllSnapshots(0) == []
         assert await kvm_bench.hypervisor.snapshots(1) == [replace(left, settled=True)]
 
-    async def test_one_of_which_a_disk_was_detached_says_so(self, kvm_bench: KvmBench) -> None:
+    async def test_a_snapshot_with_a_detached_disk_says_so(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         domain = kvm_bench.domain(1)
@@ -282,7 +282,7 @@ class TestOlderVersions:
         assert domain.listAllSnapshots(0) == []
         assert await kvm_bench.hypervisor.snapshots(1) == [replace(found, settled=True)]
 
-    async def test_what_one_of_two_definitions_has_lost_is_written_into_both(self, kvm_bench: KvmBench) -> None:
+    async def test_records_in_one_definition_are_written_to_both(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         await kvm_bench.hypervisor.start(1)
@@ -297,7 +297,7 @@ class TestOlderVersions:
 
 class TestHold:
     @pytest.mark.parametrize("running", [False, True])
-    async def test_it_is_held_and_let_go_and_no_snapshot_is_seen(self, kvm_bench: KvmBench, running: bool) -> None:
+    async def test_it_is_held_and_released_and_shows_no_snapshot(self, kvm_bench: KvmBench, running: bool) -> None:
         await kvm_bench.add_server(1, running=running)
         for _ in range(2):
             await kvm_bench.hypervisor.hold(1)
@@ -315,16 +315,14 @@ class TestHold:
         await kvm_bench.hypervisor.cut_power(1)
         assert [one.getName() for one in domain.listAllSnapshots(0)] == ["vps-job"]
         await kvm_bench.hypervisor.let_go(1)
-        await kvm_bench.hypervisor.hold(1)  # off: libvirt 9 takes no entry then, and that is no failure
+        await kvm_bench.hypervisor.hold(1)  # off: libvirt 9 does not accept an entry then, which is not a failure
         await kvm_bench.hypervisor.let_go(1)
         assert domain.listAllSnapshots(0) == []
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.complete
 
-    async def test_one_that_is_defined_anew_without_its_mark_is_found_until_it_is_let_go(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_one_redefined_without_its_mark_is_found_until_released(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         devices = [disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
         await kvm_bench.hypervisor.hold(1)
@@ -337,9 +335,7 @@ class TestHold:
         with pytest.raises(DomainNotFound):
             await kvm_bench.hypervisor.power(1)
 
-    async def test_one_that_is_defined_anew_is_found_by_the_next_process_if_it_is_told_which_it_was(
-        self, kvm_bench: KvmBench
-    ) -> None:
+    async def test_the_next_process_finds_a_redefined_one_by_its_identity(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.hold(1)
         identity = await kvm_bench.hypervisor.identity(1)
@@ -355,7 +351,7 @@ class TestHold:
             with pytest.raises(DomainNotFound):
                 await after.power(1)
             await kvm_bench.add_server(3, disks=1)
-            after.recall(3, identity)  # of another: what is adopted goes before it
+            after.recall(3, identity)  # after another one: adopted entries come before it
             assert await after.identity(3) != identity
         finally:
             await after.close()
@@ -387,7 +383,7 @@ class TestInUse:
                 await asyncio.sleep(0.05)
         await kvm_bench.hypervisor.layout(1)
 
-    async def test_so_is_one_whose_disk_is_copied(self, kvm_bench: KvmBench) -> None:
+    async def test_a_server_whose_disk_is_copied_is_in_use(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, running=True)
         domain = kvm_bench.domain(1)
         copy = kvm_bench.lab.disk_path("copy")

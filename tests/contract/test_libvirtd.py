@@ -1,4 +1,4 @@
-"""The driver beside a real libvirtd that is killed and started again."""
+"""The driver with a real libvirtd that is killed and restarted."""
 
 import asyncio
 import signal
@@ -36,7 +36,7 @@ async def daemon() -> AsyncIterator[Daemon]:
 def define(daemon: Daemon) -> None:
     import libvirt  # noqa: PLC0415 - only where there is one
 
-    lab = Lab(daemon.folder / "l")  # for its XML alone
+    lab = Lab(daemon.folder / "l")  # only for its XML
     devices = [disk(make_disk(lab.disk_path(f"d{n}"), "16M")) for n in range(2)]
     connection = libvirt.open(daemon.uri)
     connection.defineXML(lab.domain_xml(NAME, devices, guest=False))
@@ -44,9 +44,9 @@ def define(daemon: Daemon) -> None:
 
 
 def until_reconnected(daemon: Daemon) -> None:
-    """Wait until a libvirtd that was just started has its guest's QEMU again.
+    """Wait until a libvirtd that just started is connected to its guest's QEMU.
 
-    It lists the guest as running before that. If the guest's power is cut then, libvirt tells nobody of its end.
+    It lists the guest as running before that. If the guest's power is cut then, libvirt sends no event.
     """
     import libvirt  # noqa: PLC0415 - only where there is one
     import libvirt_qemu  # noqa: PLC0415
@@ -94,7 +94,7 @@ async def test_a_libvirtd_that_is_killed_takes_no_guest_along_and_its_successor_
     await hypervisor.close()
 
 
-async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked_up(daemon: Daemon) -> None:
+async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
     await asyncio.to_thread(define, daemon)
@@ -121,7 +121,7 @@ async def test_a_libvirtd_that_hangs_is_given_up_and_used_again_once_it_answers(
     await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
     await hypervisor.start(SERVER)
     daemon.signal(signal.SIGSTOP)
-    async with asyncio.timeout(60):  # far above the 15 to 20 s of silence after which it is given up
+    async with asyncio.timeout(60):  # far above the 15 to 20 s of silence after which the connection is closed
         with pytest.raises(HypervisorUnavailable):
             await hypervisor.power(SERVER)
     daemon.signal(signal.SIGCONT)
@@ -129,7 +129,7 @@ async def test_a_libvirtd_that_hangs_is_given_up_and_used_again_once_it_answers(
     await hypervisor.close()
 
 
-async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon) -> None:
+async def test_a_start_in_which_libvirtd_was_killed_is_repeated(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
     from tests.contract.kvm_bench import cut_off_start  # noqa: PLC0415
 
@@ -146,7 +146,7 @@ async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon
     await hypervisor.close()
 
 
-async def test_a_server_that_is_held_is_held_by_the_libvirtd_that_comes_next_and_can_be_let_go(daemon: Daemon) -> None:
+async def test_the_next_libvirtd_keeps_the_hold_and_can_release_it(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
     await asyncio.to_thread(define, daemon)
@@ -162,7 +162,7 @@ async def test_a_server_that_is_held_is_held_by_the_libvirtd_that_comes_next_and
 
 
 def held_by(daemon: Daemon) -> list[str]:
-    """What keeps libvirt from moving the server."""
+    """The entries that prevent libvirt from moving the server."""
     import libvirt  # noqa: PLC0415
 
     connection = libvirt.open(daemon.uri)

@@ -1,4 +1,4 @@
-"""Snapshots of running servers on real QEMU: a guest with an agent that is frozen, and what other tools leave."""
+"""Snapshots of running servers on real QEMU: a guest with an agent that is frozen, and changes by other tools."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def monitor(domain: Any, command: str, **arguments: object) -> Any:
 
 @pytest_asyncio.fixture(scope="class", loop_scope="session")
 async def guest(node: KvmBench) -> AsyncIterator[KvmBench]:
-    """A running server with an agent; it takes 10 s to boot here."""
+    """A running server with an agent, which takes 10 s to boot."""
     lab = node.lab
     devices = [disk(make_disk(lab.disk_path(name))) for name in ("ga", "gb")]
     domains.define(node.connection, lab.domain_xml("server-1", devices, agent=True))
@@ -57,7 +57,7 @@ class TestAgent:
     async def test_its_file_systems_are_frozen_at_the_snapshot_and_thawed_after_it(self, guest: KvmBench) -> None:
         console = guest.lab.console("server-1")
         await console.write("before")
-        await console.write("unwritten", synced=False)  # in the guest's memory, until it is frozen
+        await console.write("unwritten", synced=False)  # in the guest's memory until it is frozen
         assert await guest.hypervisor.freeze(1, timeout_seconds=30)
         await guest.hypervisor.take_live_snapshot(1, SPEC)
         assert await guest.hypervisor.thaw(1)
@@ -162,8 +162,8 @@ async def test_a_disk_that_the_running_server_lacks_is_refused(kvm_bench: KvmBen
     assert _tags(kvm_bench) == [[], []]
 
 
-async def test_the_disks_of_a_qemu_that_dies_are_mended(kvm_bench: KvmBench) -> None:
-    """Killed at a random moment around the transaction; the disks take long enough for it."""
+async def test_the_disks_of_a_qemu_that_dies_are_repaired(kvm_bench: KvmBench) -> None:
+    """Killed at a random moment around the transaction, which takes long enough on these disks."""
     paths = [large_disk(kvm_bench.lab.disk_path(name)) for name in ("a", "b")]
     await kvm_bench.add_domain(1, [disk(path) for path in paths])
     for number in range(2):
@@ -183,7 +183,7 @@ async def test_the_disks_of_a_qemu_that_dies_are_mended(kvm_bench: KvmBench) -> 
 
 
 async def _running(bench: KvmBench, *, instead: tuple[str, str] = ("", "")) -> None:
-    """A server with two disks, whose definition has this text replaced."""
+    """Start a server with two disks and this replacement in its definition."""
     devices = [disk(make_disk(bench.path(1, target))) for target in ("vda", "vdb")]
     xml = bench.lab.domain_xml("server-1", devices, guest=False)
     domains.define(bench.connection, xml.replace(*instead) if instead[0] else xml)

@@ -1,4 +1,4 @@
-"""What lies around a server: domains with the same files, bases, overlays, and what its next start needs."""
+"""A server's surroundings: domains with the same files, backing files, overlays, requirements of its next start."""
 
 import os
 import re
@@ -82,7 +82,7 @@ class TestOtherDomains:
         await kvm_bench.hypervisor.revert(1, SPEC.tag)
 
     async def test_a_copy_of_a_server_does_not_take_its_snapshots_along(self, kvm_bench: KvmBench) -> None:
-        """As `virt-clone` makes one: with the metadata of the original."""
+        """A clone as `virt-clone` makes it, with the metadata of the original."""
         await kvm_bench.add_server(1, disks=1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         await kvm_bench.hypervisor.adopt("server-1", server_id=2, account_id=78)
@@ -127,7 +127,7 @@ class TestBases:
         assert read_text(path) == "of the base"
 
     async def test_an_overlay_of_a_backup_is_not_snapshotted(self, kvm_bench: KvmBench) -> None:
-        """What is taken in it would be lost when it is merged."""
+        """A snapshot of the overlay would be lost when the overlay is merged."""
         await kvm_bench.add_server(1, disks=1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         domain, path = kvm_bench.domain(1), kvm_bench.path(1, "vda")
@@ -154,10 +154,10 @@ class TestNextStart:
         with pytest.raises(InvalidState, match="could not be started again: the file of cdrom sda is missing"):
             await kvm_bench.hypervisor.layout(1)
         await kvm_bench.hypervisor.cut_power(1)
-        await kvm_bench.hypervisor.layout(1)  # of one that is off nothing is made worse
+        await kvm_bench.hypervisor.layout(1)  # a job makes nothing worse for a server that is off
 
-    async def test_a_start_without_a_disk_may_be_made_again(self, kvm_bench: KvmBench) -> None:
-        """Its storage was away for a moment, for example."""
+    async def test_a_start_without_a_disk_can_be_repeated(self, kvm_bench: KvmBench) -> None:
+        """For example, its storage was unavailable for a moment."""
         await kvm_bench.add_server(1, disks=1)
         path, away = kvm_bench.path(1, "vda"), kvm_bench.lab.disk_path("away")
         path.rename(away)
@@ -172,7 +172,7 @@ class TestNextStart:
     async def test_a_file_that_was_put_in_the_place_of_the_one_in_use_is_noticed(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1, running=True)
         path = kvm_bench.path(1, "vda")
-        path.unlink()  # QEMU writes to the file without a name until it ends
+        path.unlink()  # QEMU writes to the unlinked file until it exits
         make_disk(path)
         with pytest.raises(InvalidState, match="the file of disk vda is not the one that the running server uses"):
             await kvm_bench.hypervisor.layout(1)
@@ -184,7 +184,7 @@ class TestNextStart:
         with pytest.raises(InvalidState, match="a network card that it would lose"):
             await kvm_bench.hypervisor.layout(1)
 
-    async def test_vcpus_and_memory_that_only_run_are_told_and_no_reason_to_refuse(self, kvm_bench: KvmBench) -> None:
+    async def test_live_only_vcpus_and_memory_are_reported_and_not_refused(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1)
         domain = kvm_bench.domain(1)
         room = "<maxMemory slots='2' unit='MiB'>1024</maxMemory><memory"
@@ -205,7 +205,7 @@ class TestNextStart:
         created = await walk(JobKind.CREATE, kvm_bench.hypervisor)
         assert created.failed_in is None
         assert created.told == foretold.told == {NoteCode.RESOURCES_REDUCED}
-        assert (await kvm_bench.hypervisor.layout(1)).reduced == ()  # as it has started again
+        assert (await kvm_bench.hypervisor.layout(1)).reduced == ()  # after it has started again
 
     async def test_a_server_whose_memory_was_saved_to_a_file_is_not_changed(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1, running=True)

@@ -1,4 +1,4 @@
-"""The survey of a folder and of a libvirt, on real images: what a snapshot would hold, and nothing is changed."""
+"""The survey of a folder and of a libvirt with real images: what a snapshot would hold. Nothing is changed."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: KvmBench) -> None:
+async def test_a_survey_of_a_libvirt_has_the_preflights_messages(kvm_bench: KvmBench) -> None:
     lab = kvm_bench.lab
     await kvm_bench.add_server(1, uefi=True, running=True)
     raw = Device(path=make_disk(lab.disk_path("raw"), format="raw"), format="raw")
@@ -49,7 +49,7 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
         await kvm_bench.hypervisor.layout(2)
 
 
-async def test_a_server_that_could_be_snapshotted_at_another_time_is_told_apart(kvm_bench: KvmBench) -> None:
+async def test_a_server_that_is_refused_only_for_now_is_told_apart(kvm_bench: KvmBench) -> None:
     await kvm_bench.add_server(1, running=True)
     kvm_bench.suspend(1)
     (found,) = await survey_libvirt(kvm_bench.lab.uri)
@@ -117,7 +117,7 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
 
 
 def definition(name: str, *disks: Device) -> str:
-    """A domain with these disks, as libvirt writes it."""
+    """The XML of a domain with these disks, as libvirt writes it."""
     elements = "".join(
         f"<disk type='file' device='{'cdrom' if one.cdrom else 'disk'}'><driver name='qemu' type='{one.format}'/>"
         f"<source file='{one.path}'/><target dev='sd{'abcd'[number]}'/>{'<readonly/>' * one.readonly}</disk>"
@@ -137,9 +137,9 @@ async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> 
     overlay = tmp_path / "overlay.qcow2"
     qemu_img("create", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(overlay))
     written = {
-        "a/first.xml": definition("first", disk(own), disk(Path("/gone/shared.qcow2"))),  # by its name
+        "a/first.xml": definition("first", disk(own), disk(Path("/gone/shared.qcow2"))),  # found by its name
         "second.xml": definition("second", disk(shared)),
-        "third.xml": definition("third", Device(path=Path("/moved/shared.qcow2"), readonly=True)),  # beside it
+        "third.xml": definition("third", Device(path=Path("/moved/shared.qcow2"), readonly=True)),  # found beside it
         "fourth.xml": definition("fourth", disk(overlay)),
         "fifth.xml": definition("fifth", disk(base)),
         "a/sixth.xml": definition("sixth", disk(Path("/none/x.qcow2"))),
@@ -157,7 +157,7 @@ async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> 
         in surveyed["fifth"].noticed[0]
     )
     assert f"third ({tmp_path}/third.xml)" in surveyed["second"].noticed[0]
-    for name in ("first", "fourth"):  # a file that was found by its name alone may be another node's
+    for name in ("first", "fourth"):  # a file that was found only by its name may belong to another node
         assert (surveyed[name].refused, surveyed[name].noticed) == ((), ())
     for name, other in (("sixth", "seventh"), ("seventh", "sixth")):
         assert (surveyed[name].refused, surveyed[name].not_judged) == ((), ("disk sda: its image was not found",))
@@ -194,4 +194,4 @@ async def test_every_domain_that_is_read_somewhere_else_is_surveyed_too() -> Non
     refused = {one.name for one in surveyed if one.refused}
     assert any("persistent-memory" in name for name in refused)
     assert not any("/plain.xml" in name for name in refused)
-    assert all(one.refused or one.not_judged for one in surveyed)  # no image is here
+    assert all(one.refused or one.not_judged for one in surveyed)  # the images are not on this machine

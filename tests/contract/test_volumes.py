@@ -1,4 +1,4 @@
-"""What only a libvirtd has: storage pools, as terraform-provider-libvirt uses them, and places of its own."""
+"""Features that only libvirtd has: storage pools, as terraform-provider-libvirt uses them, and its own paths."""
 
 import asyncio
 import os
@@ -55,8 +55,8 @@ def pool(connection: Any, folder: Path, name: str, *, active: bool = True) -> An
 
 
 def define(daemon: Daemon, connection: Any, source: str, *, efi: bool = False) -> None:
-    """A domain whose second disk is a volume."""
-    lab = Lab(daemon.folder / "l")  # for its XML alone
+    """Define a domain whose second disk is a volume."""
+    lab = Lab(daemon.folder / "l")  # only for its XML
     first, second = (make_disk(lab.disk_path(name), "16M") for name in ("a", "b"))
     xml = lab.domain_xml("s1", [disk(first), disk(second)], guest=False)
     here = (
@@ -98,7 +98,7 @@ async def test_a_disk_that_is_a_volume_of_a_pool_is_held_like_its_file(daemon: D
     await hypervisor.close()
 
 
-async def test_a_disk_whose_pool_is_away_for_a_while_is_not_passed_over(daemon: Daemon, connection: Any) -> None:
+async def test_a_disk_of_an_unavailable_pool_is_not_skipped(daemon: Daemon, connection: Any) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
     from drivers.qcow2 import image  # noqa: PLC0415
 
@@ -127,7 +127,7 @@ async def test_a_disk_whose_pool_is_away_for_a_while_is_not_passed_over(daemon: 
         ("pool='none' volume='v1'", "does not know"),
         ("pool='asleep' volume='v1'", "not active"),
         ("pool='images' volume='none'", "names a volume that"),
-        ("pool='images' volume='device'", "is missing"),  # libvirt calls it one
+        ("pool='images' volume='device'", "is missing"),  # libvirt's own name for it
         ("pool='images' volume='folder'", "of type dir"),
     ],
 )

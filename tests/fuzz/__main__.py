@@ -1,5 +1,5 @@
-"""`make fuzz N=100000 SEED=7`: so many requests at random to a real service; exit code 1 if any is answered with 5xx or
-not at all, or if a program has ended or keeps growing."""
+"""`make fuzz N=100000 SEED=7`: N random requests to a real service; exit code 1 if any is answered with 5xx or not
+at all, or if a program has exited or keeps growing."""
 
 import asyncio
 import os
@@ -21,8 +21,8 @@ from tests.integration.whole_service import running
 
 CONNECTIONS = 16
 ANSWER_SECONDS = 60.0
-REST_SECONDS = 1.0  # for the answer to a request whose framing may say that more will come
-GROWTH_MB = 40  # of one program over the second half: far above what caches of a fixed size still take then
+REST_SECONDS = 1.0  # wait for the answer to a request whose framing announces more data
+GROWTH_MB = 40  # of one program over the second half; caches of a fixed size grow far less by then
 SHOWN = 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,10 +30,10 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 @dataclass(kw_only=True)
 class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
-    closed: int = 0  # without an answer
-    unfinished: int = 0  # requests of which the server may still expect more
+    closed: int = 0  # connections without an answer
+    unfinished: int = 0  # requests for which the server may expect more data
     violations: list[str] = field(default_factory=list)
-    growth_mb: dict[str, tuple[float, float]] = field(default_factory=dict)  # at half, at the end
+    growth_mb: dict[str, tuple[float, float]] = field(default_factory=dict)  # at half time and at the end
 
     def text(self) -> str:
         rows = [
@@ -104,14 +104,14 @@ async def _keep_sending(fuzzer: Fuzzer, tally: Tally, address: tuple[str, int], 
 async def _answered(
     request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fuzzer: Fuzzer, tally: Tally
 ) -> bool:
-    """Whether the connection can take another request."""
+    """Whether the connection can be used for another request."""
     writer.write(request.raw)
     version, status, headers = await _head(reader)
     while status == 100:
         version, status, headers = await _head(reader)
     tally.statuses[status] += 1
     if headers.get("transfer-encoding") or "text/event-stream" in headers.get("content-type", ""):
-        return False  # a stream of events has no end
+        return False  # an event stream has no end
     length = 0 if request.is_head or status in {204, 304} else int(headers.get("content-length", "0"))
     body = await reader.readexactly(length)
     if status >= 500:

@@ -1,4 +1,4 @@
-"""Requests at random, as bytes: of the document's calls, with anything in each part of them."""
+"""Random requests, as bytes: calls of the document, with random values in each part."""
 
 import json
 import random
@@ -68,11 +68,11 @@ HEADERS = (
     *("Expect", "Range", "Accept", "Accept-Encoding", "Content-Encoding", "X-Forwarded-For", "Origin", "traceparent"),
     *("Connection", "Upgrade", "Host", "Transfer-Encoding", "Content-Length", "Authorization"),
 )
-_CALLS = [call for call in CALLS if call.id != "ops_revoke_token"]  # with its own tokens revoked, all else is a 401
+_CALLS = [call for call in CALLS if call.id != "ops_revoke_token"]  # would revoke the fuzzer's own tokens
 _ID = re.compile(r"[0-9a-f]{1,32}")
 FRAMING = frozenset(
     {"Connection", "Upgrade", "Transfer-Encoding", "Content-Length"}
-)  # after these, one more may not fit
+)  # after these, no further call may succeed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Request:
 
 @dataclass(kw_only=True)
 class Fuzzer:
-    """`ids`: what there is, by the name that a path has for it; the answers add to it."""
+    """`ids`: the existing IDs, by their name in paths; answers add to them."""
 
     chance: random.Random
     customer: str  # token
@@ -124,7 +124,7 @@ class Fuzzer:
         )
 
     def learn(self, body: bytes) -> None:
-        """Take ids out of an answer."""
+        """Read the IDs in an answer."""
         try:
             found = json.loads(body)
         except ValueError:
@@ -182,7 +182,7 @@ def _on_one_line(value: str) -> str:
 
 
 def _ids(found: Any, name: str = "") -> list[tuple[str, str]]:
-    """Each value of a field whose name ends with `id`, and its name."""
+    """Each field whose name ends with `id`: its name and value."""
     if isinstance(found, dict):
         return [one for key, value in found.items() for one in _ids(value, key)]
     if isinstance(found, list):

@@ -1,4 +1,4 @@
-"""A cell whose records can be damaged, and all that is done with them: every list, page, record, chore and loop."""
+"""A cell whose records can be damaged, and everything that reads them: every list, page, record, chore and loop."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -77,11 +77,11 @@ SINGLES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """A node, its one server, and the ids of what the service knows of it, by kind."""
+    """A node with one server, and the IDs of its records by kind."""
 
     node: NodeStore
     server: ServerId
-    secret: str  # of the node's credential
+    secret: str  # the node's credential
     ids: Mapping[str, Sequence[str]]
 
 
@@ -106,7 +106,7 @@ class World:
             await pipe.execute()
 
     async def ask(self, path: str) -> Answer:
-        """The path of a call or of a page."""
+        """Request the path of a call or of a page."""
         if path.startswith("ops/"):
             page = await self.browser.get(f"/{path}")
             return Answer(status=page.status, headers=page.headers, raw=page.text.encode())
@@ -125,7 +125,7 @@ class World:
         return set(self.webhooks) if kind == "webhook" else {one for h in self.hosted for one in h.ids[kind]}
 
     async def lists(self, missing: Mapping[str, set[str]]) -> None:
-        """Every list and page answers, and lacks none but these records."""
+        """Check that every list and page answers and omits only these records."""
         for kind, paths in LISTS.items():
             for path in paths:
                 rows = (await self.answered(f"api/v1/{path}")).body.get("results", [])
@@ -136,7 +136,7 @@ class World:
             await self.answered(f"ops/{page}")
 
     async def singles(self, kind: str, record: str) -> None:
-        """A record, asked for by its id, is shown or refused in clear words."""
+        """Check that a record is shown when requested by its ID, or refused with a clear reason."""
         for path in SINGLES[kind]:
             answer = await self.ask(path.format(record))
             assert answer.status in {200, 404, 409}, (path, answer.raw[:2000])
@@ -144,7 +144,7 @@ class World:
                 answer.refused(409, "record_unreadable")
 
     async def told(self) -> set[str]:
-        """The keys that operators are told."""
+        """The keys that are shown to operators."""
         findings = (await self.answered("api/v1/ops/findings/")).body
         return {one["key"] for one in findings["unreadable_records"]}
 
@@ -157,7 +157,7 @@ async def ended(node: NodeStore, job_id: JobId, outcome: Outcome) -> None:
 
 
 async def _hosted(cell: Cell, number: int) -> Hosted:
-    """With a completed job, one that stranded the server, a waiting dry run, one that has ended, a schedule that is
+    """A node with a completed job, one that stranded the server, a waiting and an ended dry run, a schedule that is
     due, and a finding."""
     server, store = ServerId(1000 + number), cell.store
     node = node_store(cell.redis, node=f"n{number}", machine=f"m{number}")
@@ -193,7 +193,7 @@ async def _hosted(cell: Cell, number: int) -> Hosted:
 
 
 async def _have_webhooks(cell: Cell) -> Sequence[str]:
-    """Ten, each with two tests to be delivered; the last is told of a job too."""
+    """Create ten webhooks, each with two undelivered tests; the last one also has a job's event."""
     webhooks = Webhooks(cell.redis)
     made = []
     for number in range(10):
@@ -207,7 +207,7 @@ async def _have_webhooks(cell: Cell) -> Sequence[str]:
 
 @asynccontextmanager
 async def _serving(cell: Cell) -> AsyncIterator[FrontEnd]:
-    """Without what runs beside the requests: its rounds are run one by one."""
+    """A front end without its background work, whose rounds the tests run one by one."""
     settings = ApiSettings.model_validate({"port": 0, "calls_per_minute": 10_000_000})
     tokens = Tokens(cell.redis)
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
@@ -247,13 +247,13 @@ async def made(cell: Cell, *, servers: int) -> AsyncIterator[World]:
                 pipe.pttl(key)
                 pipe.dump(key)
             told = await pipe.execute()
-        # without what has expired since
+        # without keys that have expired since
         dumped = [one for one in zip(keys, told[::2], told[1::2], strict=True) if one[2] is not None]
         yield World(api=api, browser=browser, ops=ops, hosted=hosted, webhooks=webhooks, dumped=dumped)
 
 
 async def work(world: World, *, well: Hosted | None) -> None:
-    """A round of every chore and loop, none of which may break; what is `well` is served by them."""
+    """Run a round of every chore and loop and check that none fails and that the records of `well` are processed."""
     redis = world.redis
     with capture_logs() as logs:
         await CellStore(redis).numbers()
@@ -262,7 +262,7 @@ async def work(world: World, *, well: Hosted | None) -> None:
         await chores.forget_failed()
         await chores.keep_bounds(Bounds())
         await Scheduler(chores=chores).round()
-        with suppress(StoreUnavailable):  # where the log itself holds another type of data: the entries wait
+        with suppress(StoreUnavailable):  # if the log itself has another type, its entries wait
             await _keeper(redis).keep()
         credential = await Credentials(redis).find(world.hosted[-1].secret)
         await Credentials(redis).all()
@@ -297,7 +297,7 @@ async def _claims(deliveries: Deliveries) -> AsyncIterator[str]:
 
 
 async def _work_of(world: World, hosted: Hosted) -> None:
-    """What the worker of a node asks of the store, where nothing of its own is damaged."""
+    """What a node's worker requests from the store, if nothing of the node is damaged."""
     node, server = hosted.node, hosted.server
     assert await node.take_lease(seconds=600) is None
     number = int(server) - 1000
@@ -311,7 +311,7 @@ async def _work_of(world: World, hosted: Hosted) -> None:
 
 
 async def work_damaged(hosted: Hosted) -> None:
-    """The same where something is: it may refuse that, and nothing else."""
+    """Do the same if something is damaged: only that may be refused."""
     node, server = hosted.node, hosted.server
     assert await node.take_lease(seconds=600) is None
     await node.report([ReportedServer(id=server, account_id=ACCOUNT, name="web", power="on")], FACTS)

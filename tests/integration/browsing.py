@@ -1,4 +1,4 @@
-"""An operator's browser, as far as HTTP goes: it keeps a cookie, says where a request comes from, and sends forms."""
+"""An operator's browser at the HTTP level: it keeps a cookie, sends the origin of a request, and submits forms."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -33,7 +33,7 @@ class Page:
 
 @dataclass(kw_only=True)
 class Browser:
-    """Without a session where `session` is empty."""
+    """`session`: an empty one sends no session."""
 
     client: ClientSession
     port: int
@@ -56,7 +56,7 @@ class Browser:
         return await self.ask("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
     async def seen(self, path: str) -> str:
-        """The text of a page that is there."""
+        """The text of a page that must exist."""
         page = await self.get(path)
         assert page.status == 200, page.text
         return page.text
@@ -69,7 +69,7 @@ class Browser:
         return page
 
     async def post(self, path: str, fields: Mapping[str, Any] | None = None, **headers: str) -> Page:
-        """As a page of ours does: with its CSRF token."""
+        """Post as a page of the dashboard does, with its CSRF token."""
         if not self.csrf:
             self.csrf = (await self.get("/ops/jobs/")).csrf
         sent = {"X-CSRF-Token": self.csrf, **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -83,7 +83,7 @@ class Browser:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """A front end, and an operator who has logged in to its dashboard."""
+    """A front end and an operator who has logged in to its dashboard."""
 
     api: FrontEnd
     browser: Browser

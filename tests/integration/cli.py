@@ -1,4 +1,4 @@
-"""`vps-snapshots` as a person or a script calls it: a process, in a pipe or at a terminal."""
+"""`vps-snapshots` as a person or a script runs it: a process, in a pipe or at a terminal."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ class Done:
 
 @dataclass(kw_only=True)
 class Terminal:
-    """The other side of a terminal: what is on it, and what is typed."""
+    """The terminal of a program: its screen, and keyboard input."""
 
     process: asyncio.subprocess.Process
     keyboard: int
@@ -51,7 +51,7 @@ class Terminal:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def shows(self, text: str) -> str:
-        """Wait until it is on the screen; all that came so far, without what steers the terminal."""
+        """Wait until the text is on the screen. Returns all output so far without control sequences."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while text not in plain(self.shown):
                 self.changed.clear()
@@ -67,7 +67,7 @@ class Terminal:
 
 
 def _at_its_terminal() -> None:
-    """So that Ctrl-C reaches the program, also where the tests run in the background, where a shell has it ignored."""
+    """Make Ctrl-C reach the program, also if the tests run in the background, where a shell makes it ignored."""
     ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -76,16 +76,17 @@ def _at_its_terminal() -> None:
 class Cli:
     url: str
     token: str
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))  # a test may ask for dozens at once
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))  # a test may start dozens at once
 
     def environment(self, **more: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("VPS_SNAPSHOTS_")}
-        clean |= {"COLUMNS": "", "LINES": ""}  # of the terminal in which the tests run
+        clean |= {"COLUMNS": "", "LINES": ""}  # of the terminal that runs the tests
         ours = {"VPS_SNAPSHOTS_URL": self.url, "VPS_SNAPSHOTS_TOKEN": self.token, "TERM": "xterm-256color"}
         return {name: value for name, value in (clean | ours | more).items() if value}
 
     async def run(self, *arguments: object, **environment: str) -> Done:
-        """In a pipe, to its end. In a process that has imported what it needs: there are hundreds of runs."""
+        """Run a command in a pipe until it ends. The process has imported its modules already: there are hundreds of
+        runs."""
         async with self._slots:
             with TemporaryDirectory() as folder:
                 out, err = Path(folder) / "out", Path(folder) / "err"
@@ -157,7 +158,7 @@ _WARM.set_forkserver_preload(["__main__", "api.cli.main", "api.cli.wire", "tests
 
 
 async def _ended(process: multiprocessing.context.ForkServerProcess, arguments: object) -> None:
-    """Return when it has. Only one thread may ask: of two at once, one gets 255 for its exit code."""
+    """Return when it has ended. Only one thread may wait: of two at once, one gets the exit code 255."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(process.sentinel, ended.set)
     try:
@@ -183,7 +184,7 @@ def _program(arguments: list[str], environment: dict[str, str], out: Path, err: 
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command by the words that call it."""
+    """Every command by its words."""
     inner = getattr(command, "commands", None)
     if inner is None:
         return {path: command}

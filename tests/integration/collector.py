@@ -1,4 +1,4 @@
-"""A collector of traces: takes OTLP over HTTP and keeps the spans, or hangs."""
+"""A trace collector: accepts OTLP over HTTP and keeps the spans, or hangs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-SEEN_SECONDS = 60.0  # far above what it takes
+SEEN_SECONDS = 60.0  # far more than it needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Collector:
         return web.Response(body=answer, content_type="application/x-protobuf")
 
     async def seen(self, is_wanted: Callable[[SeenSpan], bool]) -> SeenSpan:
-        """The first such span, once it has come."""
+        """Return the first such span when it has arrived."""
         async with asyncio.timeout(SEEN_SECONDS):
             while True:
                 self._more.clear()
@@ -99,7 +99,7 @@ async def collecting() -> AsyncIterator[Collector]:
 
 @asynccontextmanager
 async def hanging() -> AsyncIterator[str]:
-    """The address of one that takes every connection, reads, and never answers."""
+    """The address of a collector that accepts every connection, reads, and never answers."""
     let_go = asyncio.Event()
 
     async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

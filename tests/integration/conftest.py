@@ -1,4 +1,4 @@
-"""A cell in Redis: a front end's store, a node's store, and a server for them to talk about."""
+"""A cell in Redis: a front end's store, a node's store, and a server."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ SERVER = ServerId(12345)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One node `n1` that holds its lease, seen from both sides of Redis."""
+    """One node `n1` that holds its lease, with both sides' access to Redis."""
 
     redis: Redis
     store: CustomerStore
@@ -33,12 +33,12 @@ class Cell:
         listed = [
             ReportedServer(id=server, account_id=account, name="web-server-01", power=power) for server in servers
         ]
-        for _ in range(1 + len(listed) // 400):  # so many are added by one report
+        for _ in range(1 + len(listed) // 400):  # a report adds at most this many
             for fresh in (await self.node.report(listed)).fresh:
                 await self.node.publish(fresh, [], [])
 
     async def give(self, account: AccountId, server: ServerId = SERVER) -> None:
-        """The server to another account, as an operator does."""
+        """Move the server to another account, as an operator does."""
         await OperatorStore(self.redis, self.store).place(server, account_id=account)
 
     async def create(
@@ -58,20 +58,20 @@ class Cell:
         return JobId(held.decode())
 
     async def fill(self, share: float) -> None:
-        """So much of Redis's `maxmemory` is in use from now on."""
-        # 64 MB: the scripts that Redis loads and the buffers of connections must be a small part of all
+        """Use this share of Redis's `maxmemory` from now on."""
+        # 64 MB, so that the scripts that Redis loads and the buffers of connections are only a small part
         await self.redis.config_set("maxmemory", 0)
         await self.redis.setrange("filler", 64 << 20, b"x")
         used = int((await self.redis.info("memory"))["used_memory"])
         await self.redis.config_set("maxmemory", round(used / share))
 
     async def empty(self) -> None:
-        """The end of `fill`."""
+        """Undo `fill`."""
         await self.redis.config_set("maxmemory", 0)
         await self.redis.delete("filler")
 
     async def raw(self, *command: str | int | bytes) -> Any:
-        """What Redis answers to a command, unadorned."""
+        """Redis's unprocessed answer to a command."""
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py's gap
 
 
@@ -80,7 +80,7 @@ def node_store(redis: Redis, *, node: str = "n1", machine: str = "m1", who: str 
 
 
 async def nothing_more(_: ServerId) -> None:
-    """For a publisher whose node has nothing to tell again."""
+    """For a publisher whose node has nothing more to report."""
 
 
 @pytest.fixture
@@ -94,6 +94,6 @@ async def cell(redis: Redis) -> Cell:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In memory if possible: journals wait for their file at each step."""
+    """In memory if possible, because each step waits for the journal's file."""
     with tempfile.TemporaryDirectory(prefix="vps-test-", dir=in_memory()) as folder:
         yield Path(folder)

@@ -1,4 +1,4 @@
-"""A node whose worker dies where a test says so, and what must be true of it afterwards, whatever has happened."""
+"""A node whose worker dies where a test requests it, and the checks of its state afterward."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -21,13 +21,13 @@ from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 
 TARGETS = ("vda", "vdb")
-BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today
+BEFORE, NOW = "at the snapshot", "now"  # the content of the disks at the snapshot, and the current one
 LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, safety_kept_seconds=3600)
 
 
 @dataclass(kw_only=True)
 class DyingNode:
-    """`happened` holds all that the driver did since the last `start_over`; `die_at` the places in it to die at."""
+    """`happened`: the driver's effects since the last `start_over`; `die_at`: those at which it dies."""
 
     cell: Cell
     folder: Path
@@ -35,13 +35,13 @@ class DyingNode:
     limits: Limits = LIMITS
     happened: list[Happening] = field(default_factory=list)
     die_at: set[int] = field(default_factory=set)
-    away_at: Effect | None = None  # during which it is away for long
+    away_at: Effect | None = None  # the effect during which it is cut off for long
     absences: int = 0
     past: Past = Past.QUIET
     without_a_stop: bool = False  # creates are live, and the guest has an agent
     held: dict[SnapshotId, Held] = field(default_factory=dict)
     found: Found | None = None  # by the job that was admitted last
-    metrics: Metrics = field(default_factory=Metrics)  # of all its lives, as if each had been scraped at its end
+    metrics: Metrics = field(default_factory=Metrics)  # of all its processes, as if each had been scraped at its end
 
     @classmethod
     async def make(
@@ -54,7 +54,7 @@ class DyingNode:
         past: Past = Past.QUIET,
         live: bool = False,
     ) -> "DyingNode":
-        """With one snapshot, taken of BEFORE; the guest has NOW, after that past."""
+        """Make a server with one snapshot, of BEFORE; the guest has NOW, after that past."""
         server = FakeServer(
             name="web-server-01",
             server_id=SERVER,
@@ -86,7 +86,7 @@ class DyingNode:
         self.hypervisor.server(SERVER).nvram = text
 
     async def admit(self, kind: JobKind) -> JobId:
-        """Ask for a job of this kind, about the first snapshot where it is about one."""
+        """Admit a job of this kind, for the first snapshot if it needs one."""
         server, store, present_only = self.hypervisor.server(SERVER), self.cell.store, self.past is Past.REBUILT
         if kind is JobKind.CREATE:
             self.found = Found.now(server, goes_back_to=None)
@@ -110,7 +110,7 @@ class DyingNode:
         return (await store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")).id
 
     async def live(self, job_id: JobId | None = None, begun: Job | None = None) -> bool:
-        """One life of the worker: it goes on with what is owed, then does the job. Whether it outlived that."""
+        """Run the worker once: it resumes unfinished jobs, then does the job. Returns whether it survived."""
         journal = Journal(self.folder / "journal.sqlite")
         runner = self._runner(journal)
         try:
@@ -125,7 +125,7 @@ class DyingNode:
         return True
 
     async def settle(self, job_id: JobId) -> Job:
-        """Start the worker again until it lives, and the job's end."""
+        """Start the worker again until it survives. Returns the job at its end."""
         while not await self.live(job_id):
             pass
         self.die_at.clear()
@@ -155,7 +155,7 @@ class DyingNode:
             await runner.safety.drop_due()
 
     async def check(self, job: Job, *, power: Power) -> None:
-        """What must be true when a job has ended, unless it is stranded."""
+        """Check the state after the end of a job that is not stranded."""
         server = self.hypervisor.server(SERVER)
         assert self.hypervisor.misuse == []
         assert job.state in {JobState.COMPLETED, JobState.FAILED}
@@ -169,19 +169,19 @@ class DyingNode:
         await self.check_snapshots()
 
     def data(self) -> set[str]:
-        """What the guest finds on all its disks and in its UEFI variables: one text, unless something is torn."""
+        """The guest's data on all its disks and in its UEFI variables: one text, unless something is torn."""
         server = self.hypervisor.server(SERVER)
         return {*self.hypervisor.read(SERVER).values(), server.nvram or ""}
 
     async def completed(self) -> set[SnapshotId]:
-        """What the customer sees as completed."""
+        """The snapshots that the customer sees as completed."""
         page = await self.cell.store.snapshots(
             account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=100
         )
         return {snapshot.id for snapshot in page.results if snapshot.status is SnapshotStatus.COMPLETED}
 
     async def check_snapshots(self) -> None:
-        """Each snapshot that the customer sees as completed is whole, with its data; nothing else of ours is there."""
+        """Check that each completed snapshot is whole and has its data, and that the service left nothing else."""
         server = self.hypervisor.server(SERVER)
         page = await self.cell.store.snapshots(
             account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=100

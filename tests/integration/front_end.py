@@ -1,4 +1,4 @@
-"""The front end on a real port, in front of a real Redis, and a customer who calls it."""
+"""A front end on a real port with a real Redis, and a customer who calls it."""
 
 import json
 import socket
@@ -40,13 +40,15 @@ class Answer:
         return json.loads(self.raw)
 
     def refused(self, status: int, code: str) -> Any:
-        """The problem document, when it is one with that status and code."""
+        """The problem document; checks that it has that status and code."""
         assert (self.status, self.body["code"]) == (status, code), self.raw
         assert self.headers["Content-Type"] == "application/problem+json"
         keys = ["type", "title", "status", "detail", "code", "request_id"]
         assert list(self.body) in (keys, [*keys, "errors"], [*keys, "conflicts_with"])
         assert self.body["status"] == status
         assert self.body["request_id"] == self.headers["X-Request-Id"]
+        is_of_limit = code.endswith("_limit_reached") or code == "too_many_dry_runs"
+        assert self.headers.get("X-Limit", "").isdigit() == is_of_limit
         return self.body
 
     def refused_fields(self) -> list[str]:
@@ -60,7 +62,7 @@ class FrontEnd:
     port: int
     cell: Cell
     tokens: Tokens
-    token: str  # of ACCOUNT, may read and write
+    token: str  # of ACCOUNT, with permission to read and write
 
     async def new_token(
         self, *, account: AccountId | None = ACCOUNT, permissions: Iterable[Permission] = READ_WRITE
@@ -78,10 +80,10 @@ class FrontEnd:
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """As the public tier calls: with its token, and application/json also where there is no body."""
+        """Call as the public tier does: with its token, and with application/json even without a body."""
         sent = {"Authorization": f"Bearer {token or self.token}", "Content-Type": "application/json", **(headers or {})}
         raw = json.dumps(body).encode() if body is not None else data
-        # encoded: what stands in the path goes on the wire as it stands
+        # encoded: the path is sent unchanged
         url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
         async with self.client.request(method, url, data=raw, headers=sent, allow_redirects=False) as response:
             return Answer(status=response.status, headers=response.headers, raw=await response.read())
@@ -90,14 +92,14 @@ class FrontEnd:
         return await self.call("POST", body={"server_id": SERVER, "name": name, "description": description})
 
     async def have_snapshot(self, name: str = "pre-migration") -> int:
-        """A snapshot that is completed."""
+        """Create a completed snapshot."""
         answer = await self.create(name, "Before major migration")
         assert answer.status == 201, answer.raw
         await self.work(answer)
         return int(answer.body["id"])
 
     async def have_failed_delivery(self, webhook_id: str) -> str:
-        """A test of a webhook that was given up."""
+        """Create a webhook test whose delivery was given up."""
         delivery_id, created_ms = uuid4().hex, round(time.time() * 1000)
         record = {"v": "1", "webhook": webhook_id, "event": "webhook.test", "attempts": "10", "status": "500"}
         record |= {"error": "bad_status", "created_ms": str(created_ms), "next_ms": "", "delivered_ms": ""}
@@ -106,14 +108,14 @@ class FrontEnd:
         return delivery_id
 
     async def work(self, answer: Answer, outcome: Outcome = DONE) -> None:
-        """Let the node do the job that an answer points to."""
+        """Let the node do the job of an answer."""
         job_id = JobId(answer.headers["Operation-Location"].split("/")[-2])
         await self.cell.node.begin(job_id)
         await self.cell.node.finish(job_id, outcome)
 
 
 class Names(AbstractResolver):
-    """Knows these names and no other: a test asks nobody outside."""
+    """A resolver that knows only these names, so that no test uses the network."""
 
     def __init__(self, addresses: Mapping[str, str]) -> None:
         self._addresses = addresses
@@ -144,7 +146,7 @@ async def serving(
     process: Process | None = None,
     **settings: Any,
 ) -> AsyncIterator[FrontEnd]:
-    """`token`: a customer's that is there already. `settings`: those that the test shortens or changes."""
+    """`token`: an existing customer's token. `settings`: settings that the test changes."""
     given = ApiSettings.model_validate({"port": 0, **settings})
     tokens = Tokens(cell.redis)
     if token is None:

@@ -1,4 +1,4 @@
-"""What has become of a server since a snapshot of it was taken, by other people's tools, its owner and time."""
+"""What other tools, its owner and time have done to a server since a snapshot of it was taken."""
 
 import copy
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ OVERWRITING = {JobKind.RESTORE, JobKind.UNDO}
 
 
 class Past(StrEnum):
-    QUIET = "quiet"  # nothing but that the guest wrote
-    WORN = "worn"  # backed up with bitmaps and checkpoints, one disk enlarged, one damaged so that it can be mended
-    REBUILT = "rebuilt"  # one disk detached, another added in its place; backed up
+    QUIET = "quiet"  # the guest wrote, and nothing else happened
+    WORN = "worn"  # backed up with bitmaps and checkpoints, one disk enlarged, one damaged repairably
+    REBUILT = "rebuilt"  # one disk detached and another one attached; backed up
 
 
 def befall(server: FakeServer, past: Past, *, text: str) -> None:
-    """Let it happen, or happen once more. `text`: what the guest has on its disks."""
+    """Apply this past, possibly again. `text`: the content of the guest's disks."""
     if past is Past.QUIET:
         return
     first = next(iter(server.disks.values()))
@@ -34,7 +34,7 @@ def befall(server: FakeServer, past: Past, *, text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a snapshot holds of each image, whichever server that is attached to."""
+    """The data that a snapshot holds of each image, regardless of the server to which it is attached."""
 
     text: str
     virtual_bytes: dict[str, int]  # by image
@@ -44,7 +44,7 @@ class Held:
         return cls(text=text, virtual_bytes={disk.image: disk.virtual_bytes for disk in server.disks.values()})
 
     def check(self, server: FakeServer, tag: str) -> None:
-        """It is whole, also on what is not a disk of the server any more, and written down."""
+        """Check that it is whole, also on disks that no longer belong to the server, and recorded."""
         images = [*server.disks.values(), *server.detached.values()]
         holders = {disk.image: disk for disk in images if tag in disk.tags}
         assert {image: disk.tag_bytes[tag] for image, disk in holders.items()} == self.virtual_bytes
@@ -56,7 +56,7 @@ class Held:
 
 @dataclass(kw_only=True)
 class Found:
-    """A server as a job has found it, to be compared with how it leaves it."""
+    """The state of a server at the start of a job, to be compared with its end."""
 
     before: FakeServer
     goes_back_to: Held | None = field(default=None)  # None: the job overwrites nothing
@@ -66,7 +66,7 @@ class Found:
         return cls(before=copy.deepcopy(server), goes_back_to=goes_back_to)
 
     def check(self, server: FakeServer, job: Job) -> None:
-        """Contents, sizes, bitmaps, generation id and damage are as that job must leave them."""
+        """Check that contents, sizes, bitmaps, generation ID and damage are as that job must leave them."""
         before, target = self.before, self.goes_back_to if job.state is JobState.COMPLETED else None
         for name, disk in server.disks.items():
             went_back = target is not None and disk.image in target.virtual_bytes
@@ -84,7 +84,7 @@ class Found:
             assert NoteCode.DISK_KEPT_SIZE in _told(job)
 
     def _check_chain(self, server: FakeServer, job: Job) -> None:
-        """A restore leaves no bitmap that lies, and whoever's chain has ended is told; all else leaves them alone."""
+        """Check that only a restore ends a backup chain, without a wrong bitmap, and that it reports this."""
         is_as_before = _chain(server) == _chain(self.before)
         assert is_as_before or (job.kind in OVERWRITING and NoteCode.BACKUP_CHAIN_ENDED in _told(job)), job
         if job.kind in OVERWRITING and job.state is JobState.COMPLETED:
@@ -99,7 +99,7 @@ class Found:
 
 
 def _chain(server: FakeServer) -> dict[str, list[str]]:
-    """What the next incremental backup rests on."""
+    """The data that the next incremental backup needs."""
     return {"checkpoints": server.checkpoints} | {target: disk.bitmaps for target, disk in server.disks.items()}
 
 

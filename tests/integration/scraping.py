@@ -1,4 +1,4 @@
-"""A cell whose programs are scraped: a worker with simulated servers, as its wiring makes it, and a front end."""
+"""A cell whose programs are scraped: a worker with simulated servers, wired as in production, and a front end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -52,7 +52,7 @@ class Scraped:
         return await self.scrape(self.front_end.port) | await self.scrape(self.worker_port)
 
     async def round(self, number: int) -> None:
-        """Jobs that complete, one that fails, one that strands its server (the first time), calls that are refused."""
+        """Run jobs that complete, one that fails, one that strands its server (the first time), and refused calls."""
         self.hypervisor.faults.fail(Effect.SNAPSHOT_DISK, server_id=SICK)
         self.hypervisor.faults.fail(Effect.START, server_id=STRANDED, times=100)
         made = await self.create(WELL, f"round-{number}")
@@ -95,7 +95,7 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 @contextmanager
 def counted(*processors: Processor) -> Iterator[None]:
-    """The log's lines go by way of these."""
+    """Count log lines."""
     before = structlog.get_config()["processors"]
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, *processors, *before]
@@ -108,7 +108,7 @@ def counted(*processors: Processor) -> Iterator[None]:
 
 @asynccontextmanager
 async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
-    """Redis is empty. The worker's jobs of server SICK fail where the test lets them, those of STRANDED too."""
+    """Starts with an empty Redis. Jobs of the servers SICK and STRANDED fail when the test requests it."""
     api_metrics, worker_metrics, job_log = ApiMetrics(), WorkerMetrics(), JobLog()
     redis = RedisSettings(url=f"unix://{server.socket}")
     hypervisor = FakeHypervisor(map(_server, (WELL, SICK, STRANDED)))

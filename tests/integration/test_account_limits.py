@@ -1,12 +1,15 @@
-"""Operators set how many snapshots a server of an account may have."""
+"""Operators set the snapshot limit of an account's servers."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import Answer, FrontEnd, serving
 from worker.store.access.tokens import OPERATORS
+from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, SnapshotId, SnapshotStatus
+from worker.store.nodes.node_store import PublishedSnapshot
 
 LIMIT = f"/api/v1/ops/accounts/{ACCOUNT}/"
 
@@ -39,7 +42,9 @@ async def test_the_limit_holds_from_the_next_request_on(api: FrontEnd, operator:
     await limit(api, operator, 6)
     for number in range(6):
         await api.have_snapshot(f"s{number}")
-    refused = (await api.create("seventh")).refused(400, "snapshot_limit_reached")
+    answer = await api.create("seventh")
+    refused = answer.refused(400, "snapshot_limit_reached")
+    assert answer.headers["X-Limit"] == "6"
     assert refused["detail"] == "The server has reached the limit of 6 snapshots. Delete one first."
     shown = (await api.call("GET", f"/api/v1/servers/{SERVER}/")).body
     assert (shown["snapshots"], shown["snapshots_max"]) == (6, 6)
@@ -70,3 +75,19 @@ async def test_a_limit_that_cannot_be_read_is_that_of_the_contract(cell: Cell, a
         await cell.raw(*damaged)
         assert (await api.call("GET", LIMIT, token=operator)).body["snapshots_max"] == 5
         assert (await api.call("GET", f"/api/v1/servers/{SERVER}/")).body["snapshots_max"] == 5
+
+
+async def test_all_snapshots_of_a_server_with_a_higher_limit_come_back_after_a_loss(cell: Cell) -> None:
+    """The limit is lost as well."""
+    on_disk = [
+        PublishedSnapshot(
+            id=SnapshotId(number),
+            name=f"s{number}",
+            description="",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            size_mb=1,
+            status=SnapshotStatus.COMPLETED,
+        )
+        for number in range(1, SNAPSHOTS_PER_SERVER_MOST + 1)
+    ]
+    assert len(await cell.node.publish(SERVER, on_disk, [])) == SNAPSHOTS_PER_SERVER_MOST

@@ -1,4 +1,4 @@
-"""What the admission script promises, on a real Redis."""
+"""The promises of the admission script, with a real Redis."""
 
 import asyncio
 import json
@@ -186,13 +186,13 @@ async def test_a_restore_is_undone_though_its_snapshot_is_deleted(cell: Cell) ->
 async def test_the_end_of_a_job_tells_what_its_server_does_now(cell: Cell) -> None:
     admitted = await cell.create()
     await cell.node.begin(admitted.job.id)
-    await cell.have([SERVER], power="paused")  # as a report finds it in the moment of its start
+    await cell.have([SERVER], power="paused")  # as in a report during its start
     await cell.node.finish(admitted.job.id, DONE, power="on")
     assert (await cell.job(await cell.create("next"))).server_state is ServerState.SNAPSHOTTING
 
 
 @pytest.mark.parametrize("script", ["return nil .. 'a'", "redis.call('HSET', 'k', 'f', false)", "redis.call('NO')"])
-async def test_a_script_that_breaks_is_told(cell: Cell, capsys: pytest.CaptureFixture[str], script: str) -> None:
+async def test_a_script_that_fails_is_reported(cell: Cell, capsys: pytest.CaptureFixture[str], script: str) -> None:
     broken = cell.redis.register_script(script)
     with pytest.raises(errors.StoreUnavailable), redis_answers():
         await broken()
@@ -273,11 +273,11 @@ async def test_a_suspended_server_is_neither_snapshotted_nor_restored(cell: Cell
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
 
 
-async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(cell: Cell) -> None:
+async def test_old_entries_leave_the_job_lists_and_event_streams(cell: Cell) -> None:
     redis, lists = cell.redis, ("jobs", f"account:{ACCOUNT}:jobs", "jobs:kind:create", "jobs:node:n1")
     for key in lists:
         await redis.zadd(key, {"old": 1})
-        await redis.pexpire(key, 30 * 86_400_000)  # it was not trimmed for a day
+        await redis.pexpire(key, 30 * 86_400_000)  # as if it had not been trimmed for a day
     async with redis.pipeline(transaction=False) as pipe:
         for key, many in ((f"account:{ACCOUNT}:events", 1500), ("events", 11_000)):
             for _ in range(many):
@@ -288,7 +288,7 @@ async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(ce
     await cell.node.begin(admitted.job.id)
 
     assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
-    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # whole nodes of a stream go, not single entries
+    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # Redis trims whole nodes of a stream
     assert await redis.xlen("events") <= 10_100
 
 
@@ -303,7 +303,7 @@ async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None
     assert [snapshot.id for snapshot in one.results] == [ids[3]]
 
 
-async def test_a_job_that_ended_cannot_be_begun_again_or_end_otherwise(cell: Cell) -> None:
+async def test_a_job_that_ended_cannot_start_again_or_end_differently(cell: Cell) -> None:
     admitted = await cell.create()
     await do(cell, admitted)
 
@@ -379,7 +379,7 @@ async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: C
     assert (await cell.job(await cell.create())).node == "n1"
 
 
-async def test_a_server_that_its_node_lets_go_is_the_other_nodes(cell: Cell) -> None:
+async def test_a_server_that_its_node_releases_belongs_to_the_other_node(cell: Cell) -> None:
     other = node_store(cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
     snapshot = await cell.create()
@@ -446,11 +446,11 @@ async def test_a_former_owner_neither_undoes_a_restore_nor_sees_the_server_any_m
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
     assert (await cell.store.job(account_id=ACCOUNT, job_id=restore.job.id)).server_state is None
     await cell.give(ACCOUNT)
-    with pytest.raises(errors.UndoUnavailable):  # what was overwritten may be the other's
+    with pytest.raises(errors.UndoUnavailable):  # the overwritten data may belong to the other account
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
 
-async def test_a_server_that_left_a_dead_node_is_free_and_its_deletes_come_with_it(cell: Cell) -> None:
+async def test_a_server_that_left_a_dead_node_is_free_and_keeps_its_deletes(cell: Cell) -> None:
     old = await cell.create("old")
     await do(cell, old)
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=old.snapshot.id, request_id="r")

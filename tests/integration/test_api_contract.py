@@ -1,4 +1,4 @@
-"""The public contract over HTTP: paths, codes, keys, and each line that it decides."""
+"""The public contract over HTTP: paths, codes, keys, and each sentence that decides something."""
 
 import re
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ async def test_a_create_answers_201_with_the_contracts_keys(api: FrontEnd) -> No
     assert answer.body["message"] == ("Snapshot is being created. This may take 3-10 minutes depending on server size.")
 
 
-async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
+async def test_a_create_returns_the_paths_of_the_snapshot_and_its_job(api: FrontEnd) -> None:
     answer = await api.create()
 
     assert answer.headers["Location"] == one(answer.body["id"])
@@ -193,7 +193,7 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
     assert failed["finished_at"]
 
 
-async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) -> None:
+async def test_a_step_that_the_end_overtook_is_reported_with_it(api: FrontEnd) -> None:
     answer = await api.create()
     await api.cell.node.begin(job_id(answer))
     await api.cell.node.progress(job_id(answer), Step.PREFLIGHT)
@@ -276,18 +276,18 @@ async def test_a_server_that_is_not_there_is_404(api: FrontEnd) -> None:
 @pytest.mark.parametrize(
     "bad", ["0", "-1", "1.0", "abc", "0801", "%31x", "1%00", "9" * 19, "9" * 5000, "%D9%A1", "1e3", "%F0%9F", "1%2F2"]
 )
-async def test_what_is_no_snapshots_id_is_404(api: FrontEnd, bad: str) -> None:
+async def test_an_invalid_snapshot_id_is_404(api: FrontEnd, bad: str) -> None:
     (await api.call("GET", f"{SNAPSHOTS}{bad}/")).refused(404, "snapshot_not_found")
     (await api.call("DELETE", f"{SNAPSHOTS}{bad}/")).refused(404, "snapshot_not_found")
     (await api.call("POST", f"{SNAPSHOTS}{bad}/restore/")).refused(404, "snapshot_not_found")
 
 
 @pytest.mark.parametrize("bad", ["1", "0" * 32, "0" * 31 + "G", "0" * 33, "%00", "*"])
-async def test_what_is_no_jobs_id_is_404(api: FrontEnd, bad: str) -> None:
+async def test_an_invalid_job_id_is_404(api: FrontEnd, bad: str) -> None:
     (await api.call("GET", f"/api/v1/jobs/{bad}/")).refused(404, "job_not_found")
 
 
-async def test_anothers_ids_look_exactly_like_missing_ones(api: FrontEnd) -> None:
+async def test_ids_of_others_look_exactly_like_missing_ones(api: FrontEnd) -> None:
     snapshot_id = await api.have_snapshot()
     running = job_id(await api.create("running"))
     stranger = await api.new_token(account=OTHERS)
@@ -346,7 +346,7 @@ async def test_a_bad_query_is_refused_by_the_fields_name(api: FrontEnd, field: s
     assert (await api.call("GET", f"{SNAPSHOTS}?{field}={value}")).refused_fields() == [field]
 
 
-async def test_a_query_that_says_two_things_is_refused(api: FrontEnd) -> None:
+async def test_a_repeated_parameter_is_refused(api: FrontEnd) -> None:
     assert (await api.call("GET", f"{SNAPSHOTS}?page=1&page=2")).refused_fields() == ["page"]
 
 
@@ -366,7 +366,7 @@ async def test_a_query_that_says_two_things_is_refused(api: FrontEnd) -> None:
 async def test_a_parameter_that_a_call_does_not_have_is_refused_by_its_name(
     api: FrontEnd, method: str, path: str, body: object
 ) -> None:
-    """Before anything is looked at or done: with a good token only."""
+    """The check comes before any other work, but only with a valid token."""
     answer = await api.call(method, path, body=body)
     if method == "HEAD":
         assert answer.status == 400
@@ -385,7 +385,7 @@ async def test_of_many_unknown_parameters_the_refusal_stays_short(api: FrontEnd)
 
 
 async def test_the_node_that_deletes_is_the_servers_own(api: FrontEnd) -> None:
-    """A second node in the cell gets none of the first one's jobs."""
+    """A second node in the cell gets no jobs of the first one."""
     other = node_store(api.cell.redis, node="n2", machine="m2")
     assert await other.take_lease(seconds=60) is None
     await api.call("DELETE", one(await api.have_snapshot()))

@@ -1,4 +1,4 @@
-"""The rules of HTTP, hostile input, trouble inside: what every answer has in common."""
+"""HTTP rules, hostile input and internal failures: what all answers have in common."""
 
 import asyncio
 import gzip
@@ -180,7 +180,7 @@ async def test_every_answer_has_a_request_id_and_hides_what_serves_it(api: Front
         assert answer.headers["Server"] == "vps-snapshots"
 
 
-async def test_what_a_client_expects_of_us_beyond_http_is_left_alone(api: FrontEnd) -> None:
+async def test_unknown_expectations_are_ignored(api: FrontEnd) -> None:
     answer = await api.call("POST", body={"server_id": SERVER, "name": "a"}, headers={"Expect": "a-wonder"})
     assert answer.status == 201
     assert answer.headers["X-Request-Id"]
@@ -214,7 +214,7 @@ async def _broken(_: web.Request) -> web.Response:
     raise ValueError("nonsense-from-inside")
 
 
-async def test_trouble_inside_is_500_told_once_and_shown_to_no_one(cell: Cell) -> None:
+async def test_an_internal_error_is_500_logged_once_and_shown_to_no_one(cell: Cell) -> None:
     given_port = ApiSettings(port=0)
     app = build(cell.redis, given_port)
     app.router.add_get("/broken/", _broken)
@@ -231,7 +231,7 @@ async def test_trouble_inside_is_500_told_once_and_shown_to_no_one(cell: Cell) -
     assert lines[0]["exc_info"]
 
 
-async def test_while_redis_is_away_the_answer_is_503_and_then_all_is_well_again(
+async def test_without_redis_the_answer_is_503_and_then_all_works_again(
     api: FrontEnd, redis_server: RedisServer
 ) -> None:
     snapshot_id = await api.have_snapshot()
@@ -256,7 +256,7 @@ async def test_while_redis_is_away_the_answer_is_503_and_then_all_is_well_again(
 
 
 async def raw(api: FrontEnd, *sent: bytes, delay: float = 0) -> bytes:
-    """All that the server says to these bytes until it closes the connection."""
+    """The server's answer to these bytes until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     for part in sent:
         writer.write(part)
@@ -286,7 +286,7 @@ async def test_a_body_that_does_not_come_is_given_up(api: FrontEnd) -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"])
-async def test_a_client_that_never_gets_to_the_point_is_cut_off(cell: Cell, head: bytes) -> None:
+async def test_a_client_that_never_finishes_its_headers_is_cut_off(cell: Cell, head: bytes) -> None:
     async with serving(cell, keepalive_seconds=0.2) as api:
         assert await raw(api, head) == b""
 
@@ -295,7 +295,7 @@ async def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(cell: Cell)
     async with serving(cell, stalled_seconds=0.5) as api:
         with socket.create_connection(("127.0.0.1", api.port)) as client:
             client.setblocking(False)
-            for _ in range(300):  # answers of more than all buffers between us hold, and none of it read
+            for _ in range(300):  # answers that exceed all buffers in between, none of which is read
                 with suppress(BlockingIOError):
                     client.send(b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
             with pytest.raises(ConnectionError):  # noqa: PT012 - the kernel tells at the second send after it
@@ -312,7 +312,7 @@ LAST_PROBE = PROBE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_again(cell: Cell) -> None:
     async with serving(cell, connections=2, body_seconds=600) as api:
         busy = []
-        for _ in range(2):  # each in the midst of a request
+        for _ in range(2):  # each during a request
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             writer.write(post(api, "Content-Length: 100", "Expect: 100-continue", body=b""))
             assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
@@ -330,7 +330,7 @@ async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_agai
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /heal", PROBE], ids=["nothing", "half a head", "one request"])
-async def test_a_crowd_that_only_waits_keeps_nobody_out(cell: Cell, said: bytes) -> None:
+async def test_many_idle_connections_lock_nobody_out(cell: Cell, said: bytes) -> None:
     async with serving(cell, connections=20) as api:
         crowd = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(60)]
         for reader, writer in crowd:
@@ -342,7 +342,7 @@ async def test_a_crowd_that_only_waits_keeps_nobody_out(cell: Cell, said: bytes)
             writer.close()
 
 
-async def test_who_has_never_asked_anything_gives_way_before_who_has(cell: Cell) -> None:
+async def test_connections_without_a_request_are_replaced_first(cell: Cell) -> None:
     async with serving(cell, connections=3) as api:
         kept_reader, kept = await asyncio.open_connection("127.0.0.1", api.port)
         kept.write(PROBE)
@@ -400,7 +400,7 @@ async def test_a_client_that_goes_away_midway_is_no_error_of_ours(api: FrontEnd)
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 1000 + b"\r\n", 431, "header_too_large"),
     ],
 )
-async def test_what_is_no_http_or_too_large_is_told_and_never_quoted_in_the_log(
+async def test_malformed_and_oversized_requests_are_logged_without_their_text(
     api: FrontEnd, head: bytes, status: int, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await raw(api, head)

@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-c", "from api.main import main; main()"]
 
 @dataclass(kw_only=True)
 class Program:
-    """`vps-snapshots-api` with a Redis of its own to talk to."""
+    """`vps-snapshots-api` with its own Redis."""
 
     redis_url: str
     command: Sequence[str] = tuple(PROGRAM)
@@ -48,11 +48,11 @@ class Program:
         )
 
     def refuses(self, *arguments: str, **settings: str) -> str:
-        """What it says when it can't be started like this."""
+        """Check that it refuses to start. Returns its message."""
         return self.ends(2, *arguments, **settings)
 
     def ends(self, code: int, *arguments: str, **settings: str) -> str:
-        """What it says on standard error when it ends with that code, which is never a traceback."""
+        """Check that it ends with that code. Returns its standard error, which is never a traceback."""
         done = self.run(*arguments, **settings)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert "Traceback" not in done.stderr
@@ -77,7 +77,7 @@ class Program:
             await self.rest(process)
 
     async def line(self, process: asyncio.subprocess.Process, event: str) -> dict[str, Any]:
-        """Read the log up to the line of that event."""
+        """Read the log up to the line with that event."""
         assert process.stderr
         while not self.lines or self.lines[-1]["event"] != event:
             line = await asyncio.wait_for(process.stderr.readline(), 20)
@@ -189,7 +189,7 @@ async def test_a_token_is_made_used_listed_and_revoked_by_command(
     token_id = next(line.split()[0] for line in listed.splitlines() if "laptop" in line)
 
     assert made.returncode == service.returncode == 0
-    assert made.stdout == f"{secret}\n"  # so that a script can take it
+    assert made.stdout == f"{secret}\n"  # so that a script can use it
     assert token_id in made.stderr
     assert secret not in listed
     assert "snapshots:read,snapshots:write" in listed
@@ -275,7 +275,7 @@ def test_a_wrong_settings_file_is_named_at_start(
     assert named in said
 
 
-async def test_the_environment_goes_before_the_file(program: Program, tmp_path: Path) -> None:
+async def test_the_environment_overrides_the_file(program: Program, tmp_path: Path) -> None:
     path = tmp_path / "api.toml"
     path.write_text("port = 1\nhost = '127.0.0.2'\n")
 

@@ -1,4 +1,4 @@
-"""What grew around the contract: lists with filters, servers, edits, protection, cancelling, retrying safely."""
+"""Additions to the contract: lists with filters, servers, edits, protection, cancelling, safe retries."""
 
 import asyncio
 import gzip
@@ -84,7 +84,7 @@ class TestList:
             ("sort=name&sort=name", "sort"),
         ],
     )
-    async def test_what_it_cannot_be_filtered_by_is_named(self, api: FrontEnd, query: str, field: str) -> None:
+    async def test_an_unknown_filter_is_named(self, api: FrontEnd, query: str, field: str) -> None:
         assert (await api.call("GET", f"{SNAPSHOTS}?{query}")).refused_fields() == [field]
 
 
@@ -101,7 +101,7 @@ class TestSpared:
         changed = await api.call("GET", headers={"If-None-Match": first.headers["ETag"]})
         assert changed.status == 200
 
-    async def test_a_long_answer_is_packed_for_who_takes_it(self, api: FrontEnd) -> None:
+    async def test_a_long_answer_is_compressed_if_accepted(self, api: FrontEnd) -> None:
         for n in range(5):
             await api.have_snapshot(f"s{n}")
         plain = await api.call("GET", headers={"Accept-Encoding": "gzip;q=0"})
@@ -159,7 +159,7 @@ class TestJobs:
         assert await listed(f"since={three}&until={one}") == ([], 0)
         (await api.call("GET", f"{JOBS}?since=yesterday")).refused_fields()
 
-    async def test_what_is_not_kept_any_more_is_not_counted(self, api: FrontEnd) -> None:
+    async def test_expired_jobs_are_not_counted(self, api: FrontEnd) -> None:
         for n in range(3):
             await api.have_snapshot(f"s{n}")
         oldest = (await api.call("GET", JOBS)).body["results"][-1]["id"]
@@ -169,7 +169,7 @@ class TestJobs:
             body = (await api.call("GET", f"{JOBS}{query}")).body
             assert (body["count"], len(body["results"])) == (2, 2)
 
-    async def test_a_strangers_list_is_empty(self, api: FrontEnd) -> None:
+    async def test_another_accounts_list_is_empty(self, api: FrontEnd) -> None:
         await api.create()
         stranger = await api.new_token(account=OTHERS)
 
@@ -178,7 +178,7 @@ class TestJobs:
 
 
 class TestServer:
-    async def test_it_tells_what_it_does_and_what_it_has(self, api: FrontEnd) -> None:
+    async def test_it_shows_its_current_job_and_its_snapshots(self, api: FrontEnd) -> None:
         await api.have_snapshot()
         idle = (await api.call("GET", f"/api/v1/servers/{SERVER}/")).body
         job = await api.create("second")
@@ -202,7 +202,7 @@ class TestServer:
     async def test_one_that_is_not_there_is_not_found(self, api: FrontEnd, server_id: str) -> None:
         (await api.call("GET", f"/api/v1/servers/{server_id}/")).refused(404, "server_not_found")
 
-    async def test_a_strangers_is_not_found(self, api: FrontEnd) -> None:
+    async def test_another_accounts_is_not_found(self, api: FrontEnd) -> None:
         stranger = await api.new_token(account=OTHERS)
         (await api.call("GET", f"/api/v1/servers/{SERVER}/", token=stranger)).refused(404, "server_not_found")
 
@@ -222,7 +222,7 @@ class TestCancel:
         assert (await api.create()).status == 201
         (await api.call("POST", f"{JOBS}{job_id}/cancel/")).refused(409, "job_not_cancellable")
 
-    async def test_a_job_that_was_begun_goes_on(self, api: FrontEnd) -> None:
+    async def test_a_started_job_continues(self, api: FrontEnd) -> None:
         job_id = JobId((await api.create()).headers["X-Job-Id"])
         await api.cell.node.begin(job_id)
         await api.cell.node.progress(job_id, Step.STOPPING)
@@ -237,14 +237,14 @@ class TestCancel:
 
         (await api.call("POST", f"{JOBS}{job_id}/cancel/")).refused(409, "job_not_cancellable")
 
-    async def test_a_strangers_job_is_not_found(self, api: FrontEnd) -> None:
+    async def test_another_accounts_job_is_not_found(self, api: FrontEnd) -> None:
         job_id = (await api.create()).headers["X-Job-Id"]
         stranger = await api.new_token(account=OTHERS)
         (await api.call("POST", f"{JOBS}{job_id}/cancel/", token=stranger)).refused(404, "job_not_found")
 
 
 class TestEdit:
-    async def test_what_is_given_changes_and_the_rest_stays(self, api: FrontEnd) -> None:
+    async def test_only_the_given_fields_change(self, api: FrontEnd) -> None:
         path = f"{SNAPSHOTS}{await api.have_snapshot()}/"
 
         labelled = await api.call("PATCH", path, body={"labels": {"env": "production", "a/b": ""}})
@@ -289,7 +289,7 @@ class TestEdit:
 
         assert (await api.call("GET", path)).body == before
 
-    async def test_a_strangers_snapshot_is_not_found(self, api: FrontEnd) -> None:
+    async def test_another_accounts_snapshot_is_not_found(self, api: FrontEnd) -> None:
         path = f"{SNAPSHOTS}{await api.have_snapshot()}/"
         stranger = await api.new_token(account=OTHERS)
         (await api.call("PATCH", path, body={"protected": True}, token=stranger)).refused(404, "snapshot_not_found")
@@ -310,7 +310,7 @@ class TestIdempotency:
             assert again.headers[header] == first.headers[header]
         assert (await api.call("GET", JOBS)).body["count"] == 1
 
-    async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, api: FrontEnd) -> None:
+    async def test_of_identical_calls_at_once_one_runs_and_all_get_its_answer(self, api: FrontEnd) -> None:
         answers = await asyncio.gather(*[api.call("POST", body=ONCE, headers=KEY) for _ in range(30)])
 
         assert {(answer.status, answer.raw) for answer in answers} == {(201, answers[0].raw)}
@@ -368,6 +368,6 @@ class TestIdempotency:
         answer.refused(404, "server_not_found")
 
     @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ü"])
-    async def test_what_is_no_key_is_named(self, api: FrontEnd, key: str) -> None:
+    async def test_an_invalid_key_is_named(self, api: FrontEnd, key: str) -> None:
         answer = await api.call("POST", body=ONCE, headers={"Idempotency-Key": key})
         assert answer.refused_fields() == ["Idempotency-Key"]

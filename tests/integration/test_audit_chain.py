@@ -1,4 +1,4 @@
-"""The audit log under the accounts that we ship: only its keeper changes it, and whatever else is done to it shows."""
+"""The audit log with the shipped accounts: only its keeper can change it, and any other change is detected."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ KEPT = timedelta(days=90)
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """The log as its keeper, as a front end, and as whoever may do everything."""
+    """The log with the accounts of its keeper, of a front end, and of an administrator."""
 
     keeper: Redis
     front_end: Redis
@@ -62,7 +62,7 @@ async def log(deployed: DeployedRedis) -> AsyncIterator[Log]:
         await redis.aclose(close_connection_pool=True)
 
 
-async def test_what_is_kept_is_in_order_and_whole(log: Log) -> None:
+async def test_the_kept_entries_are_ordered_and_complete(log: Log) -> None:
     paths = [f"/{n}" for n in range(450)]
     await log.have(*paths)
 
@@ -74,7 +74,7 @@ async def test_what_is_kept_is_in_order_and_whole(log: Log) -> None:
     assert not await log.keeper.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
 
 
-async def test_a_check_goes_on_where_it_ended(log: Log) -> None:
+async def test_a_check_continues_where_it_ended(log: Log) -> None:
     await log.have(*(f"/{n}" for n in range(1200)))
     forged = (await log.ids())[700]
     await log.thief.execute_command("XDEL", STREAM, forged)  # type: ignore[no-untyped-call]  # redis-py's gap
@@ -118,7 +118,7 @@ async def test_the_keeper_can_do_nothing_else(log: Log, command: str) -> None:
         await log.keeper.execute_command(*command.split())  # type: ignore[no-untyped-call]  # redis-py's gap
 
 
-async def test_whatever_a_front_end_appends_becomes_an_entry_and_stops_nothing(log: Log) -> None:
+async def test_anything_that_a_front_end_appends_becomes_an_entry(log: Log) -> None:
     far = 2**62
     junk: list[Any] = [b"\xff", b"[]", b"7", b"{}", b'{"at_ms": "x"}', json.dumps({"at_ms": far, "path": "/later"})]
     junk += [json.dumps({"at_ms": 1, "path": "a" * 9000, "seq": "7", "chain": "x"}), '{"at_ms": 1, "path": "\\ud800"}']
@@ -131,7 +131,7 @@ async def test_whatever_a_front_end_appends_becomes_an_entry_and_stops_nothing(l
     assert await log.faults() == []
 
 
-async def test_what_is_done_to_the_log_shows(log: Log) -> None:
+async def test_changes_of_the_log_are_detected(log: Log) -> None:
     await log.have("/1", "/2", "/3", "/4", "/5")
     first, second, third, _, last = await log.ids()
     assert await log.faults() == []
@@ -177,7 +177,7 @@ async def test_the_entries_of_an_earlier_version_stand_before_the_chain(log: Log
     assert (found.checked, found.unchained, found.faults) == (2, 1, ())
 
 
-async def test_old_entries_go_and_are_no_gap(log: Log) -> None:
+async def test_removed_old_entries_are_not_a_gap(log: Log) -> None:
     old = datetime.now(UTC) - KEPT - timedelta(days=1)
     for n in range(250):
         await Audit(log.front_end, now=lambda: old).write({"path": str(n)})
@@ -205,7 +205,7 @@ async def test_a_clock_that_is_ahead_removes_nothing(log: Log, front_end_is_ahea
     assert len(await log.ids()) == 251
 
 
-async def test_operators_are_told(cell: Cell) -> None:
+async def test_operators_are_notified(cell: Cell) -> None:
     async with serving(cell) as api:
         token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
         await api.create()
@@ -236,7 +236,7 @@ DAMAGES_OF_THE_HEAD = (
 
 
 @pytest.mark.parametrize("damage", DAMAGES_OF_THE_HEAD, ids=lambda damage: repr(damage[::2]))
-async def test_a_head_that_cannot_be_read_is_a_broken_chain_and_stops_no_keeper(
+async def test_an_unreadable_head_is_a_broken_chain_and_stops_no_keeper(
     log: Log, damage: tuple[str | bytes, ...]
 ) -> None:
     await log.have("/1", "/2")
@@ -248,7 +248,7 @@ async def test_a_head_that_cannot_be_read_is_a_broken_chain_and_stops_no_keeper(
 
     paths = [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)]
     assert paths == ["/1", "/2", "/3", "/4"]
-    if b"first" not in damage and "first" not in damage:  # the keeper writes that one anew with each entry
+    if b"first" not in damage and "first" not in damage:  # the keeper writes that field again with each entry
         assert "changed" in [kind for kind, _ in await log.faults()]
 
 
@@ -267,7 +267,7 @@ async def test_two_keepers_that_cannot_read_the_head_move_each_entry_once(log: L
     ]
 
 
-async def test_entries_that_cannot_be_read_are_told_as_faults(log: Log) -> None:
+async def test_unreadable_entries_are_reported_as_faults(log: Log) -> None:
     await log.have("/1")
     await log.thief.execute_command("XADD", STREAM, "*", "seq", b"\xff", b"\xff", b"\xff")  # type: ignore[no-untyped-call]  # redis-py's gap
     await log.thief.execute_command("XADD", STREAM, "*", "seq", "9" * 5000, "chain", b"\xff")  # type: ignore[no-untyped-call]  # redis-py's gap

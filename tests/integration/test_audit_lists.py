@@ -1,4 +1,4 @@
-"""Of a long audit log, the entries about one object are found without looking at all of it."""
+"""The entries about one object are found in a long audit log without reading all of it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import AuditFilter, OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 
-MANY = 2500  # more entries than one call looks at
+MANY = 2500  # more entries than one call reads
 PAUSED = {"token": "a" * 12, "token_name": "ops", "method": "POST", "path": "/ops/nodes/n7/pause/", "request_id": "r-7"}
 
 
@@ -28,7 +28,7 @@ class Log:
     store: OperatorStore
 
     async def fill(self, count: int = MANY) -> None:
-        """With entries about another object."""
+        """Add entries about another object."""
         await self.audit.write(*({"path": f"/api/v1/snapshots/{n}/", "token": "b" * 12} for n in range(count)))
         await self.keeper.keep()
 
@@ -89,7 +89,7 @@ async def test_those_of_an_earlier_version_are_found_too(log: Log) -> None:
     assert await log.whole(about={"node": "n7"}) == ["r-2", "r-1"]
 
 
-async def test_where_a_keeper_of_an_earlier_version_moved_some_none_is_missed(log: Log) -> None:
+async def test_entries_moved_by_an_earlier_keeper_are_not_missed(log: Log) -> None:
     await log.add(request_id="r-1")
     await log.add(request_id="r-2")
     await log.redis.zrem("audit:of:node:n7", *(await log.redis.zrange("audit:of:node:n7", 1, 1)))
@@ -98,7 +98,7 @@ async def test_where_a_keeper_of_an_earlier_version_moved_some_none_is_missed(lo
     assert await log.whole(about={"node": "n7"}) == ["r-3", "r-2", "r-1"]
 
 
-async def test_a_list_is_as_long_as_one_call_may_look_and_what_is_older_is_found(log: Log) -> None:
+async def test_a_list_is_bounded_and_older_entries_are_still_found(log: Log) -> None:
     await log.add()
     await log.fill()
     assert await log.redis.zcard(f"audit:of:token:{'b' * 12}") == 2000

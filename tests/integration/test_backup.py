@@ -1,4 +1,4 @@
-"""What only Redis knows is in a backup, and back after all of Redis's data was lost."""
+"""A backup contains what only Redis stores, and brings it back after Redis lost all its data."""
 
 import asyncio
 import gzip
@@ -65,7 +65,7 @@ async def put_back(cell: Cell, path: Path) -> dict[str, int]:
 
 
 async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
-    """One of each thing that only Redis knows; the secrets."""
+    """Create one of each thing that only Redis stores. Returns the secrets."""
     cell = node.cell
     snapshot_id = await node.create("kept")
     expires_at = datetime.now(UTC) + timedelta(days=90)
@@ -93,7 +93,7 @@ async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
 
 
 async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) -> dict[str, Any]:
-    """All of that, as its readers see it."""
+    """All of these, as their readers see them."""
     cell = node.cell
     snapshot = await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
     caller = await Tokens(cell.redis).authenticate(Presented(secret=secrets["token"], address="10.0.0.1"), LIMITS)
@@ -120,7 +120,9 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("nodes_first", [False, True])
-async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes_first: bool) -> None:
+async def test_everything_is_restored_before_or_after_nodes_report(
+    node: Node, tmp_path: Path, nodes_first: bool
+) -> None:
     snapshot_id, secrets = await have_all(node)
     before = await known(node, snapshot_id, secrets)
     path = await back_up(node.cell, tmp_path)
@@ -132,7 +134,7 @@ async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes
     await report(node)
 
     after = await known(node, snapshot_id, secrets)
-    if nodes_first:  # the node has published the description that the snapshot was made with
+    if nodes_first:  # the node has published the snapshot's original description
         before["snapshot"] = ("", *before["snapshot"][1:])
     assert after == before
     assert written.pop("server", 1) == 1
@@ -159,9 +161,7 @@ async def test_it_can_be_repeated_and_changes_nothing_that_is_there(node: Node, 
     assert await everything(node.cell) == before
 
 
-async def test_what_was_removed_since_the_backup_stays_removed_where_nothing_was_lost(
-    node: Node, tmp_path: Path
-) -> None:
+async def test_without_a_loss_a_restore_brings_back_nothing_removed(node: Node, tmp_path: Path) -> None:
     """What was lost comes back: the label of a snapshot."""
     cell = node.cell
     snapshot_id, secrets = await have_all(node)
@@ -195,14 +195,14 @@ async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp
     found, restore = BackupFile.open(path, identity=None), Restore(node.cell.redis)
     await lose_redis_data(node)
     assert not await restore.has_lost_nothing(found)
-    await Backup(node.cell.redis).life()  # another backup, before the restore
+    await Backup(node.cell.redis).life()  # another backup before the restore
     assert not await restore.has_lost_nothing(found)
     await put_back(node.cell, path)
-    assert await restore.has_lost_nothing(found)  # what is removed from now on is not brought back by a second restore
+    assert await restore.has_lost_nothing(found)  # a second restore does not bring back what is removed from now on
 
 
 @pytest.mark.parametrize("newer_first", [False, True])
-async def test_of_two_backups_the_later_one_counts(node: Node, tmp_path: Path, newer_first: bool) -> None:
+async def test_the_later_of_two_backups_wins(node: Node, tmp_path: Path, newer_first: bool) -> None:
     cell, paths = node.cell, []
     snapshot_id = await node.create("kept")
     for name, edit in (("old", Edit(labels={"of": "old"})), ("new", Edit(labels={"of": "new"}))):
@@ -219,7 +219,7 @@ async def test_of_two_backups_the_later_one_counts(node: Node, tmp_path: Path, n
     assert snapshot.labels == {"of": "new"}
 
 
-async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
+async def test_an_object_that_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
     snapshot_id, _ = await have_all(node)
     path = await back_up(node.cell, tmp_path)
     await lose_redis_data(node)
@@ -248,7 +248,7 @@ async def test_a_paused_node_that_has_not_come_back_is_not_a_damaged_record(node
 
 
 async def test_no_other_node_gets_a_server_before_its_own_reports(node: Node, tmp_path: Path) -> None:
-    """Then one that has it may: it was moved there after the backup."""
+    """Afterward, another node can claim it: it was moved there after the backup."""
     await have_all(node)
     path = await back_up(node.cell, tmp_path)
     await node.cell.raw("FLUSHALL")
@@ -264,7 +264,7 @@ async def test_no_other_node_gets_a_server_before_its_own_reports(node: Node, tm
 
 @pytest.mark.parametrize("nodes_first", [False, True])
 async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path, nodes_first: bool) -> None:
-    """Its owner may have asked for more time after the backup was made."""
+    """Its owner may have extended it after the backup."""
     snapshot_id = await node.create("kept")
     expires_at = datetime.now(UTC) + timedelta(hours=1)
     await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=Edit(expires_at=expires_at))
@@ -311,7 +311,7 @@ async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, t
     assert (written["token"], written["credential"]) == (0, 1)
 
 
-async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_record_does_not_exclude_others(node: Node, tmp_path: Path) -> None:
     snapshot_id, secrets = await have_all(node)
     before = await known(node, snapshot_id, secrets)
     await node.cell.raw("HSET", f"schedule:{'0' * 32}", b"\xff", b"\xff")
@@ -324,19 +324,19 @@ async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Pat
     assert await known(node, snapshot_id, secrets) == before
 
 
-async def test_a_head_that_cannot_be_read_leaves_no_entry_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_head_omits_no_entry(node: Node, tmp_path: Path) -> None:
     await have_all(node)
     await node.cell.raw("HSET", "audit:head", "seq", "some text")
     path = await back_up(node.cell, tmp_path)
     assert sum(row["kind"] == "audit" for row in BackupFile.open(path, identity=None).rows()) == 250
 
 
-async def test_an_unreadable_entry_of_the_audit_log_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+async def test_an_unreadable_audit_entry_does_not_exclude_others(node: Node, tmp_path: Path) -> None:
     await have_all(node)
     await node.cell.raw("XADD", "audit", "*", "seq", b"\xff")
     await node.cell.raw("XADD", "audit", "*", "seq", "soon")
     path = await back_up(node.cell, tmp_path)
-    assert [kind for kind, _ in names(path, None)].count("audit") == 251  # also the one without a number
+    assert [kind for kind, _ in names(path, None)].count("audit") == 251  # including the one without a number
     operators = OperatorStore(node.cell.redis, node.cell.store)
     assert {one.key.split()[0] for one in await operators.unreadable()} == {"audit"}
 
@@ -385,7 +385,7 @@ class TestTheFile:
             BackupFile.open(path, identity=None)
 
     async def test_two_at_once_are_both_whole(self, node: Node, path: Path) -> None:
-        """Each has a file of its own until it is whole."""
+        """Each has its own file until it is complete."""
         both_write = asyncio.Barrier(2)
 
         async def one() -> None:
@@ -441,7 +441,7 @@ SERVER_ROW = b'{"kind":"server","key":"server:1","record":{"account":"7"}}'
 
 
 def forged(path: Path, *lines: bytes) -> Path:
-    """A file with these lines and the end that belongs to them."""
+    """A file with these lines and a valid end."""
     text = b"".join(line + b"\n" for line in lines)
     end = json.dumps({"rows": len(lines) - 1, "sha256": hashlib.sha256(text).hexdigest()}).encode()
     path.write_bytes(gzip.compress(text + end, compresslevel=1))
@@ -478,12 +478,12 @@ def test_a_file_with_rows_that_no_backup_has_is_refused_before_anything_is_writt
 
 
 def names(path: Path, identity: Path | None) -> list[tuple[str, str]]:
-    """What is in a backup."""
+    """The kinds and names in a backup."""
     return [(row["kind"], row.get("key", "")) for row in BackupFile.open(path, identity=identity).rows()]
 
 
 def key_pair(secret: Path) -> str:
-    """Write a secret key of age; its public key."""
+    """Write a secret age key. Returns its public key."""
     subprocess.run(["age-keygen", "--output", secret], check=True, capture_output=True)
     shown = subprocess.run(["age-keygen", "-y", secret], check=True, capture_output=True, text=True)
     return shown.stdout.strip()
@@ -523,7 +523,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     assert "token       1" in done.stdout
     await report(node)
     after = await known(node, snapshot_id, secrets)
-    for part in ("audit", "head"):  # the restore itself is an entry
+    for part in ("audit", "head"):  # the restore itself adds an entry
         del before[part], after[part]
     assert after == before
     (hook,) = await Webhooks(node.cell.redis).all(account_id=ACCOUNT)

@@ -1,8 +1,8 @@
-"""One bad record takes nothing else down.
+"""One bad record breaks nothing else.
 
 Each field of each record of `worker/store/KEYS.md` is damaged in turn, each key is replaced by one of another type, and
-each list gets members that lead nowhere. Then every list, page, record, chore and loop is tried: only the damaged
-record itself may be missing, and operators are told its key.
+each list gets members that point nowhere. Then every list, page, record, chore and loop is tried: only the damaged
+record may be missing, and its key is shown to operators.
 """
 
 import os
@@ -26,9 +26,9 @@ from worker.store.operators.cell import Cell as CellStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.webhooks.webhooks import Webhooks
 
-# With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
+# "all": each damage of each field, and each key alone; otherwise two per field, and several keys at once, in turn.
 ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
-SERVERS = 25  # all but the last have one field damaged at a time
+SERVERS = 25  # in all but the last, one field at a time is damaged
 KEYS_AT_ONCE = 1 if ALL_WAYS else 8
 
 
@@ -148,14 +148,14 @@ MEMBERS: Mapping[str, Sequence[Sequence[Any]]] = {
 
 
 async def _replace(world: World, key: str) -> None:
-    """By a key of another type."""
+    """Replace the key by one of another type."""
     kind = await world.redis.type(key)
     await world.redis.delete(key)
     await (world.redis.rpush(key, "x") if kind in {b"string", b"none"} else world.redis.set(key, "x"))
 
 
 def others(world: World, key: str) -> Hosted | None:
-    """One whose records the damaged key says nothing of."""
+    """Servers about whose records the damaged key says nothing."""
     last = world.hosted[-1]
     credential = key_of(last.secret).partition(":")[2]
     mine = {str(last.server), credential, *(one for ids in last.ids.values() for one in ids)}
@@ -165,7 +165,7 @@ def others(world: World, key: str) -> Hosted | None:
 
 @pytest.mark.parametrize("of_all", [True, False])
 async def test_keys_of_another_type_or_with_members_that_lead_nowhere_break_nothing(world: World, of_all: bool) -> None:
-    """`of_all`: keys that say something of every server, or those of one server, node or webhook."""
+    """`of_all`: keys about every server, or those about one server, node or webhook."""
     found = [(await _not_of_the_last(world, keys_of(world, pattern)))[:1] for pattern in _patterns()]
     keys = [key for one in found for key in one if (others(world, key) is None) == of_all]
     assert len(keys) > 30
@@ -186,7 +186,7 @@ async def test_keys_of_another_type_or_with_members_that_lead_nowhere_break_noth
 
 
 def _records(keys: Iterable[str]) -> dict[str, set[str]]:
-    """The records that the keys are of, by kind."""
+    """The records of these keys, by kind."""
     found: dict[str, set[str]] = {}
     for key in keys:
         kind, _, rest = key.partition(":")
@@ -195,14 +195,14 @@ def _records(keys: Iterable[str]) -> dict[str, set[str]]:
 
 
 async def _not_of_the_last(world: World, keys: Sequence[str]) -> list[str]:
-    """Without those of the last webhook, which is to be served."""
+    """Without keys of the last webhook, which must be served."""
     last = world.webhooks[-1]
     deliveries = {f"delivery:{one.decode()}" for one in await world.redis.zrange(f"webhook:{last}:log", 0, -1)}
     return [key for key in keys if last not in key and key not in deliveries]
 
 
 def _patterns() -> list[str]:
-    """Of all keys but those that callers prove themselves with."""
+    """Patterns of all keys except those that authenticate callers."""
     return [pattern for pattern in PATTERNS if pattern not in {"token:<sha256>", "token:session:<sha256>"}]
 
 
@@ -215,7 +215,7 @@ async def _tried(world: World, missing: Mapping[str, set[str]], *, well: Hosted 
 
 
 @pytest.mark.parametrize("kind", ["token", "token:session"])
-async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: World, kind: str) -> None:
+async def test_a_damaged_credential_admits_nobody_and_locks_out_nobody(world: World, kind: str) -> None:
     (pattern,) = [pattern for pattern in PATTERNS if pattern == f"{kind}:<sha256>"]
     (fields,) = [row.fields for row in ROWS if row.pattern == pattern]
     browser, secret = world.browser, await world.api.new_token()
@@ -236,7 +236,7 @@ async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: W
             await world.answered("api/v1/ops/overview/")
 
 
-async def test_a_damaged_credential_of_a_node_lets_nobody_in_and_is_told(world: World) -> None:
+async def test_a_damaged_node_credential_admits_nobody_and_is_reported(world: World) -> None:
     credentials, secret = Credentials(world.redis), world.hosted[0].secret
     key = key_of(secret)
     (fields,) = [row.fields for row in ROWS if row.pattern == "credential:<sha256>"]
@@ -256,7 +256,7 @@ async def test_a_damaged_credential_of_a_node_lets_nobody_in_and_is_told(world: 
     assert await world.redis.exists("server:1000")
 
 
-async def test_what_was_answered_before_and_cannot_be_read_is_not_done_again(world: World) -> None:
+async def test_an_unreadable_stored_response_prevents_a_second_run(world: World) -> None:
     key = {"Idempotency-Key": uuid4().hex}
     body = {"url": "https://example.com/"}
     await world.redis.delete(f"account:{ACCOUNT}:webhooks")
@@ -282,7 +282,7 @@ async def test_a_waiting_process_is_woken_although_its_list_was_of_another_type(
     assert await world.redis.llen("webhooks:wake") == 1
 
 
-async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
+async def test_operators_see_the_key_whatever_read_it(world: World) -> None:
     snapshot = world.hosted[0].ids["snapshot"][0]
     await world.damage(f"snapshot:{snapshot}", "size_mb", b"large")
     with capture_logs() as logs:
@@ -304,7 +304,7 @@ async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
     assert await world.told() == set()
 
 
-async def test_operators_are_told_of_a_member_that_leads_nowhere(world: World) -> None:
+async def test_operators_see_a_member_that_points_nowhere(world: World) -> None:
     snapshot, index = world.hosted[0].ids["snapshot"][0], f"account:{ACCOUNT}:snapshots"
     await world.redis.delete(f"snapshot:{snapshot}")
     await world.lists({"snapshot": {snapshot}})
@@ -321,7 +321,7 @@ async def test_a_stranger_learns_nothing_of_a_damaged_record(world: World) -> No
         (await world.api.call("GET", path, token=stranger)).refused(404, f"{kind}_not_found")
 
 
-async def test_what_is_too_many_goes_although_some_of_it_cannot_be_read(world: World) -> None:
+async def test_excess_entries_are_deleted_although_some_are_unreadable(world: World) -> None:
     few = {name: 2 if name.startswith("failed") else 1 for name in Bounds.model_fields}
     await Chores(world.redis).keep_bounds(Bounds(**few))
     hosted = world.hosted[0]
@@ -357,7 +357,7 @@ async def test_a_server_with_damaged_records_goes_to_another_account_and_node(wo
     assert (record[b"account"], record[b"node"], b"job" in record) == (b"78", b"n1", False)
 
 
-async def test_a_server_whose_job_is_gone_takes_the_next_one(world: World) -> None:
+async def test_a_server_whose_job_has_no_record_accepts_the_next_one(world: World) -> None:
     server = world.hosted[0].server
     await world.redis.hset(f"server:{server}", "job", "0" * 32)
     made = await world.api.call("POST", body={"server_id": server, "name": "next"})

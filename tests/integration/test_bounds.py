@@ -1,4 +1,4 @@
-"""What one account can leave in Redis: the oldest of its history goes first, and what is not history is refused."""
+"""What one account can store in Redis: the oldest history is deleted first, and everything else is refused."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -61,14 +61,14 @@ TINY = Bounds(
 
 @pytest.fixture
 async def small(cell: Cell) -> Cell:
-    """A cell with small bounds, and two servers of the account."""
+    """A cell with low limits, and two servers of the account."""
     await Chores(cell.redis).keep_bounds(TINY)
     await cell.have([SERVER, OTHER_SERVER])
     return cell
 
 
 async def next_millisecond(cell: Cell) -> None:
-    """What happens in one millisecond has no order."""
+    """Wait, because events within one millisecond have no order."""
     now = began = await milliseconds(cell)
     while now == began:
         now = await milliseconds(cell)
@@ -80,7 +80,7 @@ async def milliseconds(cell: Cell) -> int:
 
 
 async def end(cell: Cell, job_id: JobId, outcome: Outcome = BROKEN) -> JobId:
-    """Each change is in a millisecond of its own."""
+    """Start and end the job, each in a separate millisecond. Returns its ID."""
     await next_millisecond(cell)
     await cell.node.begin(job_id)
     await next_millisecond(cell)
@@ -103,7 +103,7 @@ async def listed(cell: Cell, server: ServerId | None = None) -> list[JobId]:
 
 
 async def mentions(cell: Cell, job_id: JobId) -> set[str]:
-    """The keys that are a job's, or whose members it is among. Not arq's: the node's worker deletes those."""
+    """The keys that belong to the job or contain it, except arq's, which the node's worker deletes."""
     found = set()
     async for raw in cell.redis.scan_iter():
         key, kind = raw.decode(), (await cell.redis.type(raw)).decode()
@@ -115,7 +115,7 @@ async def mentions(cell: Cell, job_id: JobId) -> set[str]:
     return found
 
 
-async def test_the_oldest_ended_jobs_of_a_server_go_with_all_that_is_theirs(small: Cell) -> None:
+async def test_the_oldest_ended_jobs_of_a_server_are_deleted_completely(small: Cell) -> None:
     jobs = [await fail(small, f"one-{n}") for n in range(5)]
     assert await listed(small, SERVER) == jobs[:1:-1]
     for gone in jobs[:2]:
@@ -132,7 +132,7 @@ async def test_the_oldest_ended_jobs_of_an_account_go(small: Cell) -> None:
 
 
 async def test_a_job_that_is_still_needed_stays(small: Cell) -> None:
-    """One that waits or runs, one that stranded its server, and one that can be undone."""
+    """A queued or running job, one that stranded its server, and one that can be undone."""
     stranded = await fail(small, "stranded", outcome=STRANDED)
     kept = await end(small, (await small.create("kept", server=OTHER_SERVER)).job.id, DONE)
     snapshot = await small.store.snapshots(account_id=ACCOUNT, wanted=SnapshotFilter(name="kept"), offset=0, limit=1)
@@ -149,7 +149,7 @@ async def test_a_job_that_is_still_needed_stays(small: Cell) -> None:
     await small.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
 
-async def test_a_snapshot_stays_when_its_job_goes(small: Cell) -> None:
+async def test_a_snapshot_stays_when_its_job_is_deleted(small: Cell) -> None:
     made = await small.create("made")
     await end(small, made.job.id, DONE)
     for n in range(6):
@@ -159,7 +159,7 @@ async def test_a_snapshot_stays_when_its_job_goes(small: Cell) -> None:
     assert found.status is SnapshotStatus.COMPLETED
 
 
-async def test_dry_runs_push_out_only_dry_runs(small: Cell) -> None:
+async def test_dry_runs_displace_only_dry_runs(small: Cell) -> None:
     jobs = [await fail(small, f"one-{n}") for n in range(3)]
     dry = [await end(small, (await dry_run(small)).id, DONE) for _ in range(7)]
     assert await listed(small) == [*reversed(dry[3:]), *reversed(jobs)]
@@ -186,7 +186,7 @@ async def test_too_many_dry_runs_at_a_time_are_refused(small: Cell) -> None:
     await dry_run(small)
 
 
-async def test_the_oldest_failed_snapshots_go_and_none_that_exists(small: Cell) -> None:
+async def test_only_the_oldest_failed_snapshots_are_deleted(small: Cell) -> None:
     made = (await small.create("made")).job.id
     await end(small, made, DONE)
     for n in range(4):
@@ -198,7 +198,7 @@ async def test_the_oldest_failed_snapshots_go_and_none_that_exists(small: Cell) 
     assert await small.raw("ZCARD", "snapshots:failed") == 3
 
 
-async def test_a_lost_snapshot_is_not_pushed_out(small: Cell) -> None:
+async def test_a_lost_snapshot_is_not_displaced(small: Cell) -> None:
     made = await small.create("made")
     await end(small, made.job.id, DONE)
     assert await small.node.lose(SERVER, SnapshotId(made.snapshot.id))
@@ -306,7 +306,7 @@ async def _alarms(cell: Cell) -> list[Alarm]:
 
 
 async def _have_listed(cell: Cell, many: int) -> None:
-    """Records of failed snapshots, as an earlier version left them."""
+    """Write records of failed snapshots, as an earlier version left them."""
     for first in range(0, many, 1000):
         async with cell.redis.pipeline(transaction=False) as pipe:
             for n in range(first, first + 1000):
@@ -329,7 +329,7 @@ async def _have_listed(cell: Cell, many: int) -> None:
 
 @asynccontextmanager
 async def counting(cell: Cell, socket: Path) -> AsyncIterator[Counter[int]]:
-    """The commands of each script that is called, by its number, as Redis reports them to a second client."""
+    """Count the commands of each script call, as Redis reports them to a second client."""
     commands: Counter[int] = Counter()
     scripts = 0
     end = "the end of what is counted"
@@ -369,9 +369,7 @@ async def test_no_list_of_a_customer_costs_more_than_a_bounded_number_of_command
     assert len(commands) >= 7
 
 
-async def test_what_an_earlier_version_left_beyond_the_bounds_goes_in_small_steps(
-    cell: Cell, redis_server: RedisServer
-) -> None:
+async def test_excess_of_an_earlier_version_is_deleted_in_small_steps(cell: Cell, redis_server: RedisServer) -> None:
     await _have_listed(cell, 2000)
     job_id = (await cell.create()).job.id
     async with counting(cell, redis_server.socket) as commands:

@@ -1,4 +1,4 @@
-"""What libvirt, QEMU or qemu-img said when a job failed: operators see it, customers never do."""
+"""Errors of libvirt, QEMU or qemu-img in a failed job: shown to operators, but never to customers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -47,7 +47,7 @@ READ = {
 
 
 async def holding(cell: Cell, text: str) -> list[str]:
-    """The keys that have the text."""
+    """The keys that contain the text."""
     found = []
     async for key in cell.redis.scan_iter("*"):
         if (kind := await cell.raw("TYPE", key)) == b"none":  # it has expired
@@ -87,11 +87,11 @@ async def test_customers_see_it_nowhere(dashboard: Dashboard) -> None:
         assert b"cause" not in answer.raw
     customer = await Cli(url=f"http://127.0.0.1:{api.port}", token=api.token).run("job", "show", job, "--json")
     assert "secret-pool" not in customer.out
-    # nothing else in Redis has it: no event, no message, no list from which a customer's call could take it
+    # nothing else in Redis has it: no event, no message, no list that a customer's call could read
     assert await holding(dashboard.cell, "secret-pool") == [f"job:{job}"]
 
 
-async def test_a_node_that_says_too_much_is_cut_short_and_cleaned(dashboard: Dashboard) -> None:
+async def test_long_texts_of_a_node_are_truncated_and_cleaned(dashboard: Dashboard) -> None:
     job = await fail(dashboard, replace(FAILED, cause=HOSTILE))
     shown = await dashboard.api.call("GET", f"/api/v1/ops/jobs/{job}/", token=dashboard.token)
     cause = shown.body["cause"]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it changes, and the exit codes that scripts go by."""
+"""The command line: its output, its changes, and its exit codes for scripts."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from worker.store.reports import NodeFacts, Pool
 NOWHERE = "http://127.0.0.1:1"
 BAD = "vps_" + "A" * 43
 QUICK = {"HTTPS_PROXY": "", "COLUMNS": "80"}
-# what changes something, and needs a yes
+# commands that change something and ask for confirmation
 CHANGES = (
     *(f"job retry {NO_JOB}", f"job cancel {NO_JOB}", f"job resolve {NO_JOB} --reason x"),
     *(f"retry {NO_JOB}", f"cancel {NO_JOB}", "cancel --match kind=create"),
@@ -47,7 +47,7 @@ CHANGES = (
 
 @asynccontextmanager
 async def _answering(answer: Callable[[web.Request], web.Response]) -> AsyncIterator[str]:
-    """The URL of another service, which answers so to all."""
+    """The URL of another service that gives this answer to every request."""
 
     async def handler(request: web.Request) -> web.Response:
         return answer(request)
@@ -139,7 +139,7 @@ class TestWhatIsShown:
         for line, one in zip(by, done, strict=True):
             wanted, got = await ops.get(by[line]), one.body
             for body in (wanted, got):
-                body.pop("at", None)  # of the look
+                body.pop("at", None)  # the time of the call
                 for listed in body.get("results", ()):
                     listed.pop("last_used_at", None)
             assert got == wanted, line
@@ -155,7 +155,7 @@ class TestWhatIsShown:
         assert row[:5] == [job, "failed", "create", str(SERVER), "web-server-01"]
         assert row[6] == "s"  # AGE
         assert "a-rather-long-name-of-a-snapshot-that-would-not-fit" in listed.out
-        assert "0 stranded servers" in listed.err  # beside the table, and not in it
+        assert "0 stranded servers" in listed.err  # on stderr, not in the table
 
         shown = await cli.run("job", "show", job, COLUMNS="40")
         assert "not_enough_space: The storage has too little free space." in shown.out
@@ -168,16 +168,16 @@ class TestWhatIsShown:
             assert (done.code, done.out) == (0, ""), line
             assert done.err.startswith("No "), line
 
-    async def test_what_others_wrote_steers_no_terminal(self, ops: Ops, cli: Cli) -> None:
+    async def test_control_characters_in_texts_do_not_reach_the_terminal(self, ops: Ops, cli: Cli) -> None:
         failure = failed().failure
         assert failure
         evil = replace(failure, detail="\x1b]0;owned\x07 [bold]not markup[/bold]")
         job = await ops.made("evil", Outcome(state=JobState.FAILED, failure=evil))
-        shown = await cli.run("job", "show", job)  # run() has looked for the escape itself
+        shown = await cli.run("job", "show", job)  # run() has checked the escape itself
         assert "[bold]not markup[/bold]" in shown.out
         assert "\x07" not in shown.out
 
-    async def test_a_long_list_comes_whole_or_as_long_as_asked(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_long_list_is_complete_or_as_long_as_requested(self, ops: Ops, cli: Cli) -> None:
         for n in range(502):
             await node_store(ops.api.cell.redis, node=f"x{n:03}", machine=f"m{n}").take_lease(seconds=60)
         whole, part = await asyncio.gather(
@@ -264,7 +264,7 @@ class TestWhatIsChanged:
         for line in ("cancel", f"cancel {bad} --match node=n1", "retry --match colour=red", "retry --match node"):
             assert (await cli.run(*line.split(), "--yes")).code == Exit.USAGE, line
 
-    async def test_of_many_only_those_are_retried_that_are_still_wanted(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_bulk_retry_skips_jobs_that_are_no_longer_wanted(self, ops: Ops, cli: Cli) -> None:
         earlier, latest = await ops.made("earlier", failed()), await ops.made("latest", failed())
         done = await cli.run("retry", "--match", "error_code=not_enough_space", "--yes")
         assert done.code == Exit.REFUSED
@@ -279,7 +279,7 @@ class TestWhatIsChanged:
         assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
         assert "To retry it" not in (await cli.run("job", "show", latest)).err
 
-    async def test_what_would_run_over_something_newer_is_forced(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_retry_that_could_overwrite_something_newer_needs_force(self, ops: Ops, cli: Cli) -> None:
         earlier, latest = await ops.made("earlier", failed()), await ops.made("latest")
         shown = await cli.run("job", "show", earlier)
         assert f"The server has had a later job, {latest}" in shown.err
@@ -310,7 +310,7 @@ class TestWhatIsChanged:
         left_out = await cli.run("retry", waits, "--yes")
         assert (left_out.code, "The job was cancelled" in left_out.out) == (Exit.REFUSED, True)
 
-    async def test_a_node_is_drained_until_nothing_runs_and_goes_on(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_node_is_drained_until_nothing_runs_and_resumes(self, ops: Ops, cli: Cli) -> None:
         running = await ops.made("runs", None)
         await ops.api.cell.node.begin(running)
         soon = await cli.run("node", "drain", "n1", "--reason", "disk", "--no-wait", "--yes", "--json")
@@ -368,7 +368,7 @@ class TestWhatIsChanged:
 
 
 class TestSnapshots:
-    async def test_what_a_snapshot_holds_and_a_job_has_noted_is_told(self, ops: Ops, cli: Cli, customer: Cli) -> None:
+    async def test_contents_of_snapshots_and_notes_of_jobs_are_shown(self, ops: Ops, cli: Cli, customer: Cli) -> None:
         node = ops.api.cell.node
         job = await ops.made("one", CREATED)
         snapshot = (await ops.get(f"jobs/{job}/"))["snapshot"]["id"]
@@ -434,7 +434,7 @@ class TestSnapshots:
         assert (nobody.code, someone.code) == (Exit.REFUSED, 0)
         assert "--account" in nobody.err
 
-    async def test_what_an_account_may_not_see_is_said(self, customer: Cli) -> None:
+    async def test_fields_that_an_account_may_not_see_are_named(self, customer: Cli) -> None:
         done = await customer.run("jobs", "--node", "n1")
         assert (done.code, "node" in done.err) == (Exit.NOT_ALLOWED, True)
 
@@ -455,7 +455,7 @@ class TestExits:
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
             (cli, "jobs --colour red"): (Exit.USAGE, "--colour"),
-            (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument others could see it
+            (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument, other users could see it
             (cli, "snapshots"): (Exit.NOT_ALLOWED, "--server-id"),
             (customer, "nodes"): (Exit.NOT_ALLOWED, "permission_denied"),
             (replace(cli, token=BAD), "jobs"): (Exit.NOT_ALLOWED, "token_invalid"),
@@ -482,7 +482,7 @@ class TestExits:
         nobody = await replace(cli, token="").run("jobs", VPS_SNAPSHOTS_TOKEN_FILE="")
         assert nobody.code == Exit.NOT_ALLOWED
 
-    async def test_of_a_token_file_that_others_may_read_is_warned(self, cli: Cli, tmp_path: Path) -> None:
+    async def test_a_token_file_that_others_can_read_causes_a_warning(self, cli: Cli, tmp_path: Path) -> None:
         file = tmp_path / "token"
         file.write_text(cli.token)
         for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
@@ -523,7 +523,7 @@ class TestExits:
         file.write_text(f"{cli.token}\n")
         assert (await replace(cli, token=BAD).run("nodes", VPS_SNAPSHOTS_TOKEN_FILE=str(file))).code == 0
 
-    async def test_a_store_that_is_away_is_no_refusal(self, cell: Cell) -> None:
+    async def test_an_unavailable_store_is_not_a_refusal(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
             await cell.raw("CLIENT", "PAUSE", "2000", "ALL")
@@ -590,7 +590,7 @@ class TestExits:
         ],
         ids=["nothing", "other types", "other things", "without end"],
     )
-    async def test_a_service_that_speaks_otherwise_is_said_in_a_line(self, answer: bytes) -> None:
+    async def test_a_service_of_another_kind_is_reported_in_one_line(self, answer: bytes) -> None:
         async with _answering(lambda _: web.Response(body=answer, content_type="application/json")) as url:
             cli = Cli(url=url, token=BAD)
             ended = await asyncio.gather(cli.run("jobs"), cli.run("job", "show", NO_JOB), cli.run("top", "--once"))
@@ -602,20 +602,20 @@ class TestExits:
             ended = await Cli(url=url, token=BAD).run("jobs")
         assert (ended.code, "too large" in ended.err) == (Exit.REFUSED, True)
 
-    async def test_a_proxy_may_say_with_a_date_when_to_come_again(self) -> None:
+    async def test_a_proxys_retry_after_can_be_a_date(self) -> None:
         told = {"RateLimit": "limit=1", "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
         async with _answering(lambda _: web.Response(status=429, headers=told)) as url:
             ended = await Cli(url=url, token=BAD).run("nodes")
         assert ended.code == Exit.UNREACHABLE
 
     @pytest.mark.parametrize("said", [b"data: \xff\n\n", b"data: {}\nid: x\n\n"], ids=["no text", "no job"])
-    async def test_a_stream_of_something_else_is_said_in_a_line(self, said: bytes) -> None:
+    async def test_a_stream_of_another_kind_is_reported_in_one_line(self, said: bytes) -> None:
         events = {"Content-Type": "text/event-stream"}
         async with _answering(lambda _: web.Response(body=said, headers=events)) as url:
             ended = await Cli(url=url, token=BAD).run("events")
         assert (ended.code, "not from the snapshots API" in ended.err) == (Exit.REFUSED, True)
 
-    async def test_a_full_disk_is_said_in_a_line(self, cli: Cli) -> None:
+    async def test_a_full_disk_is_reported_in_one_line(self, cli: Cli) -> None:
         words = ("sh", "-c", '"$0" overview >/dev/full', PROGRAM)
         ended = await asyncio.create_subprocess_exec(*words, env=cli.environment(), stderr=subprocess.PIPE)
         _, said = await ended.communicate()

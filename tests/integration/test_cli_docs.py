@@ -1,4 +1,4 @@
-"""The examples in docs/cli.md: each is run, and says what the document shows."""
+"""The examples in docs/cli.md: each is run, and its output is what the document shows."""
 
 import asyncio
 import os
@@ -25,25 +25,25 @@ CLI = (PROJECT / "docs" / "cli.md").read_text()
 RUNBOOK = (PROJECT / "docs" / "runbook.md").read_text()
 
 _ID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{12}|[0-9]{8})\b")
-_PASSING = re.compile(r"(?:queued|completed|\w+ \d+%)$")  # steps that a following may see, or be too late for
+_PASSING = re.compile(r"(?:queued|completed|\w+ \d+%)$")  # steps that a follower may see or miss
 
 
 def examples() -> list[tuple[str, list[str]]]:
-    """Each command with the lines that it shows."""
+    """Each command with the output that follows it."""
     blocks = re.findall(r"```console\n(.*?)```", CLI, re.DOTALL)
     parts = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
     return [(lines[0], lines[1:]) for lines in (part.splitlines() for part in parts)]
 
 
 def alike(lines: list[str]) -> list[str]:
-    """With what is another each time left out."""
+    """Replace values that differ each time."""
     kept = [line for line in lines if not _PASSING.match(line)]
     words = [_ID.sub("ID", " ".join(line.split())) for line in kept]
     return [re.sub(r"(< )?\d+(\.\d+)?", "N", re.sub(r"\b(now$|\d+ s ago)", "N s ago", line)) for line in words]
 
 
 def here(command: str, ids: Mapping[str, str]) -> str:
-    """With the ids of this run in the place of the document's, and its settings in that of an installed front end's."""
+    """Replace the document's IDs and settings with those of this run."""
     command = command.replace(" --config /etc/vps-snapshots/api.toml", "")
     return _ID.sub(lambda found: ids.get(found[0], found[0]), command)
 
@@ -93,7 +93,7 @@ def test_the_runbook_names_the_command_beside_each_call() -> None:
     assert [part for part in calls if "`vps-snapshots " not in part] == []
 
 
-PROGRAMS = {  # with how many of its commands the documents name at least
+PROGRAMS = {  # with the least number of its commands in the documents
     "vps-snapshots": (app, 20),
     "vps-snapshots-api": (front_end, 4),
     "vps-snapshots-gateway": (gateway, 1),

@@ -1,9 +1,13 @@
-"""What the dashboard and the API can do, the command line can: pages and actions, schedules, webhooks, protection,
-contexts, names."""
+"""Everything in the dashboard and the API is also in the command line: pages and actions, schedules, webhooks,
+protection, contexts, names."""
 
+import asyncio
 import json
+import re
 import stat
+import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,9 +24,10 @@ from tests.integration.test_cli import cli as cli  # noqa: PLC0414 - a fixture
 from tests.integration.test_cli import customer as customer  # noqa: PLC0414 - a fixture
 from tests.integration.test_ops_api import Ops, failed
 from worker.store.access.tokens import Permission
-from worker.store.model import ServerId
+from worker.store.model import ServerId, Step
+from worker.store.reports import JobReport, StepBegun
 
-OF_A_BROWSER = ""  # has no command: a session, or a file that is on the front end
+OF_A_BROWSER = ""  # has no command: a session, or a file on the front end
 OF_PAGES = {
     "/ops/": "overview",
     "/ops/nodes/": "nodes",
@@ -54,7 +59,7 @@ OF_ACTIONS = {
     "/ops/tokens/{token_id}/revoke/": ("token revoke",),
     "/ops/logout/": (OF_A_BROWSER,),
 }
-# For orchestrators and installations: they come with a file for a node, or say what only an orchestrator knows.
+# For orchestrators and installers: they have a file for a node, or state what only an orchestrator knows.
 OF_SCRIPTS = {
     *("node credential create", "node credential rotate", "node credential revoke"),
     *("server declare", "server place", "server give", "account limit"),
@@ -69,6 +74,21 @@ def test_every_page_and_action_of_the_dashboard_has_its_command_and_the_other_wa
     assert ({*OF_PAGES.values()} - {OF_A_BROWSER}) | acting <= found
     of_operators = {command for command in found if any(change.startswith(f"{command} ") for change in CHANGES)}
     assert of_operators == acting | OF_SCRIPTS
+
+
+ARGUMENTS = {"node show": "n1", "job show": "JOB", "server show": SERVER, "snapshot show": "SNAPSHOT", "find": "n1"}
+
+
+async def test_an_operators_token_is_enough_for_the_command_of_each_page(ops: Ops, cli: Cli) -> None:
+    job = await ops.made("one")
+    snapshot = (await ops.get(f"jobs/{job}/"))["snapshot"]["id"]
+    lines = [
+        f"{command} {ARGUMENTS.get(command, '')}".replace("JOB", job).replace("SNAPSHOT", str(snapshot))
+        for command in OF_PAGES.values()
+        if command != OF_A_BROWSER
+    ]
+    done = await asyncio.gather(*(cli.run(*line.split()) for line in lines))
+    assert {line: one.err for line, one in zip(lines, done, strict=True) if one.code} == {}
 
 
 @pytest.fixture
@@ -101,6 +121,21 @@ class TestNames:
         await ops.api.cell.have([SERVER, ServerId(3)])
         several = await cli.run("server", "show", name)
         assert (several.code, "Use an ID" in several.err) == (Exit.USAGE, True)
+
+    async def test_a_token_is_revoked_and_the_audit_and_jobs_are_filtered_by_name(self, ops: Ops, cli: Cli) -> None:
+        token = await ops.api.tokens.create(
+            name="night shift", account_id=None, permissions=frozenset({Permission.OPERATOR})
+        )
+        snapshot = await ops.api.have_snapshot("before")
+        await ops.api.call("PATCH", f"/api/v1/snapshots/{snapshot}/", body={"protected": True})
+        assert (await cli.run("audit", "--snapshot-id", "before")).out.count(f"snapshot {snapshot}") == 2
+        waiting = await ops.made("waits", None)
+        cancelled = await cli.run("cancel", "--match", "server_id=web-server-01", "--yes", "--json")
+        assert [one["id"] for one in cancelled.body["results"]] == [waiting]
+        assert (await cli.run("token", "revoke", "night watch", "--yes")).code == Exit.NOT_FOUND
+        revoked = await cli.run("token", "revoke", "night shift", "--yes", "--json")
+        assert revoked.body == {"id": token.token.id}
+        assert token.token.id not in {one.id for one in await ops.api.tokens.all()}
 
 
 class TestSnapshots:
@@ -157,6 +192,25 @@ class TestSchedules:
         assert (changed.body["window_minutes"], changed.body["server_labels"]) == (60, {"backup": "x"})
         assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
 
+    async def test_operators_see_what_will_run_tonight_of_all_accounts(self, ops: Ops, cli: Cli, customer: Cli) -> None:
+        in_half_a_year = f"0 0 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
+        for made in (
+            ("create", SERVER, "hourly", "--when", "hourly"),
+            ("create-by-label", "all", "--when", in_half_a_year, "--label", "a=b", "--window", "1h"),
+        ):
+            assert (await customer.run("schedule", *made)).code == 0
+        listed = (await cli.run("schedules", "--json")).body
+        assert [one["name"] for one in listed["results"]] == ["hourly", "all"]
+        soon = (await cli.run("schedules", "--until", "2h")).out.splitlines()
+        assert soon[0].split()[:5] == ["NEXT", "RUN", "(UTC)", "SERVER", "ACCOUNT"]
+        assert [str(ACCOUNT) in soon[1].split(), len(soon)] == [True, 2]
+        assert (await cli.run("schedules", "--account-id", 5)).out == ""
+        assert [
+            one["name"] for one in (await cli.run("schedules", "--server-id", SERVER, "--json")).body["results"]
+        ] == ["hourly"]
+        refused = await customer.run("schedules", "--until", "2h")
+        assert (refused.code, "until" in refused.err) == (Exit.NOT_ALLOWED, True)
+
 
 class TestWebhooks:
     async def test_one_is_made_tested_and_deleted(self, customer: Cli, tmp_path: Path) -> None:
@@ -203,7 +257,7 @@ class TestContexts:
         assert (await run("nodes"))[0] == Exit.NOT_ALLOWED
         assert (await run("context", "use", "cell"))[0] == 0
         assert "n1" in (await run("nodes"))[1]
-        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # its token goes nowhere else
+        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # it sends no token there
         assert (await run("--context", "none", "nodes"))[0] == Exit.USAGE
         assert (await run("context", "use", "none"))[0] == Exit.NOT_FOUND
         file.chmod(0o644)
@@ -215,7 +269,7 @@ class TestContexts:
 
 
 class TestTerminal:
-    async def test_what_decides_fits_in_80_columns(self, ops: Ops, cli: Cli) -> None:
+    async def test_the_important_columns_fit_in_80_characters(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("not_enough_space", stranded=True))
         async with cli.at_terminal("jobs", width=80) as terminal:
             assert await terminal.ends() == 0
@@ -226,6 +280,30 @@ class TestTerminal:
         assert "n1" in table[1].split()
         assert max(map(len, table)) <= 80
 
+    async def test_for_how_long_a_guest_is_off_and_who_repairs_it_fit_in_80_columns(self, ops: Ops, cli: Cli) -> None:
+        job, cell = await ops.made("a", None), ops.api.cell
+        await cell.node.begin(job)
+        stopping = StepBegun(step=Step.STOPPING, at=time.time(), attempt=1)
+        await cell.node.progress(job, Step.SNAPSHOTTING, JobReport(steps=(stopping,)))
+        await cell.have(power="off")
+        await cell.node.finish(job, failed("start_failed", stranded=True), power="off")
+        await ops.post(f"servers/{SERVER}/take/")
+        async with cli.at_terminal("servers", "--off", width=80) as terminal:
+            assert await terminal.ends() == 0
+            table = (await terminal.shows(job[:8])).splitlines()
+        for title in ("SERVER", "STATUS", "OFF FOR", "NODE", "TAKEN BY", "JOB"):
+            assert title in table[0], title
+        assert " s " in table[1]
+        assert max(map(len, table)) <= 80
+
+    async def test_only_the_longest_text_is_cut(self, ops: Ops, cli: Cli) -> None:
+        await ops.post("nodes/n1/pause/", {"reason": "a reason that is much longer than a terminal is wide " * 3})
+        async with cli.at_terminal("audit", width=80) as terminal:
+            assert await terminal.ends() == 0
+            (line,) = [line for line in (await terminal.shows("a reason")).splitlines() if "paused n1" in line]
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  token a test paused n1: a reason that.*…", line)
+        assert len(line) <= 80
+
     async def test_a_list_that_is_longer_than_the_screen_is_paged(self, ops: Ops, cli: Cli) -> None:
         for n in range(4):
             await ops.made(f"a{n}", failed())
@@ -233,7 +311,7 @@ class TestTerminal:
             assert await terminal.ends() == 0
             assert (await terminal.shows("in the last hour")).count("paged:") == 5
 
-    async def test_what_was_put_right_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
+    async def test_a_resolved_server_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("a", failed("start_failed", stranded=True))
         assert "stranded" in (await cli.run("jobs", "--state", "failed")).out
         await ops.post(f"jobs/{job}/resolve/", {"reason": "by hand"})

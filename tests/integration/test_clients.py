@@ -1,4 +1,4 @@
-"""Clients that others' generators make from the document do the work against the running service."""
+"""Clients that other generators make from the document work with the running service."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.integration.whole_service import running
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 VENDORED = Path(__file__).parents[2] / "api" / "dashboard" / "static" / "vendor"
 PROGRAMS = Path(__file__).with_name("clients")
-TOOLS = Path(f"{sys.prefix}-client")  # the generators, Node and what npm has brought
+TOOLS = Path(f"{sys.prefix}-client")  # the generators, Node, and npm packages
 RUN_SECONDS = 120.0
 
 EXPECTED = {
@@ -64,7 +64,7 @@ def test_what_the_dashboard_ships_is_what_the_locked_package_has(
 
 
 async def run(folder: Path, program: str | Path, *arguments: str | Path) -> str:
-    """What a program of the tools says on standard output, when it ends well."""
+    """The standard output of one of these programs, which must succeed."""
     process = await asyncio.create_subprocess_exec(
         *(program, *arguments),
         cwd=folder,

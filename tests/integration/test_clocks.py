@@ -1,4 +1,4 @@
-"""A wall clock that is set, forward or back: Redis's, a front end's, a node's. It decides nothing alone."""
+"""Wall clocks that are set forward or back: Redis's, a front end's, a node's. No single one decides."""
 
 import os
 import subprocess
@@ -41,18 +41,18 @@ STEPS = [HOUR, -HOUR]
 
 @dataclass(frozen=True, kw_only=True)
 class Stepping:
-    """A cell whose Redis has a clock that the test sets."""
+    """A cell whose Redis has a clock that the test can set."""
 
     cell: Cell
     server: RedisServer
     clock: SteppedClock
 
     async def now(self) -> datetime:
-        """The time of the cell, without a process that counts it."""
+        """The time of the cell, without a process that measures it."""
         return datetime.fromtimestamp((await self.compared(wall=None))[0] / 1000, UTC)
 
     async def compared(self, *, wall: datetime | None, counted: datetime | None = None) -> list[int]:
-        """What a comparison answers to a process with such clocks; None: it is of no use as a witness."""
+        """The result of a comparison for a process with these clocks; None: its clocks are no evidence."""
         ask = {
             "wall_ms": round(wall.timestamp() * 1000) if wall else 0,
             "counted_ms": round(counted.timestamp() * 1000) if counted else "",
@@ -60,7 +60,7 @@ class Stepping:
             "agree_ms": round(AGREE_SECONDS * 1000),
             "each_ms": 5000,
         }
-        await self.cell.redis.time()  # Valkey 9 notices a step of the clock after the next command
+        await self.cell.redis.time()  # Valkey 9 notices a clock step only after the next command
         answer: list[int] = await Scripts(self.cell.redis)._call("chores/compare_clocks", ask)
         return answer
 
@@ -83,7 +83,7 @@ def server(clock: SteppedClock) -> Iterator[RedisServer]:
 @pytest.fixture
 async def stepping(server: RedisServer, clock: SteppedClock) -> AsyncIterator[Stepping]:
     clock.set(timedelta())
-    # as in production: Redis ends a blocking command by its wall clock, and the client by its own limit
+    # as in production: Redis ends a blocking command by its wall clock, the client by its own limit
     redis = connect(RedisSettings(url=f"unix://{server.socket}"))
     await redis.flushall()
     node = node_store(redis)
@@ -106,10 +106,10 @@ class TestOfRedis:
             stepping.clock.set(step)
             after = [(await api.call("GET")).status for _ in range(7)]
         assert (before, after[:3]) == ([200] * 4, [200] * 3)
-        # forward, Redis drops the counter, which lives for a minute
+        # after a forward step, Redis drops the counter, which lives for a minute
         assert (429 in after) == (step < timedelta())
 
-    async def test_a_waiting_job_starts_and_one_that_comes_then_too(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_a_queued_job_starts_and_so_does_a_later_one(self, stepping: Stepping, step: timedelta) -> None:
         waiting = (await stepping.cell.create()).job.id
         stepping.clock.set(step)
         assert await stepping.cell.node.take(running=[], free=2, seconds=0) == (waiting,)
@@ -123,10 +123,10 @@ class TestOfRedis:
         held = await other.take_lease(seconds=60)
         assert held is not None
         assert 0 < held.seconds_left <= 60
-        await stepping.cell.create()  # its node is not taken for silent
+        await stepping.cell.create()  # its node does not count as silent
         assert await Chores(stepping.cell.redis).fail_stale_jobs() == ()
 
-    async def test_what_has_a_moment_waits_for_it(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_scheduled_times_are_kept(self, stepping: Stepping, step: timedelta) -> None:
         chores = Chores(stepping.cell.redis)
         async with serving(stepping.cell) as api:
             snapshot_id = await api.have_snapshot()
@@ -164,7 +164,7 @@ class TestOfRedis:
             stepping.clock.set(timedelta())
             await receiver.has(2)  # the first retry comes after five seconds
         assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
-        receiver.messages(secret)  # each at its moment
+        receiver.messages(secret)  # each has its own timestamp
 
     async def test_a_repeated_request_is_known(self, stepping: Stepping, step: timedelta) -> None:
         body, key = {"server_id": SERVER, "name": "once", "description": ""}, {"Idempotency-Key": "one"}
@@ -180,14 +180,14 @@ class TestOfRedis:
             stepping.clock.set(ahead)
             assert about(await stepping.now(), datetime.now(UTC))
 
-    async def test_operators_are_told(self, stepping: Stepping, step: timedelta) -> None:
+    async def test_operators_are_notified(self, stepping: Stepping, step: timedelta) -> None:
         seen: list[float] = []
         clock = CellClock(stepping.cell.redis, compared=lambda errors: seen.append(errors.redis))
         with capture_logs() as lines:
             await clock.compare()
             stepping.clock.set(step)
             await clock.compare()
-            await clock.compare()  # told once
+            await clock.compare()  # reported once
             assert about(clock.now(), datetime.now(UTC))
         assert [abs(error - ahead) < 5 for error, ahead in zip(seen, (0, step.total_seconds()), strict=False)] == [
             True
@@ -209,12 +209,12 @@ class TestOfRedis:
 
 
 class TestTimeThatHasPassed:
-    """Redis's clock jumps too where all was down meanwhile."""
+    """Redis's clock also jumps if everything was down meanwhile."""
 
-    async def test_it_leaps_where_a_process_has_counted_it(self, stepping: Stepping) -> None:
+    async def test_it_jumps_as_far_as_a_process_measured(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(2 * HOUR)
-        now, ahead, leapt = await stepping.compared(wall=None, counted=began + HOUR)  # and no further than was counted
+        now, ahead, leapt = await stepping.compared(wall=None, counted=began + HOUR)  # and no further than measured
         assert about(datetime.fromtimestamp(now / 1000, UTC), began + HOUR)
         assert (abs(ahead + 3_600_000) < 30_000, abs(leapt - 3_600_000) < 30_000) == (True, True)
 
@@ -222,7 +222,7 @@ class TestTimeThatHasPassed:
             1
         ] == 0  # and no further than Redis's clock
 
-    async def test_it_leaps_where_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
+    async def test_it_jumps_if_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(HOUR)
         assert (await stepping.compared(wall=began - HOUR))[2] == 0
@@ -236,14 +236,14 @@ class TestTimeThatHasPassed:
         assert (await stepping.compared(wall=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
 
-    async def test_no_process_can_make_the_time_leap_past_redis(self, stepping: Stepping) -> None:
+    async def test_no_process_can_set_the_time_past_redis(self, stepping: Stepping) -> None:
         began = await stepping.now()
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[1:] == [0, 0]
         stepping.clock.set(-HOUR)
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
 
-    async def test_after_a_leap_each_node_has_the_time_to_be_heard(self, stepping: Stepping) -> None:
+    async def test_after_a_jump_each_node_has_time_to_report(self, stepping: Stepping) -> None:
         began = await stepping.now()
         stepping.clock.set(HOUR)
         await stepping.compared(wall=None, counted=began + HOUR)
@@ -258,7 +258,7 @@ class TestTimeThatHasPassed:
         stepping.clock.set(step)
         await stepping.compared(wall=None, counted=began)
         distances = []
-        for n in range(1, 4):  # each as if five seconds later
+        for n in range(1, 4):  # as if five seconds apart
             stepping.clock.set(step + timedelta(seconds=5.5) * n)
             distances.append(abs((await stepping.compared(wall=began + step, counted=began))[1]))
         assert [round(one - other) for one, other in pairwise(distances)] == [500, 500]
@@ -307,11 +307,11 @@ async def test_a_front_end_with_a_wrong_clock_serves_as_any_other(
         assert timedelta() < datetime.fromisoformat(schedule["next_run_at"]) - datetime.now(UTC) <= timedelta(days=1)
         limited = {"name": "t", "permissions": ["operator"], "lifetime_hours": 1}
         made = await post("/api/v1/ops/tokens/", limited, token=operator.secret)
-        await post("/api/v1/ops/tokens/", limited, token=made["secret"])  # it is valid
+        await post("/api/v1/ops/tokens/", limited, token=made["secret"])  # the token is valid
         hook = await post(WEBHOOKS, {"url": receiver.url, "events": ["job.failed"]})
         await post(f"{WEBHOOKS}{hook['id']}/test/", status=202)
         await receiver.has(1)
-        receiver.messages(hook["secret"])  # which refuses a moment that is off by five minutes
+        receiver.messages(hook["secret"])  # which refuses a timestamp that is off by five minutes
     assert "before" in [entry.fields["path"] for entry in await entries(cell)]
 
 

@@ -1,4 +1,4 @@
-"""The worker dies, at each moment of each effect, and everything ends well by itself."""
+"""The worker dies at each moment of each effect, and the jobs still end correctly."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ POWERS = (Power.ON, Power.OFF)
 async def fresh(
     cell: Cell, folder: Path, power: Power, kind: JobKind, *, limits: Limits = LIMITS, past: Past = Past.QUIET
 ) -> DyingNode:
-    """A node on which a job of this kind waits to be begun."""
+    """A node with a queued job of this kind."""
     await cell.redis.flushdb()
     await cell.node.take_lease(seconds=600)
     folder.mkdir()
@@ -77,7 +77,7 @@ async def test_a_worker_that_dies_again_and_again_ends_well_all_the_same(
         node.start_over(die_at=deaths)
         job = await node.settle(job_id)
         if kind is JobKind.DELETE and job.state is JobState.FAILED:
-            continue  # queued again by housekeeping until it has freed the space
+            continue  # housekeeping queues it again until its space is free
         await node.reconcile()
         await node.check(job, power=power)
 
@@ -100,16 +100,16 @@ async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
                 continue
             node.hypervisor.faults.heal()
             if job.kind is JobKind.DELETE and job.state is JobState.FAILED:
-                continue  # queued again by housekeeping until it has freed the space
+                continue  # housekeeping queues it again until its space is free
             await node.reconcile()
             await node.check(job, power=Power.ON)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_now(
+async def test_a_returning_node_leaves_a_server_alone_that_was_placed_elsewhere(
     cell: Cell, tmp_path: Path, kind: JobKind
 ) -> None:
-    """Its host has died at any moment of the job, and an operator has placed the server on another node."""
+    """Its host dies at any moment of the job, and an operator places the server on another node."""
     moment, is_over = 0, False
     while not is_over:
         moment += 1
@@ -120,9 +120,9 @@ async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_
             break
         await cell.raw("SADD", "nodes", "n2")
         await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
-        is_over = (await node.job(job_id)).state is JobState.COMPLETED  # its end was told before the death
+        is_over = (await node.job(job_id)).state is JobState.COMPLETED  # its end was reported before the host died
         before, node.hypervisor.server(SERVER).power = deepcopy(node.hypervisor.server(SERVER)), Power.OFF
-        before.power = Power.OFF  # on the other node it may be on its way to be started
+        before.power = Power.OFF  # on the other node, it may be starting
         node.start_over()
         job = await node.settle(job_id)
         assert is_over or (job.failure and job.failure.code) == "node_unavailable"
@@ -131,10 +131,10 @@ async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_
 
 
 @pytest.mark.parametrize(("kind", "stop"), [(JobKind.CREATE, Effect.PRESS), (JobKind.RESTORE, Effect.CUT)])
-async def test_a_worker_that_was_away_for_long_leaves_a_server_alone_that_another_node_has_by_now(
+async def test_a_worker_cut_off_for_long_leaves_a_server_alone_that_was_placed_elsewhere(
     cell: Cell, tmp_path: Path, kind: JobKind, stop: Effect
 ) -> None:
-    """Away: its host hung, or was cut off. It stops the guest, and it is not this node that starts it again."""
+    """Its host hung or was cut off. It stops the guest, and does not start it again."""
     node = await fresh(cell, tmp_path / "n", Power.ON, kind)
     job_id = await node.admit(kind)
     begun = await cell.node.begin(job_id)
@@ -163,7 +163,7 @@ async def test_a_restore_that_one_disk_refuses_brings_all_disks_back(cell: Cell,
 
 
 async def test_a_revert_that_every_disk_refuses_leaves_the_guest_on(cell: Cell, tmp_path: Path) -> None:
-    """What refuses the revert would refuse the way back as well: where nothing was changed, none is needed."""
+    """The cause of the refusal would also refuse the rollback. If nothing changed, none is needed."""
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     node.hypervisor.faults.fail(Effect.REVERT_DISK, times=100)
@@ -187,7 +187,7 @@ async def test_a_disk_damaged_before_is_named_and_the_guest_started_again(cell: 
 
 
 @pytest.mark.parametrize("tool", ["resize", "backup", "detach"])
-async def test_what_others_do_between_the_look_and_the_stop_is_seen(cell: Cell, tmp_path: Path, tool: str) -> None:
+async def test_changes_between_the_check_and_the_stop_are_noticed(cell: Cell, tmp_path: Path, tool: str) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     server = node.hypervisor.server(SERVER)
@@ -219,7 +219,7 @@ async def test_a_start_after_which_every_worker_died_is_no_stranded_server(cell:
     await node.check(job, power=Power.ON)
 
 
-async def test_a_restore_that_can_go_neither_on_nor_back_is_stranded_and_stays_off(cell: Cell, tmp_path: Path) -> None:
+async def test_a_restore_that_can_neither_finish_nor_roll_back_is_stranded_and_off(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     node.hypervisor.faults.fail(Effect.REVERT_DISK, "vdb", times=100, at=Moment.DURING)
@@ -306,7 +306,7 @@ async def test_a_job_that_is_delivered_again_or_twice_at_once_is_done_once(cell:
     ).count == 2
 
 
-async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_path: Path) -> None:
+async def test_a_snapshot_whose_size_is_unknown_is_kept(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
     job_id = await node.admit(JobKind.CREATE)
     node.hypervisor.faults.fail(Effect.MEASURE, times=100, error=DiskFailed("vdb"))
@@ -317,7 +317,7 @@ async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_pat
     assert node.hypervisor.server(SERVER).power is Power.ON
 
 
-async def test_disks_that_nobody_could_look_at_are_not_booted(cell: Cell, tmp_path: Path) -> None:
+async def test_unchecked_disks_are_not_booted(cell: Cell, tmp_path: Path) -> None:
     limits = Limits(first_retry_seconds=0.001, step_seconds=30)
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
     job_id = await node.admit(JobKind.CREATE)
@@ -342,7 +342,7 @@ async def test_a_hypervisor_that_is_away_for_long_is_waited_for(cell: Cell, tmp_
 
 
 async def test_a_guest_that_can_not_be_asked_to_shut_down_is_cut_off(cell: Cell, tmp_path: Path) -> None:
-    """Its QEMU may just have died, and libvirt not have noticed yet."""
+    """Its QEMU may just have died without libvirt having noticed."""
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
     job_id = await node.admit(JobKind.CREATE)
     node.hypervisor.faults.fail(Effect.PRESS, times=100, error=InvalidState("the power button can't be pressed"))
@@ -351,7 +351,7 @@ async def test_a_guest_that_can_not_be_asked_to_shut_down_is_cut_off(cell: Cell,
     await node.check(job, power=Power.ON)
 
 
-async def test_a_store_that_came_back_from_an_older_copy_is_told_again_of_the_end(cell: Cell, tmp_path: Path) -> None:
+async def test_an_end_is_reported_again_to_an_older_copy_of_the_store(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
     job_id = await node.admit(JobKind.CREATE)
     before = {key: await cell.redis.dump(key) for key in await cell.redis.keys("*")}
@@ -412,9 +412,7 @@ async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_dis
     await node.check_snapshots()
 
 
-async def test_a_store_that_lost_all_hears_of_a_snapshot_whose_server_has_another_disk_today(
-    cell: Cell, tmp_path: Path
-) -> None:
+async def test_after_a_loss_a_snapshot_of_other_disks_is_published(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, past=Past.REBUILT)
     await cell.redis.flushdb()
     await cell.node.take_lease(seconds=600)
@@ -462,14 +460,14 @@ async def test_a_restore_that_an_earlier_version_began_keeps_the_sizes_too(cell:
 
 
 def with_step(folder: Path, job_id: JobId, step: str) -> str:
-    """Change the step of a job in the journal, as if a newer version had left it there; the step before."""
+    """Change the step of a job in the journal, as if a newer version had written it. Returns the step before."""
     with closing(sqlite3.connect(folder / "journal.sqlite", isolation_level=None)) as db:
         (before,) = db.execute("SELECT step FROM jobs WHERE id = ?", (job_id,)).fetchone()
         db.execute("UPDATE jobs SET step = ? WHERE id = ?", (step, job_id))
     return str(before)
 
 
-async def test_a_job_that_a_newer_version_has_begun_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
+async def test_a_job_that_a_newer_version_started_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
     node.start_over(die_at=[8])

@@ -1,4 +1,4 @@
-"""The dashboard's pages and what an operator does on them."""
+"""The dashboard's pages and an operator's actions on them."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def failed(code: str = "not_enough_space", *, detail: str = "Too little space.",
 async def made(
     dashboard: Dashboard, outcome: Outcome | None = None, *, name: str = "a", server: ServerId = SERVER
 ) -> JobId:
-    """A create, taken to that outcome; None: it waits."""
+    """A create with that outcome; None: it stays queued."""
     job = (await dashboard.cell.create(name, server=server)).job
     if outcome is not None:
         await dashboard.cell.node.begin(job.id)
@@ -62,7 +62,7 @@ async def audited(dashboard: Dashboard) -> list[dict[str, str]]:
 
 
 def visible(page: str) -> str:
-    """What a person reads, in one line."""
+    """The visible text, in one line."""
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
@@ -152,11 +152,16 @@ class TestJobs:
             ("jobs/", "server_id", "web-1"),
             ("jobs/", "state", "lost"),
             ("servers/", "node", "no/node"),
+            ("servers/", "stranded", "perhaps"),
+            ("servers/", "off", "perhaps"),
+            ("servers/", "no_snapshot_days", "soon"),
             ("nodes/", "state", "lost"),
+            ("nodes/", "sort", "color"),
             ("audit/", "about", "server:x"),
+            ("audit/", "method", "LOOK"),
         ],
     )
-    async def test_a_filter_that_can_not_be_is_kept_and_told_beside_its_field(
+    async def test_an_invalid_filter_is_kept_and_explained_at_its_field(
         self, dashboard: Dashboard, path: str, field: str, text: str
     ) -> None:
         await made(dashboard)
@@ -175,7 +180,7 @@ class TestJobs:
     @pytest.mark.parametrize(
         "query", ["since=then", "until=0000-00-00T00:00", "since=0001-01-01T00:00", "after=x", "limit=0"]
     )
-    async def test_a_query_that_can_not_be_is_told(self, dashboard: Dashboard, query: str) -> None:
+    async def test_an_invalid_query_is_explained(self, dashboard: Dashboard, query: str) -> None:
         page = await dashboard.browser.get(
             f"/ops/jobs/?{query}", Cookie=f"{COOKIE}={dashboard.browser.session}; ops-zone=Asia/Tokyo"
         )
@@ -227,7 +232,7 @@ class TestJobs:
             "preflight 0.5 s",
             "stopping attempt 2 running",
             "snapshotting pending",
-            "stopping · 14 %",
+            "stopping · 14%",
             "on → on",
             "03:04:05 warning step.tried step= stopping",
             '{"cut',
@@ -255,7 +260,7 @@ class TestJobs:
         assert (retried["path"], retried["job"], retried["status"]) == (f"/ops/jobs/{job}/retry/", new, "200")
         assert (cancelled["path"], cancelled["token_name"]) == (f"/ops/jobs/{new}/cancel/", "a test")
 
-    async def test_what_is_refused_is_told_in_words_on_a_page_that_stays(self, dashboard: Dashboard) -> None:
+    async def test_a_refusal_is_explained_on_the_same_page(self, dashboard: Dashboard) -> None:
         job = await made(dashboard)
         page = await dashboard.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
         assert (page.status, page.headers["HX-Retarget"]) == (409, "#notice")
@@ -268,9 +273,11 @@ class TestJobs:
         job = await made(dashboard, failed("start_failed", stranded=True))
         page = await dashboard.browser.post(f"/ops/jobs/{job}/resolve/", {"reason": "  "})
         assert (page.status, "reason" in page.text) == (400, True)
+        asked = await dashboard.browser.post(f"/ops/jobs/{job}/resolve/", {"reason": "  "}, **FRAGMENT)
+        assert (asked.status, asked.headers["HX-Retarget"]) == (400, ".ask-trouble")  # the dialog stays as it is
         await dashboard.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": "started by hand, Žižkov"})
         assert "started by hand, Žižkov" in visible(await dashboard.browser.seen(f"/ops/jobs/{job}/"))
-        assert [entry.get("reason") for entry in await audited(dashboard)] == [None, "started by hand, Žižkov"]
+        assert [entry.get("reason") for entry in await audited(dashboard)] == [None, None, "started by hand, Žižkov"]
 
 
 class TestMany:
@@ -297,9 +304,38 @@ class TestMany:
         query = "&".join(f"{name}={value}" for name, value in filters.items())
         question = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?{query}"))
         assert f"Jobs with state queued, node n1 (at most {MATCHING_MAX}, newest first)" in question
+        assert "Cancel 5 jobs?" in question
         assert "5 cancelled, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", filters))
         assert await dashboard.cell.raw("ZCARD", "jobs:state:queued") == 0
         assert other not in {entry["job"] for entry in await audited(dashboard)}
+
+    async def test_the_question_before_a_cancel_names_the_jobs_and_no_later_one_is_cancelled(
+        self, dashboard: Dashboard
+    ) -> None:
+        waiting = await have_many(dashboard, 2, None)
+        begun = waiting.pop()
+        await dashboard.cell.node.begin(begun)
+        page = await dashboard.browser.seen("/ops/jobs/bulk/?action=cancel&all=true&state=queued")
+        text = visible(page)
+        assert f"Cancel 1 job? Jobs with state queued (at most {MATCHING_MAX}, newest first)" in text
+        assert f"1 create {waiting[0][:8]} create of a on web-server-01" in text
+        later = await made(dashboard)
+        fields = re.findall(r'<input type="hidden" name="(action|ids|all)" value="([^"]+)">', page)
+        assert fields == [("action", "cancel"), ("ids", waiting[0])]
+        sent = {"action": "cancel", "ids": waiting}
+        assert "1 cancelled, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", sent))
+        assert await dashboard.cell.raw("ZRANGE", "jobs:state:queued", 0, -1) == [later.encode()]
+
+        query = "&".join(f"ids={job}" for job in (begun, waiting[0], NO_JOB))
+        text = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=cancel&{query}"))
+        for said in (
+            "Nothing to cancel",
+            "3 jobs left out: not possible",
+            "The job is in_progress. Only a queued create, restore or undo can be cancelled.",
+            "There is no such job.",
+        ):
+            assert said in text, said
+        assert "Cancel the jobs" not in text
 
     @pytest.mark.parametrize(
         "fields",
@@ -317,9 +353,7 @@ class TestMany:
         ],
         ids=str,
     )
-    async def test_what_makes_no_sense_is_refused_before_anything_is_done(
-        self, dashboard: Dashboard, fields: Any
-    ) -> None:
+    async def test_an_invalid_request_is_refused_before_any_change(self, dashboard: Dashboard, fields: Any) -> None:
         job = await made(dashboard)
         assert (await dashboard.browser.post("/ops/jobs/bulk/", fields)).status == 400
         assert await dashboard.cell.raw("ZSCORE", "jobs:state:queued", job)
@@ -414,7 +448,7 @@ class TestEveryPage:
             told += page.text.count("&lt;script&gt;")
         assert told > 10
 
-    async def test_of_what_is_not_there_says_so(self, dashboard: Dashboard) -> None:
+    async def test_a_missing_object_is_reported_as_missing(self, dashboard: Dashboard) -> None:
         for path in (
             "/ops/nodes/no-such/",
             "/ops/nodes/.../",
@@ -427,7 +461,7 @@ class TestEveryPage:
             assert page.status == 404, path
             assert "Not found" in page.text
 
-    async def test_without_the_store_says_so_and_what_goes_on(self, cell: Cell) -> None:
+    async def test_without_the_store_it_says_so_and_what_continues(self, cell: Cell) -> None:
         async with dashboard_of(cell, request_seconds=0.2) as dashboard:
             await cell.raw("CLIENT", "PAUSE", "1500", "ALL")
             page = await dashboard.browser.get("/ops/")
@@ -444,7 +478,7 @@ class TestEveryPage:
             assert "<html" not in inside.text
             assert '<form class="filter"' not in inside.text
 
-    async def test_costs_the_store_the_same_with_four_times_as_much_in_it(self, cell: Cell) -> None:
+    async def test_costs_the_store_no_more_with_four_times_the_data(self, cell: Cell) -> None:
         async def commands(dashboard: Dashboard, path: str) -> int:
             await cell.raw("CONFIG", "RESETSTAT")
             await dashboard.browser.seen(path)

@@ -1,4 +1,4 @@
-"""The dashboard tells what jobs have noted and what snapshots hold."""
+"""The dashboard shows the notes of jobs and the contents of snapshots."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ async def test_a_restore_tells_its_notes_and_the_audit_their_codes(dashboard: Da
     await until_told(is_audited)
 
 
-async def test_what_a_node_says_is_text_and_no_page(dashboard: Dashboard) -> None:
+async def test_texts_of_a_node_are_escaped(dashboard: Dashboard) -> None:
     evil = "<script>alert(1)</script>"
     contents = replace(HELD, left_out=(LeftOut(target=evil, reason=evil),))
     note = Note(code=NoteCode.DISK_REPAIRED, detail=evil, disks=(evil,))
@@ -88,7 +88,7 @@ async def test_a_job_that_was_retried_leads_to_the_new_one_and_is_not_offered_ag
 
 async def test_all_that_match_are_retried_once(dashboard: Dashboard) -> None:
     older = await made(dashboard, failed())
-    await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+    await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
     newer = await made(dashboard, failed(), name="b")
     fields = {"action": "retry", "all": "true", "state": "failed"}
     text = visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))

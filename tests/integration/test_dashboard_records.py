@@ -1,4 +1,4 @@
-"""The dashboard's pages of servers, findings, the audit and tokens."""
+"""The dashboard's pages of servers, findings, the audit log and tokens."""
 
 import re
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
 
 
 async def listed(dashboard: Dashboard, path: str) -> list[str]:
-    """The ids of the rows of a page's list."""
+    """The IDs of the rows of a page's list."""
     return re.findall(r'<tr id="\w+-([^"]+)"', await dashboard.browser.seen(path))
 
 
@@ -68,7 +68,7 @@ class TestServers:
         assert MEANINGS["torn_snapshot"] in text
         assert re.findall(r'<tr id="job-(\w+)"', page) == [good, bad]
 
-    async def test_one_that_is_stranded_leads_to_the_job_and_to_what_to_do(self, dashboard: Dashboard) -> None:
+    async def test_a_stranded_server_links_to_its_job_and_the_instructions(self, dashboard: Dashboard) -> None:
         job = await made(dashboard, failed("start_failed", detail="It does not start.", stranded=True))
         page = await dashboard.browser.seen(f"/ops/servers/{SERVER}/")
         assert "It does not start." in visible(page)
@@ -79,13 +79,13 @@ class TestServers:
         assert "stranded" not in visible(page)
         assert "resolved" in visible(page)
 
-    async def test_of_one_that_its_node_does_not_have_any_more_this_is_told(self, dashboard: Dashboard) -> None:
+    async def test_a_server_that_its_node_no_longer_has_is_marked(self, dashboard: Dashboard) -> None:
         await dashboard.cell.node.report([])
         assert "no longer reports this server" in await dashboard.browser.seen(f"/ops/servers/{SERVER}/")
 
 
 class TestFindings:
-    async def test_they_are_listed_with_what_they_mean_until_they_are_gone(self, dashboard: Dashboard) -> None:
+    async def test_they_are_listed_and_explained_until_they_are_gone(self, dashboard: Dashboard) -> None:
         assert "No findings" in await dashboard.browser.seen("/ops/findings/")
         await dashboard.cell.node.tell_findings(SERVER, [TORN])
         assert "No findings at that time." in await dashboard.browser.seen("/ops/findings/?until=2025-01-16T16:15")
@@ -193,7 +193,7 @@ class TestTokens:
         assert (await dashboard.browser.post(f"/ops/tokens/{new.token.id}/revoke/")).status == 404
         assert (await audited(dashboard))[0]["path"] == f"/ops/tokens/{new.token.id}/revoke/"
 
-    async def test_who_revokes_their_own_is_told_that_the_session_ends(self, dashboard: Dashboard) -> None:
+    async def test_revoking_ones_own_warns_that_the_session_ends(self, dashboard: Dashboard) -> None:
         (own,) = [token for token in await dashboard.api.tokens.all() if Permission.OPERATOR in token.permissions]
         assert "your session will end" in await dashboard.browser.seen(f"/ops/tokens/{own.id}/revoke/")
         await dashboard.browser.done(f"/ops/tokens/{own.id}/revoke/")

@@ -1,4 +1,4 @@
-"""Retries on the dashboard: what a question says before them, what is forced by typing, and who is offered nothing."""
+"""Retries on the dashboard: the confirmation's text, typed confirmation for force, and where no retry is offered."""
 
 import asyncio
 import re
@@ -28,13 +28,13 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
 
 
 async def a_failed_restore(dashboard: Dashboard, *, server: ServerId = SERVER, off: ServerId | None = None) -> JobId:
-    """`off`: the server that is off when it fails; all others run."""
+    """`off`: the server is off when the job fails; all others are running."""
     cell = dashboard.cell
     await cell.have([SERVER, OTHER, THIRD])
     admitted = await cell.create("to-restore", server=server)
     await cell.node.begin(admitted.job.id)
     await cell.node.finish(admitted.job.id, DONE)
-    await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+    await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
     restored = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
     await cell.node.begin(restored.job.id)
     powers = {one: "off" if one == off else "on" for one in (SERVER, OTHER, THIRD)}
@@ -172,7 +172,7 @@ class TestMany:
         fields = {"action": "retry", "all": "true", "state": "failed", "since": "2999-01-01T00:00:00Z"}
         assert "0 retried, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
 
-    async def test_what_does_not_exist_is_left_out(self, dashboard: Dashboard) -> None:
+    async def test_missing_jobs_are_omitted(self, dashboard: Dashboard) -> None:
         page = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=retry&ids={'0' * 32}"))
         assert "1 job left out: not possible 00000000 There is no such job." in page
 
@@ -200,7 +200,7 @@ class TestCancelled:
 
 
 class TestReader:
-    """An operator whose token has `operator:read` only."""
+    """An operator whose token has only `operator:read`."""
 
     @pytest.fixture
     async def reader(self, dashboard: Dashboard) -> Browser:

@@ -56,7 +56,7 @@ class TestLogin:
         assert COOKIE.startswith("__Host-")
         assert set(flags) == {"HttpOnly", "Secure", "SameSite=Strict", "Path=/"}
 
-    async def test_who_is_no_operator_is_told_so(self, dashboard: Dashboard) -> None:
+    async def test_a_customers_token_is_refused_as_such(self, dashboard: Dashboard) -> None:
         of_account = await dashboard.api.new_token(permissions=set(Permission))
         service = await dashboard.api.new_token(account=None)
         for token, status, code in (
@@ -153,13 +153,11 @@ class TestSession:
         assert "Max-Age=0" in page.cookies[0]
         assert (await dashboard.browser.get("/ops/")).status == 303
 
-    async def test_a_person_keeps_it_from_its_idle_end_and_a_page_that_keeps_itself_fresh_does_not(
-        self, dashboard: Dashboard
-    ) -> None:
+    async def test_a_persons_activity_extends_it_and_automatic_refreshes_do_not(self, dashboard: Dashboard) -> None:
         key, cell = key_of(dashboard.browser), dashboard.cell
 
         async def idle_after(**headers: str) -> float:
-            """In seconds, when the session had been idle for two minutes of its hour."""
+            """The remaining seconds after two minutes of inactivity, of an hour."""
             seconds, _ = await cell.redis.time()
             await cell.raw("HSET", key, "seen_ms", (seconds - 120) * 1000)
             assert (await dashboard.browser.get("/ops/jobs/", **headers)).status == 200
@@ -181,7 +179,7 @@ class TestSession:
             assert response.status == 200
             assert int(await dashboard.cell.raw("HGET", key, "seen_ms")) == seen_ms
 
-    async def test_nothing_keeps_it_from_its_end(self, dashboard: Dashboard) -> None:
+    async def test_its_maximum_lifetime_cannot_be_extended(self, dashboard: Dashboard) -> None:
         key, redis = key_of(dashboard.browser), dashboard.cell.redis
         ends_ms = int(await dashboard.cell.raw("HGET", key, "ends_ms"))
         seconds, _ = await redis.time()

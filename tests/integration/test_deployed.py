@@ -1,4 +1,4 @@
-"""What is handed to an operator, put together: Redis keeps what it answered, lets each side in to its own."""
+"""The shipped files together: Redis keeps what it has confirmed, and admits each program only to its own data."""
 
 import asyncio
 import json
@@ -37,14 +37,14 @@ class DeployedRedis:
     socket: Path
 
     def as_user(self, name: str) -> Redis:
-        """A client with the password that the file has before an operator sets one."""
+        """A client with the password that is in the file before an operator sets one."""
         return Redis(unix_socket_path=str(self.socket), username=name, password=f"{name.upper()}-PASSWORD")
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     needs("redis-server")
-    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:  # a short path, for the socket
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:  # a short path for the socket
         yield Path(folder)
 
 
@@ -57,7 +57,7 @@ def deployed() -> Iterator[DeployedRedis]:
 
 @contextmanager
 def running(folder: Path) -> Iterator[DeployedRedis]:
-    """With the data that it has kept there."""
+    """With the data that it has stored there."""
     redis = DeployedRedis(socket=folder / "redis.sock")
     configuration = folder / "redis.conf"
     configuration.write_text(redis_configuration(folder))
@@ -68,7 +68,7 @@ def running(folder: Path) -> Iterator[DeployedRedis]:
         _wait_for(redis)
         yield redis
     finally:
-        process.kill()  # what it has answered is on the disk
+        process.kill()  # confirmed data is on the disk
         process.wait()
 
 
@@ -85,7 +85,7 @@ def _wait_for(redis: DeployedRedis) -> None:
     raise RuntimeError("redis-server did not answer within 10 s")
 
 
-def test_it_loses_nothing_it_answered_and_throws_nothing_away(deployed: DeployedRedis) -> None:
+def test_it_loses_nothing_confirmed_and_evicts_nothing(deployed: DeployedRedis) -> None:
     wanted = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
     wanted |= {"maxmemory-policy": "noeviction", "maxmemory": str(1 << 30)}
     with deployed.as_user("operator") as client:
@@ -93,8 +93,8 @@ def test_it_loses_nothing_it_answered_and_throws_nothing_away(deployed: Deployed
 
 
 def test_it_has_all_of_it_after_a_restart(folder: Path) -> None:
-    """Redis loads its file of commands as the account `default`: it must allow all of them, though nobody can log in as
-    it. What a script or a transaction has written was dropped otherwise."""
+    """Redis loads its append-only file as the account `default`, which must allow all commands, although nobody can
+    log in with it. Otherwise writes of scripts and transactions are lost."""
     with running(folder) as redis, redis.as_user("api") as client:
         client.eval("for n = 1, 3 do redis.call('HSET', 'token:' .. n, 'id', n) end", 0)
         with client.pipeline(transaction=True) as pipe:
@@ -111,7 +111,7 @@ def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:
         client.ping()
 
 
-def test_who_lacks_a_permission_is_told_so_and_what_to_set(deployed: DeployedRedis) -> None:
+def test_a_missing_permission_is_named_with_the_setting(deployed: DeployedRedis) -> None:
     settings = {"URL": f"unix://{deployed.socket}", "USERNAME": "api", "PASSWORD": "API-PASSWORD"}
     done = subprocess.run(
         [PROGRAMS / "vps-snapshots-api", *["token", "create", "--name", "a", "--service", "--permission", "operator"]],
@@ -144,23 +144,23 @@ def test_a_gateway_can_neither_read_nor_make_a_token(deployed: DeployedRedis, co
         *("RENAME x audit", "COPY x audit REPLACE", "HSET audit:head seq 0", "DEL audit:head"),
     ],
 )
-def test_neither_side_can_do_away_with_what_was_audited(deployed: DeployedRedis, user: str, command: str) -> None:
+def test_neither_side_can_remove_audit_entries(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())
 
 
 @pytest.mark.parametrize("user", ["api", "gateway"])
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "ACL LIST", "MONITOR"])
-def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, command: str) -> None:
+def test_neither_side_can_administer_redis(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """A front end, a gateway and a node with the example settings, on one machine."""
+    """A front end, a gateway and a node with the example settings on one machine."""
 
-    socket: Path  # Redis's
+    socket: Path  # of Redis
     folder: Path
     port: int = field(default_factory=free_port)
 
@@ -169,7 +169,7 @@ class Machines:
         machines = cls(socket=redis.socket, folder=folder)
         shutil.copytree(EXAMPLES, machines.etc)
         for file in machines.etc.iterdir():
-            file.chmod(0o600)  # as install.sh does: they have passwords
+            file.chmod(0o600)  # as install.sh does, because they contain passwords
         machines.credential.touch(mode=0o600)
         return machines
 
@@ -183,7 +183,7 @@ class Machines:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Where things are here."""
+        """The example settings with this machine's paths."""
         gateway = f"{self.socket.with_name('gateway.sock')}"
         return {
             "VPS_SNAPSHOTS_REDIS__URL": f"unix://{self.socket}",
@@ -194,7 +194,7 @@ class Machines:
         }
 
     async def say(self, program: str, settings: str, *arguments: str) -> str:
-        """What a program prints."""
+        """The output of a program."""
         command = [f"{PROGRAMS}/vps-snapshots-{program}", "--config", f"{self.etc}/{settings}.toml", *arguments]
         process = await asyncio.create_subprocess_exec(
             *command, env=self.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -225,7 +225,7 @@ class Machines:
 
 
 async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, tmp_path: Path) -> None:
-    """Redis's accounts suffice for all that the programs do, from the token to the deleted snapshot."""
+    """The Redis accounts permit everything that the programs do, from creating a token to deleting a snapshot."""
     machines = Machines.of(deployed, tmp_path)
     machines.credential.write_text(await machines.say("gateway", "gateway", "credential", "create", "node-1"))
     client = Client(f"http://127.0.0.1:{machines.port}", await machines.new_token())
@@ -244,8 +244,8 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
     assert not [one for one, _ in EVERY_PROGRAM if "NOPERM" in machines.log(one).read_text()]
 
 
-async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, tmp_path: Path) -> None:
-    """By the commands of the instructions, to the letter. The nodes run on."""
+async def test_everything_is_restored_after_a_loss_of_the_front_sides_disks(folder: Path, tmp_path: Path) -> None:
+    """With the exact commands of the instructions. The nodes keep running."""
     text = (DEPLOY.parent / "docs" / "operations" / "recover.md").read_text()
     text = text.split("## All data of Redis is lost")[1].split("## ")[0]
     restores = re.findall(r"^vps-snapshots-api --config /etc/vps-snapshots/(\w+)\.toml (.*)$", text, re.MULTILINE)
@@ -289,7 +289,7 @@ async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, 
 
 
 async def _create(client: Client) -> Answer:
-    """A completed snapshot; the node may not have told of its server yet when we first ask."""
+    """Create a completed snapshot; at the first attempt, the node may not have reported its server yet."""
     answers: list[Answer] = []
 
     async def ask() -> bool:
@@ -326,7 +326,7 @@ def program(redis: DeployedRedis, account: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_a_backup_and_its_way_back_need_the_accounts_that_the_instructions_name(folder: Path) -> None:
+def test_backup_and_restore_need_the_accounts_in_the_instructions(folder: Path) -> None:
     with running(folder) as redis, redis.as_user("operator") as operator:
         operator.hset(f"token:{'a' * 64}", mapping={"v": "1", "id": "0123456789ab", "account": "", "name": "tier"})
         operator.hset("tokens", "0123456789ab", f"token:{'a' * 64}")

@@ -1,4 +1,4 @@
-"""The documentation's pages: whole, without a dead link, and with samples that work."""
+"""The documentation's pages: complete, without broken links, and with samples that work."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ VOID = {"meta", "link", "input", "br", "hr"}
 
 
 class Parsed(HTMLParser):
-    """What a page names and refers to. It must close what it opens."""
+    """The IDs and links of a page. Elements must be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -107,6 +107,10 @@ def test_no_id_is_twice_on_a_page_and_no_link_is_dead() -> None:
     assert dead == []
 
 
+def test_all_code_can_be_scrolled_by_keyboard() -> None:
+    assert [path for path, html in HTML.items() if re.search(r"<pre(?![^>]* tabindex)", html)] == []
+
+
 def test_nothing_is_loaded_from_elsewhere() -> None:
     assert {load for page in PARSED.values() for load in page.loads} == {
         "data:,",
@@ -175,7 +179,7 @@ def fences(guide: str, language: str) -> list[str]:
 
 
 def as_one(language: str, texts: list[str]) -> str:
-    """One program that runs all of these samples."""
+    """A program that runs all of these samples."""
     if language == "js":
         return "\n".join(f"{{\n{text}}}" for text in texts)
     return "\n".join(["set -eu" if language == "sh" else "", *texts])
@@ -246,7 +250,7 @@ BODY = '{"type": "webhook.test", "data": {"webhook_id": "ü"}}'.encode()
 
 
 def messages() -> dict[str, tuple[dict[str, str], bytes, bool]]:
-    """The headers and the body of messages of this moment, and whether they are genuine."""
+    """Current messages as headers and body, and whether they are genuine."""
     now = round(time.time())
     return {  # the headers and the body of a message, and whether it is genuine
         "genuine": (signed([SECRET], "m1", BODY, moment=now), BODY, True),

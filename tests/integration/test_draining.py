@@ -1,4 +1,4 @@
-"""Nodes are drained for a kernel upgrade: paused with an end, waited for until they are empty."""
+"""Draining nodes for a kernel upgrade: a pause with an end, and a wait until no job is running."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -40,12 +40,12 @@ async def paused(dashboard: Dashboard, node: str = "n1") -> Any:
 
 
 async def given(cell: Cell) -> int:
-    """How many jobs the node would be given now."""
+    """How many jobs the node would get now."""
     return len(await cell.node.take(running=[], free=4, seconds=0))
 
 
 async def pass_until(cell: Cell, moment: datetime) -> None:
-    """As if the end of the pause had come."""
+    """Pass the end of the pause."""
     assert await cell.raw("HGET", "node:n1", "paused_until_ms") == str(round(moment.timestamp() * 1000)).encode()
     await cell.raw("HSET", "node:n1", "paused_until_ms", round(datetime.now(UTC).timestamp() * 1000) - 1)
 
@@ -96,7 +96,7 @@ class TestTheEndOfAPause:
     async def test_a_host_that_has_just_been_started_is_not_taken_for_the_one_before(
         self, dashboard: Dashboard
     ) -> None:
-        """Its worker has the lease, and has not reported the start yet."""
+        """Its worker has the lease but has not reported the new boot yet."""
         cell = dashboard.cell
         await cell.node.report([], FACTS)
         restarted = node_store(cell.redis)
@@ -126,7 +126,7 @@ class TestTheEndOfAPause:
         both = await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat(), "until_back": True})
         assert both.refused(400, "invalid_request")
 
-    async def test_the_time_of_the_cell_says_what_is_in_the_future(self, cell: Cell) -> None:
+    async def test_the_time_of_the_cell_decides_what_is_in_the_future(self, cell: Cell) -> None:
         now = datetime.now(UTC).replace(microsecond=0)
         until = {"sooner": now + timedelta(hours=1), "later": now + timedelta(hours=4)}
         await cell.raw("HSET", "clock", "ahead_ms", 3 * 3_600_000)
@@ -169,7 +169,7 @@ class TestTheEndOfAPause:
         assert await dashboard.cell.raw("HEXISTS", "node:n1", "paused_ms") == 0
         await dashboard.cell.raw("DEL", "audit:new")
 
-    async def test_a_reason_says_something(self, dashboard: Dashboard) -> None:
+    async def test_a_reason_is_not_empty(self, dashboard: Dashboard) -> None:
         for blank in (" ", "\t \u00a0", ""):
             assert (await post(dashboard, "n1/pause/", {"reason": blank})).refused_fields() == ["reason"]
         assert (await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "  "})).status == 400
@@ -249,7 +249,7 @@ class TestTheDashboard:
         for asked in (question, await browser.seen("/ops/nodes/n1/pause/")):
             text = visible(asked)
             assert "1 running job to wait for" in text
-            assert f"create on web-server-01 ({SERVER}), n1: starting, 0 %" in text
+            assert f"create on web-server-01 ({SERVER}), n1: starting, 0%" in text
         assert 'name="until_back"' in question
         fields = {"action": "pause", "nodes": ["n1", "n2"], "reason": "kernel", "until": f"{SOON:%Y-%m-%dT%H:%M}"}
         said = visible(await browser.done("/ops/drain/", fields))
@@ -284,7 +284,7 @@ class TestTheDashboard:
         past = await dashboard.browser.post("/ops/nodes/n1/pause/", UPGRADE | {"until": "2025-01-16T16:15"})
         assert past.status == 400
 
-    async def test_who_only_reads_can_not(self, dashboard: Dashboard) -> None:
+    async def test_a_read_only_operator_cannot(self, dashboard: Dashboard) -> None:
         token = await dashboard.api.new_token(account=None, permissions={Permission.OPERATOR_READ})
         reader = dashboard.stranger()
         await reader.login(token)

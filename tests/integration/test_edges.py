@@ -1,4 +1,4 @@
-"""What strangers send at the edges of HTTP, and what every answer tells a browser."""
+"""Malformed HTTP from strangers, and the security headers of every answer."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 
 async def said(api: FrontEnd, sent: bytes) -> bytes:
-    """All that the front end answers to these bytes, until it closes the connection."""
+    """The front end's answer to these bytes until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     try:
         writer.write(sent)
@@ -89,7 +89,7 @@ async def test_what_is_not_http_gets_a_problem_document_and_no_traceback(api: Fr
 @pytest.mark.parametrize("field", [("Cookie", b"__Host-ops=\xff"), ("Expect", b"\xff"), ("Expect", b"a miracle")])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_cookie_or_an_expectation_that_is_no_text_is_not_our_error(
+async def test_a_cookie_or_expectation_that_is_not_text_is_no_internal_error(
     api: FrontEnd, method: str, path: str, field: tuple[str, bytes]
 ) -> None:
     with capture_logs() as logs:
@@ -100,7 +100,7 @@ async def test_a_cookie_or_an_expectation_that_is_no_text_is_not_our_error(
     assert [line for line in logs if line["log_level"] == "error"] == []
 
 
-async def test_whoever_expects_100_continue_gets_it(api: FrontEnd) -> None:
+async def test_a_client_that_expects_100_continue_gets_it(api: FrontEnd) -> None:
     fields = (("Expect", b"100-Continue"), ("Content-Length", b"2"))
     answer = await said(api, head("POST", "/ops/login/", *fields) + b"{}")
 
@@ -225,7 +225,7 @@ async def test_a_port_that_a_proxy_adds_makes_no_other_caller(cell: Cell) -> Non
         ({READ}, set()),
     ],
 )
-async def test_a_permission_is_worth_what_it_says(api: FrontEnd, permissions: set[Permission], may: set[str]) -> None:
+async def test_a_permission_allows_what_it_says(api: FrontEnd, permissions: set[Permission], may: set[str]) -> None:
     token = await api.new_token(account=ACCOUNT, permissions=permissions)
     body = {"server_id": SERVER + 1, "name": "a"}
     asked = {
@@ -242,7 +242,7 @@ async def test_a_permission_is_worth_what_it_says(api: FrontEnd, permissions: se
             answer.refused(403, "permission_denied")
 
 
-async def test_an_operator_who_reads_changes_nothing(api: FrontEnd) -> None:
+async def test_operator_read_changes_nothing(api: FrontEnd) -> None:
     token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
 
     for path in ("overview/", "nodes/", "jobs/", "servers/", "findings/", "audit/", "tokens/"):

@@ -1,4 +1,4 @@
-"""A node says how its jobs have ended lately, and one all of whose jobs fail is not well."""
+"""A node reports the outcomes of its recent jobs, and a node whose jobs all fail is not healthy."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,7 +39,7 @@ async def fail(dashboard: Dashboard, count: int, outcome: Outcome | None = None)
 
 async def test_one_whose_jobs_all_fail_is_failing_and_comes_first(dashboard: Dashboard) -> None:
     await fail(dashboard, 1)
-    assert (await node(dashboard))["failing"] is False  # it may be the fault of that server
+    assert (await node(dashboard))["failing"] is False  # the server may be the cause
     await fail(dashboard, 1, failed("start_failed", stranded=True))
     told = await node(dashboard)
     assert (told["failing"], told["alive"]) == (True, True)
@@ -81,7 +81,7 @@ async def test_neither_cancelled_jobs_nor_dry_runs_count(dashboard: Dashboard) -
     assert (told["failing"], told["last_hour"]) == (False, {"completed": 0, "failed": 0, "stranded": 0})
 
 
-async def test_what_is_older_than_an_hour_is_forgotten(dashboard: Dashboard) -> None:
+async def test_outcomes_older_than_an_hour_are_dropped(dashboard: Dashboard) -> None:
     await fail(dashboard, 2)
     redis = dashboard.cell.redis
     counted = await dashboard.cell.raw("HGETALL", "node:n1:ended")

@@ -1,5 +1,5 @@
-"""Redis with a replica and a Sentinel, from the files in deploy/redis: our programs get over the primary's death, and
-no stranger at a Sentinel learns their password."""
+"""Redis with a replica and a Sentinel, from the files in deploy/redis: the programs survive the primary's death, and
+no impostor named by a Sentinel learns their password."""
 
 import asyncio
 import signal
@@ -67,7 +67,7 @@ async def test_nobody_but_an_operator_gives_a_sentinel_orders(cell: Cell) -> Non
 
 
 async def test_the_password_is_sent_to_no_address_but_one_that_proves_itself(cell: Cell, tmp_path: Path) -> None:
-    """A Sentinel was ordered to name a machine whose certificate, of the same authority, is for another name."""
+    """A Sentinel was told to name a machine whose certificate, of the same authority, is for another name."""
     await cell.ready()
     heard: list[bytes] = []
 
@@ -150,7 +150,7 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         assert await replica.get("changed") == "3"
 
 
-async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(cell: Cell) -> None:
+async def test_calls_to_a_frozen_primary_fail_before_the_limit(cell: Cell) -> None:
     await cell.ready()
     settings = cell.settings_of("api", wait_for_replicas=1)
     redis = connect(settings.model_copy(update={"command_seconds": 10.0 * READY_SECONDS}))
@@ -178,8 +178,8 @@ def _state(epoch: int, *, flags: str = "master") -> dict[str, str]:
 
 @asynccontextmanager
 async def _sentinel(state: dict[str, str], *, names: list[str]) -> AsyncIterator[str]:
-    """One that answers with that state of the primary, and names that address and port; its own. As far as connections
-    go, it is a Redis, too."""
+    """A Sentinel that answers with that state of the primary and names that address and port. It also acts as a
+    Redis for connections."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -208,7 +208,7 @@ def _array(words: list[str]) -> bytes:
 
 
 async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> None:
-    """The Sentinel that leads the failover has the former address in its state until they do."""
+    """Until they do, the Sentinel that leads the failover has the former address in its state."""
     leads = _sentinel(_state(2, flags="master,s_down,o_down,failover_in_progress"), names=["192.0.2.2", "6379"])
     late = _sentinel(_state(1, flags="master,s_down"), names=["192.0.2.1", "6379"])
     async with leads as first, late as second:
@@ -219,7 +219,7 @@ async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> N
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -> None:
+async def test_a_connection_to_a_hanging_primary_moves_to_its_successor() -> None:
     is_asked = asyncio.Event()
 
     async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,8 +245,8 @@ async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_what_was_revoked_does_not_come_back_by_a_failover(cell: Cell) -> None:
-    """It is answered once a replica has it, also when it is asked for again; the audit log's entry, too."""
+async def test_a_failover_does_not_bring_back_a_revoked_token(cell: Cell) -> None:
+    """The revocation is answered when a replica has it, also if it is repeated, and so is its audit entry."""
     await cell.ready()
     redis = connect(cell.settings_of("api", wait_for_replicas=1))
     lifetime = SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1))

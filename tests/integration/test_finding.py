@@ -1,4 +1,4 @@
-"""Everything is found by its ID or name, and a snapshot's history says who did what, also after its end."""
+"""Everything is found by its ID or name, and a snapshot's history shows who did what, also after its deletion."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ def cli(dashboard: Dashboard) -> Cli:
 
 
 async def found(ops: Ops, text: str) -> list[str]:
-    """Kind and ID of what the API finds; a star follows what is exactly meant."""
+    """Kind and ID of the API's results; a star marks an exact match."""
     results = (await ops.get(f"search/?q={text}"))["results"]
     return [f"{one['kind']} {one['id']}{'*' if one['exact'] else ''}" for one in results]
 
@@ -74,9 +74,7 @@ class TestSearch:
         (one,) = (await ops.get(f"search/?q=snapshot:{snapshot_id}"))["results"]
         assert (one["state"], one["name"], one["server_id"]) == ("deleted", "Before-Update", SERVER)
 
-    async def test_a_snapshot_of_an_earlier_version_is_found_by_its_name_once_its_node_has_looked(
-        self, ops: Ops
-    ) -> None:
+    async def test_an_older_snapshot_is_found_by_name_once_its_node_reconciled(self, ops: Ops) -> None:
         snapshot_id, redis = await ops.api.have_snapshot("older"), ops.api.cell.redis
         await redis.delete("snapshots:by:name")
         assert await found(ops, "older") == []
@@ -112,13 +110,13 @@ class TestSearch:
             assert await tokens.revoke(token.id)
         assert await found(ops, "ci") == []
         assert await found(ops, made[0].id) == [f"token {made[0].id}*"]
-        assert await found(ops, made[1].id) == []  # it has done nothing
+        assert await found(ops, made[1].id) == []  # it has made no call
 
     async def test_a_token_that_has_expired_is_passed_over_and_leaves_the_list(self, ops: Ops) -> None:
         tokens, redis = ops.api.tokens, ops.api.cell.redis
         for n in range(45):
             token = await tokens.create(name=f"ci {n:02}", account_id=None, permissions=frozenset())
-            await redis.delete(key_of(token.secret))  # as Redis does
+            await redis.delete(key_of(token.secret))  # as Redis expires it
         last = await tokens.create(name="ci", account_id=None, permissions=frozenset())
         later = await tokens.create(name="ci 99", account_id=None, permissions=frozenset())
         assert await found(ops, "ci") == [f"token {last.token.id}*", f"token {later.token.id}"]
@@ -159,7 +157,7 @@ class TestSearch:
         assert await found(ops, "%C3%9Cbung-%D0%94%D0%91") == [f"server {SERVER}*"]
         assert await found(ops, "%C3%9CBUNG") == [f"server {SERVER}"]
 
-    async def test_what_is_exactly_meant_comes_first(self, ops: Ops) -> None:
+    async def test_exact_matches_come_first(self, ops: Ops) -> None:
         servers = [ReportedServer(id=SERVER, account_id=ACCOUNT, name="n", power="on")]
         await ops.api.cell.node.report(servers)
         assert await found(ops, "n") == [f"server {SERVER}*", "node n1"]
@@ -170,7 +168,7 @@ class TestSearch:
 
 
 class TestSearchBox:
-    async def test_one_thing_that_is_meant_has_its_page(self, dashboard: Dashboard, ops: Ops) -> None:
+    async def test_a_single_match_opens_its_page(self, dashboard: Dashboard, ops: Ops) -> None:
         snapshot_id, job_id = await ops.api.have_snapshot(), await ops.made("two")
         customer = next(token for token in await ops.api.tokens.all() if token.name == "a customer")
         for text, page in (
@@ -185,7 +183,7 @@ class TestSearchBox:
             assert (answer.status, answer.headers.get("Location")) == (303, page)
             assert (await dashboard.browser.get(page)).status == 200
 
-    async def test_several_are_listed_and_none_is_said(self, dashboard: Dashboard) -> None:
+    async def test_several_matches_are_listed_and_no_match_is_reported(self, dashboard: Dashboard) -> None:
         await dashboard.cell.have([SERVER, SECOND])
         page = await dashboard.browser.seen("/ops/find/?q=web-server")
         assert f'href="/ops/servers/{SERVER}/"' in page
@@ -195,7 +193,9 @@ class TestSearchBox:
 
 
 class TestHistory:
-    async def test_it_says_who_did_what_also_after_the_end(self, dashboard: Dashboard, ops: Ops, cli: Cli) -> None:
+    async def test_it_shows_who_did_what_even_after_the_deletion(
+        self, dashboard: Dashboard, ops: Ops, cli: Cli
+    ) -> None:
         api = dashboard.api
         snapshot_id = await api.have_snapshot("before")
         one = f"{SNAPSHOTS}{snapshot_id}/"
@@ -218,7 +218,7 @@ class TestHistory:
         entries = known["history"]
         assert entries[3]["request_id"] == "r-restored"
         assert entries[3]["job_id"] == restored.headers["X-Job-Id"]
-        assert entries[3]["token"] != entries[4]["token"]  # the customer's, and the operator's who retried it
+        assert entries[3]["token"] != entries[4]["token"]  # the customer's, and that of the operator who retried it
         customer = next(token.id for token in await api.tokens.all() if token.name == "a customer")
         assert {entry["token"] for entry in entries[:4]} == {customer}
         assert (entries[5]["token"], entries[5]["token_name"]) == (customer, "a customer")
@@ -232,7 +232,7 @@ class TestHistory:
         assert "deleted" in shown.out
         assert "r-deleted" in shown.out
 
-    async def test_the_service_itself_is_said_to_have_deleted_it(self, dashboard: Dashboard, ops: Ops) -> None:
+    async def test_the_service_itself_is_named_as_having_deleted_it(self, dashboard: Dashboard, ops: Ops) -> None:
         snapshot_id = await ops.api.have_snapshot()
         await dashboard.cell.redis.hset(f"snapshot:{snapshot_id}", "expires_ms", "1")  # type: ignore[misc]
         await dashboard.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
@@ -264,7 +264,7 @@ class TestHistory:
         (await ops.call("GET", "snapshots/999999999/")).refused(404, "snapshot_not_found")
 
 
-async def test_the_command_lists_what_may_be_meant_and_shows_what_is(ops: Ops, cli: Cli) -> None:
+async def test_the_command_lists_possible_matches_and_shows_an_exact_one(ops: Ops, cli: Cli) -> None:
     await ops.api.cell.have([SERVER, SECOND])
     job_id = await ops.made("three", DONE)
     assert job_id in (await cli.run("find", job_id[:8])).out

@@ -1,4 +1,4 @@
-"""Redis has reached `maxmemory`: customers delete, nodes end their jobs, operators revoke; and that makes room."""
+"""Redis has reached `maxmemory`: customers delete, nodes finish jobs, operators revoke, and this frees memory."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ async def filling(cell: Cell) -> AsyncIterator[Cell]:
 
 
 async def run(cell: Cell, job_id: str) -> None:
-    """As a worker does: it is alive, takes the job from its queue, and reports how it went."""
+    """Act as a worker: send a heartbeat, take the job from the queue, and report its outcome."""
     assert await cell.node.take_lease(seconds=60) is None
     (taken,) = await cell.node.take(running=[], free=8, seconds=0, begin=True)
     assert isinstance(taken, Job)
@@ -104,7 +104,7 @@ async def test_operators_revoke_and_log_out_and_the_audit_log_has_it(
     assert ("POST", "/ops/logout/", "303") in told
 
 
-async def test_what_frees_memory_by_itself_goes_on(cell: Cell, redis_server: RedisServer) -> None:
+async def test_background_work_that_frees_memory_continues(cell: Cell, redis_server: RedisServer) -> None:
     chores, deliveries = Chores(cell.redis), Deliveries(cell.redis)
     await webhook(cell)
     expiring, failed = await cell.create("expiring"), None

@@ -1,6 +1,7 @@
-"""The gateway: who is let in, for how long, how much one node may send, and what is lost when a part dies."""
+"""The gateway: which nodes it admits, for how long, how much a node may send, and what is lost when a part dies."""
 
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
+from api.gateway.server import Connection
 from api.gateway.settings import GatewaySettings
 from deploy.demo.processes import Child
 from drivers.fake_faults import Effect, Rule, write_rules
@@ -51,7 +53,7 @@ async def reached(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Reache
 
 @asynccontextmanager
 async def raw(reached: Reached, *, secret: str | None = None, **options: Any) -> AsyncIterator[ClientConnection]:
-    """A connection of somebody who says what he likes."""
+    """A connection for arbitrary messages."""
     headers = {"Authorization": f"Bearer {reached.secret if secret is None else secret}"}
     path = reached.address.urls[0].removeprefix("unix://")
     async with unix_connect(path, "ws://gateway/node", additional_headers=headers, compression=None, **options) as one:
@@ -77,12 +79,12 @@ def refused(reached: Reached, reason: str) -> float:
 
 
 async def everything(redis: Redis, *, but: tuple[str, ...] = ()) -> dict[bytes, bytes | None]:
-    """All that Redis holds."""
+    """All data in Redis."""
     keys = sorted([key async for key in redis.scan_iter()])
     return {key: await redis.dump(key) for key in keys if not key.decode().startswith(but)}
 
 
-# --- who is let in ---
+# --- admission ---
 
 
 @pytest.mark.parametrize("secret", ["", "vps_" + "x" * 43, "vpsnode_" + "y" * 43, "vpsnode_short", "é", "x" * 5000])
@@ -104,7 +106,7 @@ async def test_a_token_of_the_api_is_no_credential_and_a_credential_no_token(cel
     assert found.token is None
 
 
-async def test_two_credentials_in_one_request_are_none(reached: Reached) -> None:
+async def test_two_credentials_in_one_request_are_refused(reached: Reached) -> None:
     headers = [("Authorization", f"Bearer {reached.secret}")] * 2
     path = reached.address.urls[0].removeprefix("unix://")
     with pytest.raises(InvalidStatus) as told:
@@ -113,7 +115,7 @@ async def test_two_credentials_in_one_request_are_none(reached: Reached) -> None
     assert told.value.response.status_code == 401
 
 
-async def test_another_path_leads_nowhere_and_health_needs_no_credential(reached: Reached) -> None:
+async def test_other_paths_are_404_and_health_needs_no_credential(reached: Reached) -> None:
     path = reached.address.urls[0].removeprefix("unix://")
     with pytest.raises(InvalidStatus) as told:
         async with unix_connect(path, "ws://gateway/", additional_headers={}):
@@ -123,6 +125,23 @@ async def test_another_path_leads_nowhere_and_health_needs_no_credential(reached
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+async def test_a_handshake_that_is_broken_off_leaves_nothing(reached: Reached) -> None:
+    request = (
+        f"GET /node HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {reached.secret}\r\n\r\n"  # it asks for no upgrade
+    )
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(reached.address.urls[0].removeprefix("unix://"))
+        writer.write(request.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 426 ")
+        writer.close()
+
+    async def none_is_left() -> bool:
+        gc.collect()
+        return not any(isinstance(one, Connection) for one in gc.get_objects())
+
+    await until_told(none_is_left)
 
 
 async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
@@ -180,7 +199,7 @@ async def test_a_missing_or_refused_credential_is_named_with_its_file(reached: R
 
 
 async def gone(connection: ClientConnection) -> None:
-    """Wait until the connection is closed from the other side."""
+    """Wait until the other side has closed the connection."""
     async with asyncio.timeout(60):
         await connection.wait_closed()
 
@@ -203,7 +222,7 @@ async def test_a_revoked_node_is_cut_and_stays_out(cell: Cell, redis_server: Red
 async def test_nothing_is_done_for_a_credential_that_ended_a_moment_ago(
     cell: Cell, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as after Redis has lost its data: whoever claims a server first has it."""
+    """For example after Redis has lost its data: the first node to claim a server gets it."""
     monkeypatch.setattr("api.gateway.server.CREDENTIAL_CHECK_SECONDS", 3600)
     claims: dict[str, dict[str, Any]] = {
         "take_lease": {"seconds": 60},
@@ -282,13 +301,13 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
 # --- the calls ---
 
 
-async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
+async def test_a_job_runs_from_take_to_conclude(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         assert await node.take_lease(seconds=15) is None
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
         admitted = await cell.create()
         (job,) = await taking
-        assert isinstance(job, Job)  # the gateway has begun it
+        assert isinstance(job, Job)  # the gateway has started it
         assert (job.server_id, job.snapshot_name, job.state) == (SERVER, "before-update", JobState.IN_PROGRESS)
         assert await node.take(running=[admitted.job.id], free=3, seconds=0) == ()
         assert await node.take(running=[], free=4, seconds=0) == (admitted.job.id,)  # the node has crashed
@@ -305,7 +324,7 @@ async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
     assert not [key async for key in cell.redis.scan_iter("arq:*") if not key.endswith(b":wake")]
 
 
-async def test_a_long_text_keeps_no_outcome_back(cell: Cell, reached: Reached) -> None:
+async def test_a_long_text_does_not_block_an_outcome(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         await node.take_lease(seconds=15)
         job_id = (await cell.create()).job.id
@@ -318,7 +337,7 @@ async def test_a_long_text_keeps_no_outcome_back(cell: Cell, reached: Reached) -
         assert job.failure.detail == "x" * 1000
 
 
-async def test_who_has_lost_the_lease_changes_nothing(cell: Cell, reached: Reached) -> None:
+async def test_a_worker_without_the_lease_changes_nothing(cell: Cell, reached: Reached) -> None:
     async with reached.client() as node:
         await node.take_lease(seconds=15)
         job_id = (await cell.create()).job.id
@@ -361,7 +380,7 @@ BAD_FRAMES = {
 
 
 @pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
-async def test_what_is_no_call_ends_the_connection(reached: Reached, frame: str | bytes) -> None:
+async def test_an_unknown_call_ends_the_connection(reached: Reached, frame: str | bytes) -> None:
     async with greeted(reached) as connection:
         await connection.send(frame)
         await gone(connection)
@@ -401,7 +420,7 @@ BAD_ASKS = {
 
 
 @pytest.mark.parametrize("call", BAD_ASKS)
-async def test_what_does_not_fit_is_refused_and_changes_nothing(cell: Cell, reached: Reached, call: str) -> None:
+async def test_an_invalid_message_is_refused_and_changes_nothing(cell: Cell, reached: Reached, call: str) -> None:
     name, fields = BAD_ASKS[call]
     async with greeted(reached) as connection:
         before = await everything(cell.redis)
@@ -412,7 +431,7 @@ async def test_what_does_not_fit_is_refused_and_changes_nothing(cell: Cell, reac
     assert refused(reached, answer["error"]) == 1
 
 
-async def test_hello_is_said_once(reached: Reached) -> None:
+async def test_hello_is_sent_once(reached: Reached) -> None:
     async with greeted(reached) as connection:
         assert (await ask(connection, "hello", **(HELLO | {"owner": "b" * 32})))["error"] == "two_hellos"
 
@@ -426,14 +445,14 @@ async def test_one_take_at_a_time_waits_on_a_connection(reached: Reached) -> Non
 
 
 async def test_a_frame_that_is_too_long_ends_the_connection(reached: Reached) -> None:
-    with suppress(AttributeError):  # of a transport that was closed while it was written to
+    with suppress(AttributeError):  # of a transport that was closed during the write
         async with greeted(reached) as connection:
             await connection.send("x" * (FRAME_BYTES + 1))
             await gone(connection)
     assert connection.close_code == 1009
 
 
-async def test_a_node_that_asks_too_often_waits_and_holds_up_nobody(cell: Cell, redis_server: RedisServer) -> None:
+async def test_a_node_that_calls_too_often_waits_and_delays_nobody(cell: Cell, redis_server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
         limits: dict[str, Any] = {"calls_per_second": 50, "calls_at_once": 10}
         reached = await stack.enter_async_context(gateway(redis_server.socket, **limits))
@@ -443,8 +462,8 @@ async def test_a_node_that_asks_too_often_waits_and_holds_up_nobody(cell: Cell, 
         assert (await ask(other, "hello", **(HELLO | {"node": "n2"})))["answer"]
         began = time.monotonic()
         for number in range(60):
-            await flood.send(json.dumps({"id": number, "call": "republish", "ask": {}}))
-        assert (await ask(other, "republish"))["answer"] == 0
+            await flood.send(json.dumps({"id": number, "call": "lease_holder", "ask": {}}))
+        assert "answer" in await ask(other, "lease_holder")
         for _ in range(60):
             await flood.recv()
         assert time.monotonic() - began > 0.9  # (60 - 10) / 50 a second
@@ -456,8 +475,52 @@ async def test_a_second_connection_of_a_node_gives_it_no_second_allowance(redis_
         for _ in range(2):
             async with greeted(reached) as connection:
                 for _ in range(19):
-                    await ask(connection, "republish")
+                    await ask(connection, "lease_holder")
         assert time.monotonic() - began > 0.9
+
+
+async def test_a_call_with_many_items_counts_as_many(redis_server: RedisServer) -> None:
+    servers = [{"id": n + 1, "account_id": 5, "name": "x", "power": "on"} for n in range(380)]
+    async with gateway(redis_server.socket, calls_per_second=20, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            for _ in range(2):
+                await ask(connection, "report", servers=servers, about=None)
+        assert time.monotonic() - began > 0.9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"k{n}": 1 for n in range(60_000)},  # what takes the gateway long also counts where it is invalid
+        {"servers": [], "about": None, "x" * 900_000: 1},  # or long
+    ],
+    ids=["many", "long"],
+)
+async def test_a_large_message_counts_as_many_calls(redis_server: RedisServer, fields: dict[str, Any]) -> None:
+    async with gateway(redis_server.socket, calls_per_second=100, calls_at_once=20) as reached:
+        began = time.monotonic()
+        async with greeted(reached) as connection:
+            answers = [await ask(connection, "report", **fields) for _ in range(2)]
+        assert time.monotonic() - began > 0.9
+    assert [answer["error"] for answer in answers] == ["bad_ask"] * 2
+    assert len(answers[0]["detail"]) <= 1000
+
+
+async def test_a_call_that_waits_while_its_node_is_cut_does_nothing(cell: Cell, redis_server: RedisServer) -> None:
+    async with gateway(redis_server.socket, node="n3", calls_per_second=100, calls_at_once=2) as reached:
+        secret = (await Credentials(cell.redis).create("n1")).secret
+        async with raw(reached, secret=secret) as connection:
+            assert "answer" in await ask(connection, "hello", **HELLO)
+            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))  # has to wait for a second
+            await Credentials(cell.redis).revoke("n1")
+            await gone(connection)
+
+        async def is_over() -> bool:  # with all its calls
+            return reached.metrics.registry.get_sample_value("vps_snapshots_gateway_connections") == 0
+
+        await until_told(is_over)
+    assert not await cell.raw("HEXISTS", f"server:{SERVER}", "unpublished")
 
 
 async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached) -> None:
@@ -468,15 +531,27 @@ async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached
             assert (await ask(connection, "republish"))["answer"] >= 0
 
 
-async def test_a_flood_of_pings_ends_the_connection(reached: Reached) -> None:
+@pytest.mark.parametrize("flood", ["ping", "pong"])
+async def test_a_flood_of_pings_ends_the_connection(reached: Reached, flood: str) -> None:
     async with greeted(reached) as connection:
         with suppress(ConnectionClosed):
             for _ in range(1000):
-                await connection.ping()
+                await getattr(connection, flood)()
         await gone(connection)
 
 
-async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reached) -> None:
+async def test_a_node_that_connects_again_and_again_is_turned_away(reached: Reached) -> None:
+    async def is_turned_away() -> bool:
+        try:
+            async with raw(reached):
+                return False
+        except InvalidStatus as told:
+            return told.response.status_code == 429
+
+    await until_told(is_turned_away)
+
+
+async def test_a_node_that_reads_no_answers_is_not_read(reached: Reached) -> None:
     async with greeted(reached, who="slow") as connection:
         connection.transport.pause_reading()
 
@@ -485,7 +560,7 @@ async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reach
                 await connection.send(json.dumps({"id": 1, "call": "x" * 60_000, "ask": {}}))
 
         sending = asyncio.create_task(send())
-        done, _ = await asyncio.wait({sending}, timeout=2)  # what is not answered is not read: it comes to a halt
+        done, _ = await asyncio.wait({sending}, timeout=2)  # the gateway stops reading while answers are pending
         assert not done or isinstance(sending.exception(), ConnectionClosed)
         sending.cancel()
         connection.transport.abort()
@@ -562,7 +637,7 @@ async def test_random_claims_of_a_node_change_nothing_of_another(
 
 
 def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
-    """Something that often fits a call, and names what is another's."""
+    """An argument that often fits a call and names another account's object."""
     outcome = {"state": chance.choice(["completed", "failed"]), "snapshot_status": "completed", "size_mb": 1}
     whole = {
         "job_id": chance.choice(ids),
@@ -596,7 +671,7 @@ def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
     return {field: whole[field] for field in fitting}
 
 
-# --- when a part is away ---
+# --- when a part is down ---
 
 
 async def test_a_node_goes_to_the_other_gateway_when_one_dies(cell: Cell, redis_server: RedisServer) -> None:
@@ -620,7 +695,7 @@ async def test_a_node_goes_to_the_other_gateway_when_one_dies(cell: Cell, redis_
 
 
 async def _once(call: Any, *arguments: Any, **named: Any) -> Any:
-    """What a call answers, once the store is available."""
+    """The answer of a call, once the store is available."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -693,8 +768,8 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
         port = listening.rpartition(":")[2]
         for host, authority, works in (
             ("localhost", certificate[0], True),
-            ("127.0.0.1", certificate[0], False),  # not the certificate's name
-            ("localhost", None, False),  # nobody whom the machine trusts
+            ("127.0.0.1", certificate[0], False),  # a name that is not in the certificate
+            ("localhost", None, False),  # an authority that the machine does not trust
         ):
             address = GatewayAddress(urls=(f"wss://{host}:{port}",), credential_file=file, tls_ca_file=authority)
             node = GatewayClient(address, node="n1", machine="m1", who="x")
@@ -709,10 +784,26 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
             keeping.cancel()
 
 
+async def test_a_connection_that_begins_no_tls_handshake_ends(
+    redis_server: RedisServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.gateway.server.HANDSHAKE_SECONDS", 0.1)
+    settings = GatewaySettings(
+        port=0,
+        tls_cert_file=certificate[0],
+        tls_key_file=certificate[1],
+        redis=RedisSettings(url=f"unix://{redis_server.socket}"),
+    )
+    async with running(settings, Metrics()) as listening, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(listening.rpartition(":")[2]))
+        assert await reader.read() == b""
+        writer.close()
+
+
 # --- the whole worker ---
 
 
-async def test_jobs_finish_while_no_gateway_is_there_and_are_told_when_one_is(
+async def test_jobs_finish_without_a_gateway_and_are_reported_later(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     needs("setpriv")

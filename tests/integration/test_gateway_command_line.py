@@ -59,7 +59,7 @@ async def test_a_lost_credential_is_restored_from_standard_input(redis: Redis, r
     assert run(redis_server, "credential", "restore", "n2", typed="vps_token").returncode == 1
 
 
-def test_a_name_that_is_none_and_a_gateway_in_the_clear_are_refused(redis_server: RedisServer) -> None:
+def test_an_invalid_name_and_a_gateway_without_tls_are_refused(redis_server: RedisServer) -> None:
     assert "a node's name" in run(redis_server, "credential", "create", "n 1").stderr
     served = subprocess.run(
         [PROGRAM, "serve"],

@@ -1,4 +1,4 @@
-"""Clients that were generated before a word was added to the service still read its answers."""
+"""Clients that were generated before an enum value was added still read the service's answers."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.integration.test_clients import DOCUMENT, PROGRAMS, TOOLS, run
 from tests.integration.test_clients import tools as tools  # noqa: PLC0414 - a fixture
 
 SPEC = json.loads(DOCUMENT.read_text())
-# What readers may rely on for ever: the contract's words, a job's states, and what is always the same word.
+# Closed for good: the contract's values, the states of a job, and constants.
 CLOSED = {
     "SnapshotStatus": ["in_progress", "completed", "failed"],
     "JobState": ["queued", "in_progress", "completed", "failed"],
@@ -18,7 +18,7 @@ CLOSED = {
     "Readiness.status": "ok",
     "Readiness.reads": True,
     "RestoreStarted.status": "success",
-    # the names of a stream's events; a reader ignores others
+    # names of a stream's events; clients ignore others
     "JobChanged.event": "job",
     "OpsJobChanged.event": "job",
     "EventsMissed.event": "missed",
@@ -40,7 +40,7 @@ def grown_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def answers() -> dict[str, Any]:
-    """By the name of its schema, an answer of a service that has grown."""
+    """Answers of a newer service, by the name of their schema."""
     jobs, of_all = example("/api/v1/jobs/"), example("/api/v1/ops/jobs/")
     restoring = example("/api/v1/snapshots/{snapshot_id}/restore/", method="post")
     webhooks = example("/api/v1/webhooks/")
@@ -71,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plain(read: str) -> Any:
-    """Without what a generator writes in another form: times."""
+    """Without times, which a generator writes in another form."""
     return json.loads(read.replace("+00:00", "Z"))
 
 
@@ -110,7 +110,7 @@ def closed_words(schema: Any, place: str = "") -> dict[str, Any]:
 
 
 def models_of_answers() -> set[str]:
-    """The names of all schemas that an answer may have, also within others."""
+    """The names of all schemas in answers, including nested ones."""
     schemas = SPEC["components"]["schemas"]
     found: set[str] = set()
     waiting = [
@@ -124,7 +124,7 @@ def models_of_answers() -> set[str]:
     return found
 
 
-def test_no_answer_has_a_closed_list_of_words_but_those_that_never_grow() -> None:
+def test_only_enums_that_never_grow_are_closed() -> None:
     schemas = SPEC["components"]["schemas"]
     closed = {
         place.strip("."): words
@@ -136,7 +136,7 @@ def test_no_answer_has_a_closed_list_of_words_but_those_that_never_grow() -> Non
 
 
 @pytest.mark.parametrize(("field", "words"), LISTED.items())
-def test_the_words_of_today_stay_listed(field: str, words: list[str]) -> None:
+def test_the_current_values_stay_listed(field: str, words: list[str]) -> None:
     model = {"kind": "Job", "status": "Server"}[field]
     schema = SPEC["components"]["schemas"][model]["properties"][field]
 

@@ -1,4 +1,4 @@
-"""A front end is restarted under load while its socket stays open, as systemd holds it: the test plays systemd."""
+"""A front end restarts under load while its socket stays open, as systemd keeps it. The test acts as systemd."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from worker.store.access.tokens import Permission, Tokens
 
 CLIENTS = 4  # of each kind
 ANSWERS = 40  # of each generation
-# Puts the socket where systemd puts it, then becomes the program: LISTEN_PID is its own.
+# Places the socket where systemd does, then executes the program: LISTEN_PID is its own.
 ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -27,7 +27,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class Load:
-    """Clients that call without a pause, and never retry. `failed`: requests that were refused, reset or dropped."""
+    """Clients that call continuously and never retry. `failed`: requests that were refused, reset or dropped."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -37,7 +37,7 @@ class Load:
         self._came = asyncio.Event()
 
     async def call(self, kind: str) -> None:
-        """`kept`: one connection, until the server says that it closes it. `new`: one for each request."""
+        """`kept`: one connection, until the server announces that it closes it. `new`: one for each request."""
         while True:
             try:
                 await self._use_connection(kind)
@@ -60,7 +60,7 @@ class Load:
                 await writer.wait_closed()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, keep: bool) -> bool:
-        """Whether the connection is to be closed."""
+        """Whether the connection will be closed."""
         writer.write(f"{self._head}Connection: {'keep-alive' if keep else 'close'}\r\n\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         assert " 200 " in head.partition("\r\n")[0], head
@@ -69,7 +69,7 @@ class Load:
         return "\r\nconnection: close" in head
 
     async def more(self) -> None:
-        """Wait until each kind of client has got that many answers more."""
+        """Wait until each kind of client has got that many more answers."""
         wanted = {kind: self.answered[kind] + ANSWERS for kind in ("kept", "new")}
         async with asyncio.timeout(60):
             while any(self.answered[kind] < count for kind, count in wanted.items()):

@@ -1,4 +1,4 @@
-"""No account learns of another's: every call, with every kind of token, on another's ids and on ids of no one."""
+"""No account learns anything of another: every call, every kind of token, with another account's and unknown IDs."""
 
 import json
 import statistics
@@ -39,7 +39,7 @@ WITH_ID = [call for call in ENDING if "{" in call.path]
 @dataclass(frozen=True, kw_only=True)
 class World:
     api: FrontEnd
-    theirs: dict[str, str]  # ids of the other account's things
+    theirs: dict[str, str]  # IDs of the other account's objects
     stranger: str  # a token of the other account
 
     async def call(self, operation: AnyCall, ids: dict[str, str], **given: Any) -> Answer:
@@ -83,14 +83,14 @@ async def world(cell: Cell) -> AsyncIterator[World]:
 
 
 async def kept(world: World) -> dict[str, bytes]:
-    """All that the store has of the other account."""
+    """All data of the other account in the store."""
     redis, not_its_own = world.api.cell.redis, (b"calls:", b"probe:", b"audit", b"node", b"clock")
     keys = [key async for key in redis.scan_iter("*") if not key.startswith(not_its_own)]
     return {key.decode(): await redis.dump(key) for key in sorted(keys)}
 
 
 def said(answer: Answer, ids: dict[str, str]) -> tuple[int, str, set[str]]:
-    """What a caller can tell two answers apart by: all but the request's own id, and the ids that it named itself."""
+    """What distinguishes two answers for a caller: everything but the request's ID and the IDs in the request."""
     text = answer.raw.decode()
     if answer.raw and "request_id" in (body := json.loads(answer.raw)):
         text = text.replace(body["request_id"], "")
@@ -99,7 +99,7 @@ def said(answer: Answer, ids: dict[str, str]) -> tuple[int, str, set[str]]:
     return answer.status, text, set(answer.headers) - {"Date"}
 
 
-async def test_anothers_and_no_ones_are_the_same(world: World) -> None:
+async def test_ids_of_others_and_unknown_ids_are_answered_alike(world: World) -> None:
     before = await kept(world)
     for operation in WITH_ID:
         theirs = await world.call(operation, world.theirs)
@@ -110,8 +110,8 @@ async def test_anothers_and_no_ones_are_the_same(world: World) -> None:
     assert await kept(world) == before
 
 
-async def test_for_anothers_and_no_ones_the_store_does_the_same(world: World) -> None:
-    """So that no time tells them apart: the commands that it runs for each, and how often."""
+async def test_for_ids_of_others_and_unknown_ids_redis_runs_the_same(world: World) -> None:
+    """Timing reveals nothing if Redis runs the same commands, equally often, for both."""
 
     async def commands() -> dict[str, int]:
         stats = await world.api.cell.redis.info("commandstats")
@@ -123,8 +123,8 @@ async def test_for_anothers_and_no_ones_the_store_does_the_same(world: World) ->
         return {name: calls - before.get(name, 0) for name, calls in (await commands()).items()}
 
     for operation in WITH_ID:
-        await done_for(operation, world.theirs)  # what a call does for the first time only, like sending its script
-        for _ in range(ROUNDS):  # the front end's own looks at webhooks that are due come in between
+        await done_for(operation, world.theirs)  # without what only the first call does, such as loading its script
+        for _ in range(ROUNDS):  # the front end's own checks for due webhooks may come in between
             theirs, no_ones = await done_for(operation, world.theirs), await done_for(operation, NO_ONES)
             if theirs == no_ones:
                 break
@@ -132,7 +132,7 @@ async def test_for_anothers_and_no_ones_the_store_does_the_same(world: World) ->
 
 
 @each_call
-async def test_a_call_without_an_id_shows_and_changes_nothing_of_anothers(world: World, operation: AnyCall) -> None:
+async def test_a_call_without_an_id_shows_and_changes_nothing_of_others(world: World, operation: AnyCall) -> None:
     before = {key: value for key, value in (await kept(world)).items() if ":78" in key or key.endswith(":2")}
     answer = await world.call(operation, world.theirs)
 
@@ -142,7 +142,7 @@ async def test_a_call_without_an_id_shows_and_changes_nothing_of_anothers(world:
 
 
 async def useless(api: FrontEnd) -> dict[str, str]:
-    """Tokens that let nobody in; two of them could do all of it before they ended."""
+    """Tokens that are not valid; two of them had all permissions before they expired."""
     revoked, late = [
         await api.tokens.create(
             name="ended", account_id=OTHERS, permissions=frozenset(Permission), lifetime=timedelta(hours=1)
@@ -156,7 +156,7 @@ async def useless(api: FrontEnd) -> dict[str, str]:
 
 
 async def lacking(api: FrontEnd, permission: Permission) -> dict[str, str]:
-    """Tokens with every permission but that one."""
+    """Tokens with every permission except that one."""
     others = set(Permission) - set(granting(permission))
     return {
         "an account's": await api.new_token(account=OTHERS, permissions=others),
@@ -194,16 +194,16 @@ async def test_no_other_kind_of_token_gets_anything(world: World) -> None:
 
 
 @each_call
-async def test_a_service_gets_what_its_account_may(world: World, operation: AnyCall) -> None:
+async def test_a_service_token_gets_what_its_account_may(world: World, operation: AnyCall) -> None:
     api = world.api
     service = await api.new_token(account=None, permissions={operation.permission})
     as_others = await world.call(operation, world.theirs, token=service, headers={"X-Account-Id": str(OTHERS)})
     assert as_others.status not in {401, 403, 404, 500}
 
 
-async def test_anothers_takes_as_long_as_no_ones(world: World) -> None:
-    """Not a limit on the time, which is the machine's: medians of pairs, in turn, less than half apart; looked at more
-    often where the machine is at other things too."""
+async def test_ids_of_others_take_as_long_as_unknown_ids(world: World) -> None:
+    """No absolute limit on the time: the medians of alternating pairs differ by less than half, with more attempts
+    on a busy machine."""
     for operation in WITH_ID:
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):

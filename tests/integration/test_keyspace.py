@@ -1,5 +1,5 @@
-"""`worker/store/KEYS.md` lists the keys that a full run of the service leaves in Redis, and the accounts that may touch
-them."""
+"""`worker/store/KEYS.md` lists the keys that a full run of the service leaves in Redis, and the accounts that may
+access them."""
 
 import re
 import time
@@ -57,7 +57,7 @@ PLACEHOLDERS = {
     "owner": r"\d+|token:[0-9a-f]{12}",
     "key": "[0-9a-f]{64}(:.+)?",
 }
-READ_AND_WRITE = {  # of each type: what an account that may touch a key may do to it
+READ_AND_WRITE = {  # by type: what an account with access to a key may do with it
     "string": (("GET",), ("SET", "x")),
     "hash": (("HGETALL",), ("HSET", "f", "x")),
     "list": (("LLEN",), ("LPUSH", "x")),
@@ -107,7 +107,7 @@ ROWS = documented()
 
 @dataclass
 class Keyspace:
-    """What was seen in Redis, at any of several moments."""
+    """The keys seen in Redis at several moments."""
 
     cell: Cell
     types: dict[str, str] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Keyspace:
         async for raw in redis.scan_iter(count=1000):
             key = raw.decode()
             kind = (await redis.type(key)).decode()
-            if kind == "none":  # gone since
+            if kind == "none":  # deleted since
                 continue
             self.types[key] = kind
             if kind == "hash":
@@ -132,7 +132,7 @@ class Keyspace:
 
 @pytest.fixture
 async def seen(cell: Cell) -> Keyspace:
-    """After a run of what the service does."""
+    """The keys after a run of everything that the service does."""
     seen = Keyspace(cell)
     limits: dict[str, Any] = {"webhooks_to_private": True, "webhook_seconds": 5.0}
     async with serving(cell, **limits) as api:
@@ -173,7 +173,7 @@ async def _webhooks(seen: Keyspace, api: FrontEnd) -> None:
         good.open.clear()
         created = await api.call("POST", WEBHOOKS, body={"url": good.url, "events": EVERY}, headers={KEY: "webhook"})
         await made(api, gone.url, events=EVERY)
-        unheard = await made(api, "http://127.0.0.1:1/", events=EVERY)  # nobody listens: it is tried again later
+        unheard = await made(api, "http://127.0.0.1:1/", events=EVERY)  # nothing listens there: it will be retried
         first = await api.create("first")
         await good.has(1)
         await seen.look()  # its sender has claimed the webhook
@@ -299,7 +299,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     found = PublishedSnapshot(
         id=SnapshotId(3),
         name="found",
-        description="x" * 4000,  # so that its count of bytes lasts for seconds
+        description="x" * 4000,  # so that its byte count lasts for seconds
         created_at=datetime.now(UTC),
         size_mb=1,
         status=SnapshotStatus.COMPLETED,
@@ -325,7 +325,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
 
 
 async def _steps(seen: Keyspace) -> None:
-    """Redis's clock is set forward twice; the second time all was down meanwhile."""
+    """Set Redis's clock forward twice; the second time, everything was down meanwhile."""
     redis = seen.cell.redis
     clock = CellClock(redis)
     await clock.compare()
@@ -338,7 +338,7 @@ async def _steps(seen: Keyspace) -> None:
 
 
 async def _without_front_end(seen: Keyspace) -> None:
-    """Wake-ups that nobody has taken yet, and credentials of nodes."""
+    """Wake-ups that no node has taken, and credentials of nodes."""
     cell = seen.cell
     await cell.node.publish(SERVER, [], [])
     await cell.create("last")
@@ -351,12 +351,12 @@ async def _without_front_end(seen: Keyspace) -> None:
         webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
         await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
     await seen.look()
-    await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
+    await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that are waiting
     await seen.look()
 
 
 async def _restored(seen: Keyspace) -> None:
-    """A snapshot of a backup, which its node has not published."""
+    """Restore a backup with a snapshot that its node has not published."""
     record = {"server": str(SERVER), "account": str(ACCOUNT), "description": "", "labels": "{}", "protected": "1"}
     record |= {"status": "completed", "expires_ms": "1", "schedule": "a" * 32}
 
@@ -419,7 +419,7 @@ async def test_the_accounts_of_redis_may_touch_what_is_documented_and_nothing_el
 
 @pytest.fixture
 async def accounts(cell: Cell) -> AsyncIterator[Mapping[str, str]]:
-    """The accounts of `users.acl`, made in this Redis under names of the test's."""
+    """The accounts of `users.acl`, created in this Redis under the test's own names."""
     lines = (ROOT / "deploy/redis/users.acl").read_text().splitlines()
     rules = {line.split()[1]: re.findall(r"\([^)]*\)|\S+", line)[2:] for line in lines if line.startswith("user ")}
     made = {account: f"keyspace-{account}" for account in ("api", "audit", "gateway")}

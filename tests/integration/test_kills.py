@@ -1,4 +1,4 @@
-"""A process is killed between two things that belong together, and all is well by itself."""
+"""A process is killed between two related changes, and the service recovers by itself."""
 
 import asyncio
 import os
@@ -25,15 +25,15 @@ from worker.store.operators.operator_store import OperatorStore
 
 __all__ = ["redis_of_ours", "state"]
 
-PAUSE = timedelta(seconds=3)  # the gateway or Redis is killed and started again within it, or later
+PAUSE = timedelta(seconds=3)  # the gateway or Redis is killed and restarted within it, or later
 PROGRAM = Path(sys.executable).parent / "vps-snapshots-api"
-TOKENS, SNAPSHOTS = 600, 1500  # in the file: some ten scripts write them
+TOKENS, SNAPSHOTS = 600, 1500  # in the file: about ten scripts write them
 
 
 async def test_a_worker_that_dies_right_after_the_end_of_a_job_leaves_nothing_open(
     redis_of_ours: RedisServer, state: Path
 ) -> None:
-    """Its journal has the job yet, and the node has not reported its servers since."""
+    """Its journal still has the job, and the node has not reported its servers since."""
     async with customer(redis_of_ours) as ours:
         async with worker_process(redis_of_ours.socket, state, GRACE_SECONDS="0") as worker:
             job_id = await ours.create(FIRST)
@@ -54,7 +54,7 @@ async def test_a_worker_that_dies_right_after_the_end_of_a_job_leaves_nothing_op
 
 
 @pytest.mark.parametrize("killed", ["gateway", "redis"])
-async def test_a_pause_with_an_end_ends_though_what_keeps_it_was_killed(
+async def test_a_pause_with_an_end_ends_although_a_process_was_killed(
     redis_of_ours: RedisServer, state: Path, tmp_path: Path, killed: str
 ) -> None:
     program = GatewayProgram(redis_of_ours.socket)
@@ -90,7 +90,7 @@ async def _kill_and_start(killed: str, program: GatewayProgram, server: RedisSer
 
 
 async def rows() -> AsyncIterator[dict[str, Any]]:
-    """As a backup of a cell with so much would write them; tokens last."""
+    """The rows of a backup of a cell of that size; tokens last."""
     for number in range(SNAPSHOTS):
         record = {"server": "1", "account": str(ACCOUNT), "status": "completed", "labels": f'{{"n": "{number}"}}'}
         yield {"kind": "snapshot", "key": f"snapshot:{number + 1}", "record": record}
@@ -126,7 +126,7 @@ def _restoring(server: RedisServer, path: Path) -> subprocess.Popen[str]:
 
 
 async def _killed_beyond(redis: Redis, server: RedisServer, path: Path, *, keys: int) -> None:
-    """Once Redis has so many keys, and before it has all."""
+    """Kill it when Redis has that many keys, before it has all."""
     restoring = _restoring(server, path)
     try:
 
@@ -141,7 +141,7 @@ async def _killed_beyond(redis: Redis, server: RedisServer, path: Path, *, keys:
 
 
 async def everything_restored(redis: Redis) -> dict[bytes, Any]:
-    """Without the entry of the command."""
+    """Without the audit entry of the command."""
     found: dict[bytes, Any] = {}
     async for key in redis.scan_iter(count=1000):
         if not key.startswith((b"audit", b"clock")):

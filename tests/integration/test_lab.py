@@ -1,4 +1,4 @@
-"""The lab that the tests and the demo stand on: a real guest under an embedded libvirt."""
+"""The lab of the tests and the demo: a real guest with an embedded libvirt."""
 
 import shutil
 import tempfile
@@ -17,7 +17,7 @@ async def lab() -> AsyncIterator[Lab]:
     for program in ("qemu-system-x86_64", "qemu-img", "busybox", "cpio"):
         needs(program)
     needs_module("libvirt")
-    folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))  # a socket's path may have 107 characters at most
+    folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))  # a socket's path is limited to 107 characters
     lab = Lab(folder)
     try:
         yield lab

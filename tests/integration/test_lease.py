@@ -1,4 +1,4 @@
-"""One worker for a node: the lock file that the kernel frees, and the lease that all can see."""
+"""One worker per node: the lock file that the kernel releases, and the lease that all nodes can see."""
 
 import asyncio
 import fcntl
@@ -34,7 +34,7 @@ time.sleep(3600)
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that holds the lock of the folder."""
+    """Another process that holds the folder's lock."""
     program = [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path)]
     with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_node(
 ) -> None:
     with pytest.raises(NodeTaken, match=f"held by pid {holder.pid} on "):
         NodeLock(tmp_path).take()
-    with pytest.raises(NodeTaken, match=f"pid {holder.pid} "):  # the refused one has not written its own name
+    with pytest.raises(NodeTaken, match=f"pid {holder.pid} "):  # the refused one has not written its own PID
         NodeLock(tmp_path).take()
 
 
@@ -61,7 +61,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(holder: subprocess.Popen[b
     lock.release()
 
 
-def test_a_child_that_outlives_a_killed_process_keeps_the_next_one_out_until_it_ends(tmp_path: Path) -> None:
+def test_a_child_of_a_killed_process_blocks_the_next_one_until_it_ends(tmp_path: Path) -> None:
     orphaning = HOLD_THE_LOCK.replace("import sys,", "import subprocess, sys,").replace(
         "time.sleep(3600)",
         "subprocess.Popen(['sleep', '1'], close_fds=False)\nprint('child', flush=True)\ntime.sleep(9)",
@@ -97,7 +97,7 @@ def test_the_machine_is_the_same_for_workers_of_one_folder_only(tmp_path: Path) 
 
 
 class Told:
-    """What the lease has told the rest of the worker."""
+    """What the lease has reported to the rest of the worker."""
 
     def __init__(self, store: NodeStore) -> None:
         self.gained = 0
@@ -163,8 +163,8 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
     other = node_store(redis, machine="m2", who="pid 9 on m2")
     told = Told(ours)
     async with kept(told):
-        await ours.take_lease(seconds=0)  # as if we had been silent for too long
-        while await other.take_lease(seconds=60) is not None:  # our heart beats in between
+        await ours.take_lease(seconds=0)  # as after a long silence
+        while await other.take_lease(seconds=60) is not None:  # our heartbeats continue in between
             await ours.take_lease(seconds=0)
         await until(lambda: told.lost > 0)
         assert told.gained == 1
@@ -175,9 +175,9 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
         await ours.report([])
 
 
-async def test_a_lease_that_had_run_out_is_told_from_one_that_was_kept(redis: Redis) -> None:
+async def test_an_expired_lease_is_told_apart_from_a_kept_one(redis: Redis) -> None:
     lease = Told(node_store(redis)).lease
-    before = lease.absences  # it has run out, as after a long sleep
+    before = lease.absences  # it has expired, as after a long sleep
     await lease.take_at_start()
     had_again = lease.absences
     await lease.take_at_start()
@@ -191,7 +191,7 @@ async def test_a_worker_that_wakes_after_its_lease_went_to_another_knows_before_
     told = Told(ours)
     await told.lease.take_at_start()
     assert await told.lease.still_ours()
-    waking = Told(ours)  # one that is sure of nothing, as after a long sleep
+    waking = Told(ours)  # a worker that is unsure of everything, as after a long sleep
     assert await waking.lease.still_ours()
     await ours.take_lease(seconds=0)
     assert await waking.lease.still_ours(), "nobody else has it"
@@ -212,7 +212,7 @@ async def test_a_store_that_is_away_takes_no_lease_from_anyone(server: RedisServ
 
 
 async def test_a_holder_that_is_not_known_is_waited_for(tmp_path: Path) -> None:
-    """It had just taken the lock, or has just let go of it."""
+    """It has just taken the lock or has just released it."""
     with (tmp_path / "worker.lock").open("a+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(NodeTaken, match="an unknown process"):
@@ -306,8 +306,8 @@ async def test_a_lease_outlives_redis_and_its_loss_of_all_data(server: RedisServ
             server.lose_data()
             with pytest.raises(StoreUnavailable):
                 await ours.take_lease(seconds=60)
-            await told.lease.give_back()  # not noisy either
-            await asyncio.sleep(0.1)  # its heart beats some times in vain
+            await told.lease.give_back()  # no error either
+            await asyncio.sleep(0.1)  # some heartbeats fail
             await asyncio.to_thread(server.start)
-            await until(lambda: told.gained == 2)  # all is to be told again
+            await until(lambda: told.gained == 2)  # everything is reported again
             await ours.report([])

@@ -1,4 +1,4 @@
-"""How much a caller may ask, and who is seen to have done what."""
+"""Rate limits, and audit entries for who did what."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ async def behind_proxy(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 
 async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
-    """Oldest first. Those of jobs come into the log a moment after the call."""
+    """Oldest first. Entries of jobs appear shortly after the call."""
     await AuditKeeper(cell.redis, kept=KEPT).keep()
     operators = OperatorStore(cell.redis, cell.store)
     since, found, after = datetime.now(UTC) - timedelta(hours=1), list[AuditEntry](), None
@@ -51,7 +51,7 @@ async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
 
 
 class TestCalls:
-    async def test_a_token_has_so_many_and_is_told_how_many_are_left(self, api: FrontEnd) -> None:
+    async def test_a_token_has_a_limit_and_sees_what_is_left(self, api: FrontEnd) -> None:
         answers = [await api.call("GET") for _ in range(CALLS + 1)]
 
         assert [answer.status for answer in answers] == [200] * CALLS + [429]
@@ -61,10 +61,10 @@ class TestCalls:
         answers[-1].refused(429, "rate_limited")
         waits = [int(match[2]) for match in left if match]
         assert all(0 < wait <= 60 // CALLS + 1 for wait in waits)
-        # the draft: who waits for `Retry-After` does not come before there is more
+        # the draft: a client that waits for `Retry-After` never comes too early
         assert int(answers[-1].headers["Retry-After"]) == waits[-1]
 
-    async def test_of_many_at_once_no_more_get_through(self, api: FrontEnd) -> None:
+    async def test_no_more_concurrent_calls_are_admitted(self, api: FrontEnd) -> None:
         answers = await asyncio.gather(*[api.call("GET") for _ in range(50)])
         assert [answer.status for answer in answers].count(200) == CALLS
 
@@ -79,7 +79,7 @@ class TestCalls:
         assert (await api.call("GET", token=service, headers={"X-Account-Id": "78"})).status == 200
         assert (await api.call("GET", token=await api.new_token())).status == 200
 
-    async def test_what_is_used_up_comes_back_and_nothing_is_left_behind(self, api: FrontEnd) -> None:
+    async def test_the_allowance_returns_and_leaves_no_key(self, api: FrontEnd) -> None:
         await api.call("GET")
         (key,) = [key async for key in api.cell.redis.scan_iter("calls:*")]
         assert 0 < await api.cell.redis.pttl(key) <= 60_000 / CALLS
@@ -122,7 +122,7 @@ class TestFailedLogins:
         refused.refused(429, "rate_limited")
         (await api.call("GET", headers={"Authorization": "none"})).refused(
             429, "rate_limited"
-        )  # none is as bad as a bad one
+        )  # no token counts like a bad one
         assert "RateLimit" not in refused.headers
         assert (await api.call("GET")).status == 200
 
@@ -133,7 +133,7 @@ class TestFailedLogins:
 
         assert [await status("203.0.113.7, 10.1.1.1") for _ in range(FAILED + 1)] == [401] * FAILED + [429]
         assert await status("203.0.113.8, 10.1.1.1") == 401
-        # what a client says of itself stands to the left of what our proxies have added
+        # a client's own claim is to the left of what our proxies have added
         assert await status("203.0.113.9, 203.0.113.7") == 429
 
     async def test_an_ipv6_caller_is_its_network(self, behind_proxy: FrontEnd) -> None:
@@ -143,7 +143,7 @@ class TestFailedLogins:
         assert [await status(f"2001:db8:0:1::{n}") for n in range(FAILED + 1)] == [401] * FAILED + [429]
         assert await status("2001:db8:0:2::1") == 401
 
-    async def test_what_a_stranger_says_of_its_address_is_nothing(self, api: FrontEnd) -> None:
+    async def test_a_strangers_forwarded_address_is_ignored(self, api: FrontEnd) -> None:
         answers = [
             await api.call("GET", token=BAD, headers={"X-Forwarded-For": f"203.0.113.{n}"}) for n in range(FAILED + 1)
         ]
@@ -174,7 +174,7 @@ class TestAudit:
         assert (second.fields["code"], second.fields["status"]) == ("snapshot_not_found", "404")
         assert second.fields["request_id"] == refused.headers["X-Request-Id"]
 
-    async def test_what_was_made_or_named_in_the_path_is_told_too(self, api: FrontEnd) -> None:
+    async def test_created_and_named_objects_are_in_the_entry(self, api: FrontEnd) -> None:
         created = await api.create()
         job_id = created.headers["X-Job-Id"]
         schedule = await api.call(
@@ -195,7 +195,7 @@ class TestAudit:
             (None, None),
         ]
 
-    async def test_neither_a_stranger_nor_one_over_the_limit_can_push_out_what_others_did(
+    async def test_strangers_and_callers_over_the_limit_displace_no_entry(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
         await api.call("POST", body={}, token=BAD)
@@ -218,7 +218,7 @@ class TestAudit:
         assert "their own words" not in written
         assert len(written) < 2000
 
-    async def test_it_is_found_by_who_and_what(self, api: FrontEnd) -> None:
+    async def test_it_is_filtered_by_caller_and_object(self, api: FrontEnd) -> None:
         other = await api.new_token()
         await api.create()
         given = await api.call("POST", body={}, token=other)
@@ -237,7 +237,7 @@ class TestAudit:
             await audit.write({"path": str(n)})
 
         assert [entry.fields["path"] for entry in await entries(cell)] == [str(n) for n in range(1100)]
-        assert await cell.redis.xlen(STREAM) <= 1100 + 100  # whole nodes of the stream go, not single entries
+        assert await cell.redis.xlen(STREAM) <= 1100 + 100  # Redis trims whole nodes of a stream, not single entries
 
     async def test_each_process_of_a_front_end_moves_its_own_entries(self, cell: Cell) -> None:
         async with serving(cell, process=Process(index=1)) as api:
@@ -247,7 +247,7 @@ class TestAudit:
     async def _has_moved(self, cell: Cell) -> bool:
         return bool(await cell.raw("XLEN", STREAM))
 
-    async def test_a_call_stands_whose_entry_could_not_be_written(
+    async def test_a_call_succeeds_if_its_entry_cannot_be_written(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
         await api.cell.redis.set(NEW, "in the way")
@@ -268,7 +268,7 @@ class TestBudgetOfTheAuditLog:
         async with serving(cell, audit_entries_per_hour=3) as front_end:
             yield front_end
 
-    async def test_calls_that_start_no_job_are_left_out_beyond_it_and_the_log_says_so(self, api: FrontEnd) -> None:
+    async def test_beyond_it_calls_without_a_job_are_omitted_and_the_log_says_so(self, api: FrontEnd) -> None:
         other = await api.new_token()
         for _ in range(3):
             (await api.call("DELETE", f"{SNAPSHOTS}1/")).refused(404, "snapshot_not_found")

@@ -1,4 +1,4 @@
-"""Creates without a stop: what the guest goes through, and that it is never left frozen, wherever the worker dies."""
+"""Live creates: what the guest experiences, and that it never stays frozen, wherever the worker dies."""
 
 import asyncio
 import itertools
@@ -84,7 +84,7 @@ async def test_a_stopped_guest_is_labelled_by_how_it_was_stopped(cell: Cell, tmp
 async def test_no_stop_that_was_interrupted_is_called_clean_where_it_may_not_have_been(
     cell: Cell, tmp_path: Path
 ) -> None:
-    # a slow machine may be past the grace period after the first as well
+    # on a slow machine, the grace period may also have passed after the first press
     for effect, expected in ((Effect.PRESS, {Consistency.CLEAN_SHUTDOWN, None}), (Effect.CUT, {None})):
         node = await fresh(cell, tmp_path / effect)
         node.without_a_stop = False
@@ -134,7 +134,7 @@ async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tm
     job_id = await node.admit(JobKind.CREATE)
 
     def freeze(happening: Happening) -> None:
-        if happening.effect is Effect.HOLD:  # behind the checks
+        if happening.effect is Effect.HOLD:  # after the checks
             node.hypervisor.server(SERVER).frozen = True
 
     node.hypervisor.faults.hook = freeze
@@ -143,7 +143,7 @@ async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tm
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
 
 
-async def test_what_libvirt_said_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
+async def test_libvirts_error_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n")
     refused = ServerInUse("another tool is at work")
     refused.__cause__ = OSError("domain is locked")
@@ -152,7 +152,7 @@ async def test_what_libvirt_said_of_a_refused_freeze_names_the_step(cell: Cell, 
     assert await cell.raw("HGET", f"job:{job.id}", "failure_cause") == b"freezing: domain is locked"
 
 
-async def test_uefi_variables_that_change_meanwhile_are_told(cell: Cell, tmp_path: Path) -> None:
+async def test_uefi_variables_that_change_meanwhile_are_reported(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n")
 
     def change(happening: Happening) -> None:
@@ -184,7 +184,7 @@ async def test_a_job_whose_worker_dies_once_anywhere_is_completed(cell: Cell, tm
         await node.check(job, power=Power.ON)
 
 
-async def test_what_comes_first_after_a_death_is_the_thaw(cell: Cell, tmp_path: Path) -> None:
+async def test_the_thaw_comes_first_after_a_death(cell: Cell, tmp_path: Path) -> None:
     for effect, at in itertools.product(
         (Effect.FREEZE, Effect.TRANSACTION, Effect.THAW), (Moment.BEFORE, Moment.AFTER)
     ):
@@ -301,7 +301,7 @@ async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell
         assert not node.hypervisor.server(SERVER).frozen
         job.cancel()
     hangs.set()
-    done = await node.settle(job_id)  # the next process goes on
+    done = await node.settle(job_id)  # the next process continues
     assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
     await node.check(done, power=Power.ON)
 

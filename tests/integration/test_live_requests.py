@@ -1,4 +1,4 @@
-"""Requests for snapshots without a stop: who may have them, what the node is told, and what answers say of them."""
+"""Requests for live snapshots: who may make them, what the node gets, and what answers show."""
 
 import json
 from dataclasses import replace
@@ -99,7 +99,7 @@ async def test_the_default_of_a_server_is_its_owners_and_what_the_provider_allow
         for body in ({"consistency": "paused"}, {"consistency": 1}):
             assert (await api.call("PATCH", path, body=body)).status == 400
         assert (await api.call("PATCH", path, body={"consistency": "live"})).status == 200
-    async with serving(cell) as api:  # the provider allows it no longer
+    async with serving(cell) as api:  # the provider no longer allows it
         assert (await api.call("PATCH", path, body={"consistency": "live"})).status == 400
         assert (await api.create()).status == 201
         assert not (await begun(api)).live

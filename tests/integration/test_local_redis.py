@@ -1,4 +1,4 @@
-"""The worker's own Redis lives and dies with the worker, and is nobody else's."""
+"""The worker's own Redis starts and ends with the worker, and only the worker can use it."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ async def test_it_is_a_valkey_where_that_is_installed(tmp_path: Path, monkeypatc
         with pytest.raises(ConfigurationError, match="neither redis-server nor valkey-server is installed"):
             async with local_redis(tmp_path / "queue"):
                 pass
-        # stands in for Debian's program, and takes the same arguments
+        # stands in for Debian's program and takes the same arguments
         (programs / "valkey-server").symlink_to(server)
         async with local_redis(tmp_path / "queue") as local:
             assert await local.client.ping()

@@ -1,4 +1,4 @@
-"""A connection to Redis that is cut after the command was delivered: what the caller is told, and how it goes on."""
+"""A connection to Redis is cut after the command was delivered: the caller's answer, and what happens next."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from worker.store.redis_client import RedisSettings, connect
 
 KEY = {"Idempotency-Key": "k"}
 BODY = {"server_id": SERVER, "name": "mine"}
-CREATE = '"name": "mine"'  # in what the script is asked
+CREATE = '"name": "mine"'  # in the arguments of the script
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lossy:
-    """A front end whose way to Redis can lose an answer."""
+    """A front end whose connection to Redis can lose an answer."""
 
     api: FrontEnd
     way: LossyWay
@@ -37,14 +37,14 @@ async def lossy(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Lossy]:
         redis = connect(RedisSettings(url=f"unix://{way.socket}"))
         try:
             async with serving(replace(cell, redis=redis), calls_per_minute=100_000) as api:
-                snapshot = await api.have_snapshot("first")  # Redis knows the scripts
+                snapshot = await api.have_snapshot("first")  # Redis has the scripts
                 assert (await api.call("GET", f"{SNAPSHOTS}{snapshot}/")).status == 200
                 yield Lossy(api=api, way=way)
         finally:
             await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_create_whose_answer_was_lost_is_not_said_to_have_failed(lossy: Lossy) -> None:
+async def test_a_create_whose_answer_was_lost_is_not_reported_as_failed(lossy: Lossy) -> None:
     lossy.way.lose(CREATE)
     answer = await lossy.api.call("POST", body=BODY)
     problem = answer.refused(503, "outcome_unknown")
@@ -53,7 +53,7 @@ async def test_a_create_whose_answer_was_lost_is_not_said_to_have_failed(lossy: 
     assert [one["name"] for one in (await lossy.api.call("GET")).body["results"]] == ["mine", "first"]
 
 
-async def test_repeated_with_its_key_it_gets_its_answer_which_says_that_it_is_the_first_ones(lossy: Lossy) -> None:
+async def test_repeated_with_its_key_it_gets_the_first_answer_marked_as_replayed(lossy: Lossy) -> None:
     lossy.way.lose(CREATE)
     (await lossy.api.call("POST", body=BODY, headers=KEY)).refused(503, "outcome_unknown")
     again = await lossy.api.call("POST", body=BODY, headers=KEY)
@@ -61,7 +61,7 @@ async def test_repeated_with_its_key_it_gets_its_answer_which_says_that_it_is_th
     assert (await lossy.api.call("GET")).body["count"] == 2
 
 
-async def test_a_first_answer_says_nothing_of_a_replay(lossy: Lossy) -> None:
+async def test_a_first_answer_has_no_replay_header(lossy: Lossy) -> None:
     first = await lossy.api.call("POST", body=BODY, headers=KEY)
     assert first.status == 201
     assert "Idempotent-Replayed" not in first.headers
@@ -96,7 +96,7 @@ async def test_repeated_without_a_key_it_is_shown_its_own_job_and_then_its_own_s
     assert all(text in taken["detail"] for text in (str(made["id"]), made["created_at"]))
 
 
-async def test_a_former_owners_job_is_named_and_not_told(cell: Cell) -> None:
+async def test_a_former_owners_job_is_named_but_not_described(cell: Cell) -> None:
     async with serving(cell) as api:
         await api.create("theirs")
         job_id = await cell.holder()
@@ -123,7 +123,7 @@ async def test_a_read_is_asked_once_more(lossy: Lossy, word: str) -> None:
 
 
 async def test_a_write_is_not_asked_again_and_its_count_is_no_write(lossy: Lossy) -> None:
-    lossy.way.lose('"failed_logins"')  # the caller's token is looked up, and the call counted
+    lossy.way.lose('"failed_logins"')  # the caller's token is looked up, and the call is counted
     hook = {"url": "https://hooks.example.com/"}
     assert (await lossy.api.call("POST", "/api/v1/webhooks/", body=hook)).status == 201
     lossy.way.lose('"fields": {"description"')
@@ -133,7 +133,7 @@ async def test_a_write_is_not_asked_again_and_its_count_is_no_write(lossy: Lossy
     assert lossy.way.lost == 2
 
 
-async def test_the_streams_first_look_is_asked_once_more(lossy: Lossy) -> None:
+async def test_the_first_read_of_a_stream_is_repeated(lossy: Lossy) -> None:
     lossy.way.lose("XREVRANGE")
     async with listening(lossy.api):
         assert lossy.way.lost == 1

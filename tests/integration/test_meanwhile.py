@@ -1,4 +1,4 @@
-"""Rate limits that a process counts by itself are those that Redis counts."""
+"""The rate limits that a process counts on its own equal those that Redis counts."""
 
 import random
 from datetime import timedelta
@@ -10,7 +10,7 @@ from worker.store import scripts
 from worker.store.access.local_rates import KEYS_MOST, LocalRates
 
 WINDOW = timedelta(seconds=60)
-# with a clock of the test's own instead of Redis's, so nothing may expire by that one
+# with the test's clock instead of Redis's, so nothing may expire by Redis's clock
 MODULES = "".join(scripts.source(f"shared/{name}") for name in ("guard", "states", "records", "rate"))
 RATE = MODULES.replace(", 'PX', math.ceil(full - now)", "")
 TAKE = f"{RATE}return {{take('k', tonumber(ARGV[2]), 60000)}}".replace("now_ms()", "ARGV[1] + 0")

@@ -1,4 +1,4 @@
-"""What /metrics says, to whom, and that it says no more than it should."""
+"""The content of /metrics, who can read it, and what it must not contain."""
 
 import asyncio
 import re
@@ -65,7 +65,7 @@ async def test_a_run_of_jobs_can_be_read_from_both_programs(
     assert value(found, "job_duration_seconds_count", kind="create") == 3
     assert value(found, "job_step_duration_seconds_count", kind="create", step="snapshotting") == 3
     assert value(found, "job_step_retries_total", kind="create", step="starting") == 3
-    assert value(found, "guest_downtime_seconds_count", kind="create") == 2  # the third is off
+    assert value(found, "guest_downtime_seconds_count", kind="create") == 2  # the third server is off
     assert value(found, "job_pickup_seconds_count", kind="create") == 3
     assert value(found, "storage_free_bytes", pool="/simulated") < value(found, "storage_size_bytes", pool="/simulated")
     assert value(found, "lease_held") == value(found, "redis_up") == 1
@@ -101,7 +101,7 @@ async def scrape(api: FrontEnd) -> Samples:
     return samples((await api.call("GET", "/metrics")).raw.decode())
 
 
-async def test_what_callers_make_up_adds_no_series(api: FrontEnd) -> None:
+async def test_callers_input_adds_no_series(api: FrontEnd) -> None:
     async def requests(words: str) -> None:
         for method in ("GET", "DELETE", f"MADE{words}UP"):
             await api.call(method, f"/{words}")
@@ -132,7 +132,7 @@ def without_ids(answer: Answer) -> tuple[int, object, set[str]]:
         ({}, {"Via": "1.1 a-proxy"}),
     ],
 )
-async def test_for_all_others_there_is_nothing(
+async def test_all_other_callers_get_404(
     cell: Cell, method: str, settings: dict[str, Any], headers: dict[str, str]
 ) -> None:
     async with serving(cell, **settings) as api:
@@ -185,7 +185,7 @@ async def test_entries_that_no_keeper_takes_are_counted(redis: Redis) -> None:
     assert (await looks.numbers()).audit_waiting == 0
 
 
-async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> None:
+async def test_outdated_values_are_not_reported(cell: Cell) -> None:
     view = CellView(CellLooks(cell.redis), read_seconds=3600, stale_seconds=0)
     running = view.running(None)  # type: ignore[arg-type] # it asks nothing of the application
     await anext(running)
@@ -199,7 +199,7 @@ async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> No
         await anext(running)
 
 
-async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_not(redis: Redis) -> None:
+async def test_nodes_are_read_in_parts_and_removed_ones_are_omitted(redis: Redis) -> None:
     many = 2 * PAGE + 1
     await seed(redis, Size(nodes=many, servers_per_node=1, jobs=0, open_jobs=0))
     looks = CellLooks(redis)
@@ -212,17 +212,17 @@ async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_no
     await redis.delete("servers:node:node-2")
 
     names = {node.name for node in (await looks.numbers()).nodes}
-    assert "node-1" in names  # its servers are still there
+    assert "node-1" in names  # its servers still exist
     assert "node-2" not in names
 
 
-async def test_it_is_told_how_redis_does() -> None:
+async def test_metrics_of_redis_are_reported() -> None:
     found = registry()
     with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
         server = RedisServer(Path(folder))
         server.start()
         redis = connect(RedisSettings(url=f"unix://{server.socket}"), observer=RedisMetrics(found))
-        await redis.register_script("return 1")()  # Redis does not know it yet: that is no error
+        await redis.register_script("return 1")()  # Redis does not have it yet, which is not an error
         await redis.blpop(["a list"], timeout=1)  # type: ignore[misc] # redis-py types it as both kinds
         well = read(found)
         with pytest.raises(ResponseError):
@@ -233,7 +233,7 @@ async def test_it_is_told_how_redis_does() -> None:
         await redis.aclose(close_connection_pool=True)
 
     assert value(well, "redis_up") == 1
-    assert value(well, "redis_command_duration_seconds_count") == 2  # the script is loaded, and run
+    assert value(well, "redis_command_duration_seconds_count") == 2  # the script is loaded and run
     assert [value(well, "redis_command_errors_total", error=error) for error in REDIS_ERRORS] == [0, 0, 0]
     ill = read(found)
     assert value(ill, "redis_up") == 0
@@ -262,7 +262,7 @@ async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_p
     assert value(found, "job_duration_seconds_sum", kind=kind) >= 0.2, "from its begin, in a life before"
 
 
-async def test_a_port_that_is_taken_keeps_nothing_waiting() -> None:
+async def test_a_port_in_use_does_not_block_the_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, capture_logs() as lines:
         port = taken.getsockname()[1]
         async with exposed(registry(), host="127.0.0.1", port=port) as served:
@@ -279,7 +279,7 @@ async def test_without_a_port_nothing_is_served() -> None:
     assert lines == []
 
 
-async def test_a_client_that_says_nothing_keeps_no_one_waiting() -> None:
+async def test_a_silent_client_does_not_block_others() -> None:
     async with exposed(registry(), host="127.0.0.1", port=0) as port:
         _, silent = await asyncio.open_connection("127.0.0.1", port)
         answer, asking = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Servers with snapshots that are moved between two nodes, with plain virsh, and whatever dies meanwhile."""
+"""Servers with snapshots that move between two nodes with plain virsh, with processes killed meanwhile."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from worker.store.errors import ServerOnLiveNode  # noqa: E402
 from worker.store.model import JobState, SnapshotStatus  # noqa: E402
 from worker.store.operators.operator_store import OperatorStore  # noqa: E402
 
-UNUSED = 0x40_000  # in a file of UEFI variables: the event log, which the firmware lets be
+UNUSED = 0x40_000  # in a file of UEFI variables: the event log, which the firmware does not change
 MARK_BYTES = 16
 
 
@@ -138,7 +138,7 @@ async def test_it_migrates_while_no_worker_runs(two: Two, the_source: str) -> No
     assert (await two.restored(before.id)).failure is None
 
 
-async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(two: Two) -> None:
+async def test_records_in_libvirts_list_are_moved_and_the_server_migrates(two: Two) -> None:
     worker = await two.first.start_worker()
     await worker.says("worker.started")
     await two.until_on(two.first)
@@ -157,7 +157,7 @@ async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(tw
     assert (await two.restored(before.id)).failure is None
 
 
-async def test_a_definition_that_is_left_behind_keeps_nothing_from_the_new_node(two: Two) -> None:
+async def test_a_definition_left_behind_does_not_block_the_new_node(two: Two) -> None:
     await with_workers(two)
     two.first.ask("create")
     before = await two.created("before")
@@ -178,8 +178,8 @@ def as_older_versions_do(two: Two) -> None:
     connection.close()
 
 
-async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
-    await two.first.start_worker(GRACE_SECONDS="6")  # this guest hears no power button: the stop lasts so long
+async def test_no_migration_starts_while_a_job_is_running(two: Two) -> None:
+    await two.first.start_worker(GRACE_SECONDS="6")  # this guest ignores shutdown requests, so the stop takes this long
     await two.second.start_worker()
     await two.until_on(two.first)
     two.first.ask("create")
@@ -195,7 +195,7 @@ async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
 
 
 async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought_up_again(two: Two) -> None:
-    await two.first.start_worker(GRACE_SECONDS="60")  # this guest hears no power button: it is killed in the stop
+    await two.first.start_worker(GRACE_SECONDS="60")  # this guest ignores shutdown requests: killed in the stop
     await two.until_on(two.first)
     two.first.ask("create")
     admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
@@ -209,7 +209,7 @@ async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought
     job = await two.over(admitted.job.id)
     assert (job.state, job.failure) == (JobState.COMPLETED, None)
     assert two.first.has_it()
-    assert two.first.ask("listAllSnapshots", 0) == []  # it is let go
+    assert two.first.ask("listAllSnapshots", 0) == []  # it has been released
 
 
 async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_changed(two: Two) -> None:
@@ -243,7 +243,7 @@ async def test_one_that_is_cancelled_leaves_all_as_it_was(two: Two) -> None:
     assert not two.second.worker.has_said("reconcile.finding")
 
 
-async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(two: Two) -> None:
+async def test_snapshots_on_storage_left_behind_are_reported_as_lost(two: Two) -> None:
     from deploy.lab.lab import make_disk  # noqa: PLC0415
 
     await with_workers(two)
@@ -275,7 +275,7 @@ async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(
     assert two.second.worker is not None
     await two.second.worker.says("reconcile.finding", finding="lost_snapshot")
     lost = [line for line in two.second.worker.lines if '"lost_snapshot"' in line]
-    assert any("disk vda" in line for line in lost), lost  # the log says why
+    assert any("disk vda" in line for line in lost), lost  # the log has the reason
     assert (await two.created("after")).status is SnapshotStatus.COMPLETED
 
 

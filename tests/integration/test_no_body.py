@@ -1,4 +1,4 @@
-"""Calls that take no body: what is sent in one all the same is refused, and nothing is done."""
+"""Calls without a body refuse a request that has one, and do nothing."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 @pytest.fixture
 async def ids(api: FrontEnd) -> dict[str, str]:
-    """Of things that each of the calls could do something to."""
+    """IDs of objects that each of the calls could change."""
     snapshot = await api.have_snapshot()
     restored = await api.call("POST", f"{SNAPSHOTS}{snapshot}/restore/")
     await api.work(restored, replace(DONE, undoable_seconds=3600))
@@ -56,7 +56,7 @@ async def token_for(api: FrontEnd, call: AnyCall) -> str:
 
 
 async def kept(api: FrontEnd) -> dict[bytes, bytes]:
-    """All that the store has, but what it has of the calls themselves."""
+    """All data in the store, except what it records about the calls themselves."""
     redis = api.cell.redis
     keys = [key async for key in redis.scan_iter("*") if not key.startswith((b"calls:", b"probe:", b"audit", b"clock"))]
     return {key: await redis.dump(key) for key in sorted(keys)}
@@ -96,7 +96,7 @@ async def test_any_other_body_is_refused_by_its_field_and_nothing_is_done(
 
 @each_call
 @pytest.mark.parametrize("body", [None, "", "{}", " {}\r\n", "\n"])
-async def test_none_and_an_empty_one_are_taken(
+async def test_no_body_and_an_empty_body_are_accepted(
     api: FrontEnd, ids: dict[str, str], call: AnyCall, body: str | None
 ) -> None:
     token = await token_for(api, call)
@@ -104,7 +104,7 @@ async def test_none_and_an_empty_one_are_taken(
     assert answer.status != 400, answer.raw
 
 
-async def test_who_sends_a_parameter_in_the_body_is_told_where_it_goes(api: FrontEnd, ids: dict[str, str]) -> None:
+async def test_a_parameter_in_the_body_is_refused_with_its_right_place(api: FrontEnd, ids: dict[str, str]) -> None:
     path = f"{SNAPSHOTS}{ids['snapshot_id']}/restore/"
     (error,) = (await api.call("POST", path, body={"dry_run": True})).body["errors"]
     assert error["detail"] == "This call takes no fields in its body. Send it as the query parameter dry_run."
@@ -121,7 +121,7 @@ async def test_a_body_that_comes_in_pieces_is_read_to_its_end(api: FrontEnd, ids
     assert answer.refused_fields() == ["dry_run"]
 
 
-async def test_who_is_not_let_in_is_told_that_and_no_more(api: FrontEnd, ids: dict[str, str]) -> None:
+async def test_an_unauthenticated_caller_learns_only_that(api: FrontEnd, ids: dict[str, str]) -> None:
     path = f"{SNAPSHOTS}{ids['snapshot_id']}/restore/"
     (await api.call("POST", path, body={"dry_run": True}, token="vps_" + "A" * 43)).refused(401, "token_invalid")
 

@@ -1,4 +1,4 @@
-"""The credentials of nodes through the operators' API and the command line, with a gateway that lets nodes in."""
+"""Credentials of nodes in the operators' API and the command line, with a gateway that checks them."""
 
 import re
 import stat
@@ -93,7 +93,7 @@ class TestCalls:
         found = await Credentials(ops.api.cell.redis).find(new["secret"])
         assert found is not None
         async with raw(reached, secret=new["secret"]) as connection:
-            await ops.api.cell.redis.pexpire(found.key, 1)  # the hour is over
+            await ops.api.cell.redis.pexpire(found.key, 1)  # the hour has passed
             await gone(connection)
         assert not await is_let_in(reached, new["secret"])
         (await ops.call("POST", f"{PATH}rotate/", {})).refused(404, "credential_not_found")
@@ -108,7 +108,7 @@ class TestCalls:
             await ops.api.cell.redis.config_set("maxmemory", 0)
         assert await ops.get(PATH) == before
 
-    async def test_who_may_only_read_can_list_them_and_no_more(self, ops: Ops) -> None:
+    async def test_a_read_only_operator_can_only_list_them(self, ops: Ops) -> None:
         await made(ops)
         reader = Ops(api=ops.api, token=await ops.api.new_token(account=None, permissions={Permission.OPERATOR_READ}))
         assert len((await reader.get(PATH))["results"]) == 1

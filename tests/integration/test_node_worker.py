@@ -1,4 +1,4 @@
-"""The node's end of the queue, on a real Redis: nothing stuck and nothing started twice, whatever Redis does."""
+"""The node's end of the queue with a real Redis: no job is stuck or started twice, whatever Redis does."""
 
 import asyncio
 import gc
@@ -41,7 +41,7 @@ from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerI
 
 @pytest.fixture(autouse=True)
 async def no_noise() -> AsyncIterator[None]:
-    """Nothing is left to the loop's handler: no error that nobody looked at, no task that nobody awaited."""
+    """Nothing reaches the loop's exception handler: no unhandled error, no task that was never awaited."""
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
     yield
@@ -79,7 +79,7 @@ async def nothing_left(redis: Redis) -> None:
 
 
 async def every_slot_works(redis: Redis, jobs: Jobs, *, slots: int = 2) -> None:
-    """As many jobs run side by side as there are slots, and no more."""
+    """Check that as many jobs run in parallel as there are slots."""
     job_ids = [f"slot{n}" for n in range(slots)]
     await put(redis, *job_ids, "w-too-many")
     await jobs.have_started(*job_ids)
@@ -95,7 +95,7 @@ async def errors_told(redis: Redis, code: str) -> int:
 
 
 async def met(redis: Redis, code: str, *, times: int = 3) -> None:
-    """Return when clients were refused with that error some times more."""
+    """Return when clients have been refused with that error that many more times."""
     before = await errors_told(redis, code)
 
     async def often() -> bool:
@@ -104,7 +104,7 @@ async def met(redis: Redis, code: str, *, times: int = 3) -> None:
     await until_told(often)
 
 
-# --- every day ---
+# --- normal operation ---
 
 
 async def test_a_queued_job_runs_once_and_leaves_nothing(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
@@ -132,17 +132,17 @@ async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
         await jobs.have_ended("b", "c")
 
 
-async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
+async def test_a_slot_is_free_before_its_jobs_end_is_reported(
     redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     async with at_work(redis_server.socket, jobs, max_jobs=1) as worker:
         await put(redis, "a", "b", "c")
         await jobs.have_started("a")
-        worker.free_slot("a")  # its work is over
+        worker.free_slot("a")  # its work has ended
         await jobs.have_started("b")
         await wake(redis)
         assert not jobs.starts["c"]
-        jobs.end("a")  # and now its end is told: that frees no second slot
+        jobs.end("a")  # its end is now reported, which frees no second slot
         await jobs.have_ended("a")
         await until(lambda: "a" not in worker.tasks)
         assert not jobs.starts["c"]
@@ -152,7 +152,7 @@ async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
     assert jobs.starts == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_more_jobs_than_one_look_reads_all_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
+async def test_more_jobs_than_one_poll_reads_all_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
     job_ids = [f"j{n}" for n in range(250)]
     jobs.end(*job_ids)
     await put(redis, *job_ids)
@@ -171,7 +171,7 @@ async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
         worker.pause()
         await put(redis, "while")
         jobs.end("before")
-        await jobs.have_ended("before")  # what runs goes on
+        await jobs.have_ended("before")  # running jobs continue
         await until(lambda: not worker.tasks)
         assert not jobs.starts["while"]
         worker.resume()
@@ -185,12 +185,12 @@ async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
     async with at_work(redis_server.socket, jobs, resumed=False) as worker:
         await asyncio.sleep(0.05)
         assert not jobs.starts
-        assert await redis.exists(WAKE)  # it may be for the one who has the lease
+        assert await redis.exists(WAKE)  # it may be for the current lease holder
         worker.resume()
         await jobs.have_started("a")
 
 
-# --- the record that arq keeps of a job ---
+# --- arq's record of a job ---
 
 
 async def test_a_job_travels_as_json(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
@@ -231,7 +231,7 @@ async def test_what_is_left_in_the_queue_of_arq_is_not_run(redis: Redis, redis_s
 
 
 class Broken(Jobs):
-    """Meets something unexpected the first time."""
+    """Fails with an unexpected error the first time."""
 
     async def run(self, job_id: str, _begun: Job | None = None) -> None:
         self.starts[job_id] += 1
@@ -252,7 +252,7 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_se
     assert jobs.starts == {"a": 2}
 
 
-async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
+async def test_a_job_that_the_cell_started_is_passed_on_complete(
     redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
     given = [(job("a"), JobId("b"))]
@@ -339,14 +339,12 @@ async def test_any_answer_may_be_lost(redis: Redis, redis_server: RedisServer, j
     assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
 
 
-async def test_jobs_go_on_while_redis_is_away_and_their_end_is_told_when_it_is_back(
-    server: RedisServer, jobs: Jobs
-) -> None:
+async def test_jobs_continue_without_redis_and_are_reported_when_it_is_back(server: RedisServer, jobs: Jobs) -> None:
     async with client(server.socket) as redis, at_work(server.socket, jobs):
         await put(redis, "a", "b", "c")
         await jobs.have_started("a", "b")
         server.kill()
-        await asyncio.sleep(0.5)  # it looks for Redis some times
+        await asyncio.sleep(0.5)  # it tries Redis several times
         jobs.end("a", "b", "c")
         await jobs.have_ended("a", "b")
         await asyncio.to_thread(server.start)
@@ -379,7 +377,7 @@ async def test_a_job_that_runs_is_not_started_again_when_redis_lost_its_data(
         if queued_again:
             await put(redis, "a")
         await put(redis, "b")
-        await jobs.have_started("b")  # so it has looked
+        await jobs.have_started("b")  # so it has polled
         jobs.end("a", "b")
         await jobs.have_ended("a", "b")
         await nothing_left(redis)
@@ -410,7 +408,7 @@ async def test_a_redis_that_became_a_replica_is_survived(server: RedisServer, jo
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
         worker.resume()
         jobs.end("a")
-        await jobs.have_ended("a")  # and it can't be told
+        await jobs.have_ended("a")  # and it cannot be reported
         await met(redis, "READONLY")
         assert not jobs.starts["b"]
         await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
@@ -490,7 +488,7 @@ async def test_a_worker_stops_while_redis_is_away(server: RedisServer, jobs: Job
                 await jobs.have_ended("a")
         await asyncio.to_thread(server.start)
         jobs.end("a")
-        async with at_work(server.socket, jobs):  # the next one finds it over in the journal, or goes on
+        async with at_work(server.socket, jobs):  # the next worker finds it ended in the journal, or continues it
             await until(lambda: jobs.starts["a"] == 2)
             await nothing_left(redis)
 

@@ -1,4 +1,4 @@
-"""What a job notes and what a snapshot holds, from the node to everyone who should know."""
+"""The notes of a job and the contents of a snapshot, from the node to all users who should see them."""
 
 import asyncio
 import json
@@ -123,7 +123,7 @@ class TestContents:
         assert (old["notes"], old["contents"], old["disks"], old["retried_by"]) == ([], None, "all", None)
         assert (await snapshot(api, created))["contents"] is None
 
-    async def test_a_note_of_a_newer_worker_is_left_out_and_the_others_are_told(self, api: FrontEnd) -> None:
+    async def test_an_unknown_note_is_omitted_and_the_others_are_shown(self, api: FrontEnd) -> None:
         created = await api.create()
         await api.work(created, CREATED)
         newer = json.dumps([{"code": "unheard_of", "detail": "x", "disks": []}, {"code": "left_out", "detail": "y"}])
@@ -168,9 +168,7 @@ class TestContents:
 
 class TestPresentOnly:
     @pytest.mark.parametrize("dry_run", [False, True])
-    async def test_the_job_says_that_only_the_disks_that_are_there_go_back(
-        self, api: FrontEnd, *, dry_run: bool
-    ) -> None:
+    async def test_the_job_shows_that_only_present_disks_are_restored(self, api: FrontEnd, *, dry_run: bool) -> None:
         snapshot_id = SnapshotId(await api.have_snapshot())
         if dry_run:
             check = await api.cell.store.check_restore(
@@ -206,7 +204,7 @@ class TestPresentOnly:
         again = await api.call("POST", f"/api/v1/restores/{job_of(undone)}/undo/?disks=present")
         assert again.body["disks"] == "present"
 
-    async def test_a_job_that_a_store_without_its_data_hears_of_keeps_it(self, api: FrontEnd) -> None:
+    async def test_a_job_published_to_an_empty_store_keeps_it(self, api: FrontEnd) -> None:
         begun = BegunJob(
             id=JobId("e" * 32),
             kind=JobKind.RESTORE,
@@ -237,7 +235,7 @@ class TestReported:
         told = {"code": "backup_chain_ended", "detail": CHAIN.detail, "disks": ["vda", "vdb"]}
         assert message["data"]["notes"][0] == told
 
-    async def test_the_audit_says_what_the_job_has_noted_since(self, api: FrontEnd) -> None:
+    async def test_the_audit_entry_has_the_jobs_later_notes(self, api: FrontEnd) -> None:
         operator = await api.new_token(account=None, permissions={Permission.OPERATOR})
 
         async def audit(query: str = "") -> list[list[str]]:

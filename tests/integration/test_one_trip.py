@@ -1,4 +1,4 @@
-"""A call over HTTP is one command of Redis: who calls, how often, what is asked, and the audit log's entry."""
+"""An HTTP call is one Redis command: authentication, rate limit, the call itself, and the audit entry."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from worker.store.redis_client import RedisSettings, connect
 
 
 class Commands:
-    """Counts those that were answered, by the request; what runs beside the requests has none."""
+    """Counts the commands that were answered, by request; background work has none."""
 
     def __init__(self) -> None:
         self.of: Counter[str] = Counter()
@@ -50,14 +50,14 @@ async def counted(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Counte
         await redis.aclose(close_connection_pool=True)
 
 
-async def test_of_each_call_of_a_customer_there_is_one(counted: Counted) -> None:
+async def test_each_call_of_a_customer_is_one_command(counted: Counted) -> None:
     snapshot = await counted.api.have_snapshot()
     one = f"{SNAPSHOTS}{snapshot}/"
     restored = await counted.api.call("POST", f"{one}restore/")
     await counted.api.work(restored)
     job = restored.headers["X-Job-Id"]
     for path in (SNAPSHOTS, one, "/api/v1/jobs/"):
-        await counted.of("GET", path, 200)  # a script that Redis does not know is sent once more
+        await counted.of("GET", path, 200)  # a script that Redis does not have is sent once more
 
     assert await counted.of("GET", SNAPSHOTS, 200) == 1
     assert await counted.of("GET", f"{SNAPSHOTS}?server_id={SERVER}", 200) == 1
@@ -68,7 +68,7 @@ async def test_of_each_call_of_a_customer_there_is_one(counted: Counted) -> None
     restored = await counted.api.call("POST", f"{one}restore/")
     await counted.api.work(restored)
     await counted.of("PATCH", one, 200, {"description": "new"})
-    assert await counted.of("PATCH", one, 200, {"description": "other"}) == 2  # and its audit entry
+    assert await counted.of("PATCH", one, 200, {"description": "other"}) == 2  # one for its audit entry
     assert await counted.of("DELETE", one, 204) == 1
 
 

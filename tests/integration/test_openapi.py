@@ -1,4 +1,4 @@
-"""The API's document is true, whole, and served."""
+"""The API's document is correct, complete, and served."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ async def test_it_is_served_to_everyone(api: FrontEnd) -> None:
 
 
 @pytest.mark.parametrize("path", [served.PATH, f"{pages.DOCS}/snapshots/"])
-async def test_it_is_packed_and_not_sent_to_who_has_it(api: FrontEnd, path: str) -> None:
+async def test_it_is_compressed_and_not_sent_if_unchanged(api: FrontEnd, path: str) -> None:
     plain = await api.call("GET", path, headers={"Accept-Encoding": "identity"})
     async with ClientSession(auto_decompress=False) as client:
         url, takes = f"http://127.0.0.1:{api.port}{path}", {"Accept-Encoding": "gzip"}

@@ -1,4 +1,4 @@
-"""The operators' API: the whole cell, for those that run it."""
+"""The operators' API, for the whole cell."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,8 +51,8 @@ class Ops:
         return answer.body
 
     async def made(self, name: str, outcome: Outcome | None = DONE, *, server: ServerId = SERVER) -> JobId:
-        """A create, taken as far as the outcome says; None: it waits."""
-        await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+        """A create with that outcome; None: it stays queued."""
+        await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
         account = ACCOUNT if server == SERVER else OTHERS
         job = (
             await self.api.cell.store.create(
@@ -75,7 +75,7 @@ async def ops(cell: Cell) -> AsyncIterator[Ops]:
 
 
 async def have_theirs(cell: Cell) -> None:
-    """A second node with a server of another account."""
+    """Add a second node with a server of another account."""
     other = node_store(cell.redis, node="n2", machine="m2")
     assert await other.take_lease(seconds=60) is None
     await Cell(redis=cell.redis, store=cell.store, node=other).have([THEIRS], account=OTHERS)
@@ -103,7 +103,7 @@ class TestCallers:
         assert entry["fields"]["reason"] == "a new disk"
         assert "account" not in entry["fields"]
 
-    async def test_one_that_the_store_makes_wait_too_long_is_told(self, cell: Cell) -> None:
+    async def test_a_call_that_waits_too_long_for_the_store_is_503(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
             await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
@@ -161,7 +161,7 @@ class TestJobs:
                 s: await ops.listed(f"?node=n1&state={s}") for s in ("queued", "in_progress", "completed", "failed")
             } == {s: [job] if s == state else [] for s in ("queued", "in_progress", "completed", "failed")}
 
-    async def test_a_cursor_leads_through_all_of_them_while_new_ones_come_and_others_change(self, ops: Ops) -> None:
+    async def test_a_cursor_reaches_all_of_them_while_jobs_are_added_and_change(self, ops: Ops) -> None:
         jobs = [await ops.made(f"job-{n}", failed()) for n in range(7)]
         part = await ops.get("jobs/?limit=3&state=failed")
         assert part["count"] == 7
@@ -176,7 +176,7 @@ class TestJobs:
         assert newest not in seen
         assert "Link" not in answer.headers
 
-    async def test_one_that_is_rare_among_many_is_reached_by_short_parts(self, ops: Ops) -> None:
+    async def test_a_rare_match_is_reached_in_short_parts(self, ops: Ops) -> None:
         rare = await ops.made("rare")
         many = {f"{n:032x}": float(2_000_000_000_000 + n) for n in range(3000)}
         await ops.api.cell.redis.zadd("jobs", many)
@@ -225,7 +225,7 @@ class TestJobs:
 
     async def test_a_time_is_a_filter(self, ops: Ops) -> None:
         jobs = [await ops.made(name, failed()) for name in "abcdef"]
-        for hour, job in enumerate(jobs):  # queued at 2025-01-16, from 00:00 on
+        for hour, job in enumerate(jobs):  # queued from 2025-01-16 00:00 on, an hour apart
             await ops.api.cell.raw("HSET", f"job:{job}", "queued_ms", at(hour))
             for key in await ops.api.cell.redis.keys("*jobs*"):
                 if await ops.api.cell.raw("TYPE", key) == b"zset":
@@ -251,7 +251,7 @@ class TestJobs:
         jobs = [await ops.made(name, failed()) for name in "abcd"]
         waiting = await ops.made("waits", None)
         now_ms = int(await ops.api.cell.raw("HGET", f"job:{waiting}", "queued_ms"))
-        for hours, job in enumerate(jobs):  # queued now, and ended in as many hours
+        for hours, job in enumerate(jobs):  # queued now, and ended after that many hours
             await ops.api.cell.raw("HSET", f"job:{job}", "finished_ms", now_ms + hours * 3_600_000)
 
         def at_end(hours: int) -> str:
@@ -435,7 +435,7 @@ class TestNodes:
     async def test_a_pause_is_shown_with_who_and_why_and_ends(self, ops: Ops) -> None:
         paused = (await ops.post("nodes/n1/pause/", {"reason": "a new disk"}))["paused"]
         assert (paused["reason"], paused["by"]) == ("a new disk", "a test")
-        assert await ops.made("while-paused", None)  # admitted: it waits
+        assert await ops.made("while-paused", None)  # admitted and queued
         assert (await ops.post("nodes/n1/resume/", {"reason": "done"}))["paused"] is None
         assert (await ops.call("POST", "nodes/n1/pause/", {})).refused_fields() == ["reason"]
         (await ops.call("POST", "nodes/n9/pause/", {"reason": "x"})).refused(404, "node_not_found")
@@ -452,7 +452,7 @@ class TestOverview:
         await ops.made("good")
         await ops.made("bad", failed())
         cancelled = await ops.made("not-wanted", None)
-        await ops.post(f"jobs/{cancelled}/cancel/")  # on purpose: that is no failure
+        await ops.post(f"jobs/{cancelled}/cancel/")  # cancelled on purpose, which is not a failure
         waiting = await ops.made("waits", None)
         now = await ops.get("overview/")
 
@@ -466,20 +466,20 @@ class TestOverview:
         assert point["downtime_seconds"]["p95"] == pytest.approx(2.0, rel=0.05)
         assert point["seconds"]["p50"] is not None
 
-    async def test_the_oldest_job_that_waits_stays_it_when_its_turn_to_be_given_up_is_put_off(self, ops: Ops) -> None:
+    async def test_postponing_its_deadline_keeps_the_oldest_waiting_job_the_oldest(self, ops: Ops) -> None:
         await have_theirs(ops.api.cell)
         first = await ops.made("first", None)
         await ops.made("second", None, server=THEIRS)
         await ops.api.cell.redis.zincrby("jobs:waiting", 60_000, first)
         assert (await ops.get("overview/"))["oldest_queued"]["id"] == first
 
-    async def test_of_many_durations_the_percentiles_are_near(self, ops: Ops) -> None:
+    async def test_percentiles_of_many_durations_are_accurate(self, ops: Ops) -> None:
         for seconds in range(1, 101):
             outcome = Outcome(state=JobState.FAILED, failure=failed().failure, downtime_seconds=float(seconds))
             await ops.made(f"job-{seconds}", outcome)
         points = (await ops.get("overview/"))["charts"][0]["points"]
         assert sum(point["failed"] for point in points) == 100
-        if len(points) == 1:  # else the quarter of an hour ended meanwhile
+        if len(points) == 1:  # otherwise, the quarter of an hour ended meanwhile
             assert points[0]["downtime_seconds"]["p50"] == pytest.approx(50, rel=0.07)
             assert points[0]["downtime_seconds"]["p95"] == pytest.approx(95, rel=0.07)
 
@@ -556,7 +556,7 @@ class TestAudit:
             ],
         ],
     )
-    async def test_a_cursor_that_is_none_is_named(self, ops: Ops, path: str, field: str) -> None:
+    async def test_an_invalid_cursor_is_named(self, ops: Ops, path: str, field: str) -> None:
         assert (await ops.call("GET", path)).refused_fields() == [field]
 
     @pytest.mark.parametrize("query", ["since=0001-01-01T00:00:00Z", "until=1970-01-01T00:00:00Z", "after=1-0"])
@@ -592,10 +592,10 @@ POSTS = [call for call in OPERATORS_CALLS if call.method == "POST"]
 
 
 class TestOnce:
-    """A POST that is sent again with its key is done once."""
+    """A POST that is repeated with its key takes effect once."""
 
     async def body(self, ops: Ops, call_id: str) -> tuple[JobId, object]:
-        """A job for the call to be about, and its body."""
+        """A job for the call, and the call's body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
         job = await ops.made("bad", failed(stranded=call_id in {"ops_resolve_job", *TAKING}))
@@ -611,7 +611,7 @@ class TestOnce:
         return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})
 
     @pytest.mark.parametrize("operation", POSTS, ids=[call.id for call in POSTS])
-    async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
+    async def test_of_identical_calls_at_once_one_runs_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
         job, body = await self.body(ops, operation.id)
         path = operation.path.removeprefix(OPS).replace("{job_id}", job).replace("{node}", "n1")
         path = path.replace("{server_id}", str(SERVER))
@@ -629,7 +629,7 @@ class TestOnce:
         other = await ops.call("POST", "nodes/n1/pause/", {"reason": "another"}, headers=KEY)
         other.refused(422, "idempotency_key_reused")
 
-    async def test_what_was_undone_meanwhile_is_not_done_again(self, ops: Ops) -> None:
+    async def test_a_repeat_does_not_redo_what_was_undone_meanwhile(self, ops: Ops) -> None:
         why = {"reason": "a new disk"}
         for _ in range(2):
             assert (await ops.call("POST", "nodes/n1/pause/", why, headers=KEY)).status == 200
@@ -649,7 +649,7 @@ class TestOnce:
         answer = await Ops(api=ops.api, token=colleague).call("POST", "nodes/n1/pause/", {"reason": "two"}, headers=KEY)
         assert (answer.status, answer.body["paused"]["reason"]) == (200, "two")
 
-    async def test_a_tokens_secret_is_said_again_and_kept_nowhere(self, ops: Ops) -> None:
+    async def test_a_tokens_secret_is_repeated_and_stored_nowhere(self, ops: Ops) -> None:
         asked = {"name": "billing", "permissions": ["snapshots:read"], "account_id": 77}
         first, again = [await ops.call("POST", "tokens/", asked, headers=KEY) for _ in range(2)]
         secret = first.body["secret"]
@@ -662,13 +662,13 @@ class TestOnce:
         assert (await ops.post("tokens/", asked, status=201))["secret"] != secret
 
 
-async def test_a_path_knows_its_own_methods_though_it_looks_like_anothers_id(ops: Ops) -> None:
+async def test_a_fixed_path_keeps_its_methods_though_it_looks_like_an_id(ops: Ops) -> None:
     answer = await ops.call("GET", "jobs/bulk/")
     answer.refused(405, "method_not_allowed")
     assert answer.headers["Allow"] == "POST"
 
 
-async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:
+async def test_the_stream_has_the_events_of_all_accounts(ops: Ops) -> None:
     await have_theirs(ops.api.cell)
     url = f"http://127.0.0.1:{ops.api.port}{OPS_EVENTS}"
     async with (

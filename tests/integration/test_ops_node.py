@@ -1,4 +1,4 @@
-"""What a node's worker does for the operators: pauses, reconciles, tells of its steps, its log and its storage."""
+"""What a node's worker does for operators: pauses, reconciles, and reports its steps, its log and its storage."""
 
 import asyncio
 import json
@@ -76,27 +76,27 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
 
 @pytest.fixture
 def logged(node: Node) -> Iterator[None]:
-    """Lines go by way of the job's log."""
+    """Write a line to the job's log."""
     before = structlog.get_config()["processors"]
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, node.job_log, *before])
     yield
     structlog.configure(processors=before)
 
 
-async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Cell) -> None:
+async def test_a_paused_node_takes_no_job_and_resumes_at_once(cell: Cell) -> None:
     operators = OperatorStore(cell.redis, cell.store)
     await operators.pause("n1", by="alice", reason="a new disk")
     job_id = (await cell.create()).job.id
-    assert await cell.node.take(running=[], free=1, seconds=0.2) == ()  # the wake-up of the create is over
+    assert await cell.node.take(running=[], free=1, seconds=0.2) == ()  # the wake-up of the create has been used
     taking = asyncio.create_task(cell.node.take(running=[], free=1, seconds=PATIENCE_SECONDS))
     await operators.resume("n1")
     assert await taking == (job_id,)
 
 
-async def test_what_changes_on_the_hypervisor_is_told_without_waiting_for_the_heartbeat(node: Node) -> None:
+async def test_changes_on_the_hypervisor_are_reported_at_once(node: Node) -> None:
     inventory = Inventory(node.hypervisor, node.cell.node, publish=node.reconciler.server, report_seconds=3600)
     reporting = asyncio.create_task(inventory.keep_reporting())
-    await asyncio.sleep(0)  # it listens
+    await asyncio.sleep(0)  # it starts listening
 
     async def told(state: ServerState | None) -> None:
         async def is_so() -> bool:
@@ -122,7 +122,7 @@ async def _state(node: Node) -> ServerState | None:
         return None
 
 
-async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Node, logged: None) -> None:
+async def test_every_step_is_reported_with_its_attempts_and_log_lines(node: Node, logged: None) -> None:
     node.hypervisor.faults.fail(Effect.START)
     job = (await node.cell.create()).job
     await node.runner.run(job.id)
@@ -153,7 +153,7 @@ async def test_a_report_tells_what_the_node_runs_on_and_how_much_is_free(node: N
     assert first.name == "n1"
 
 
-async def test_who_is_asked_reconciles_without_waiting_for_the_round(node: Node) -> None:
+async def test_a_requested_reconciliation_starts_at_once(node: Node) -> None:
     await node.inventory.report()
     looks = 0
 
@@ -164,7 +164,7 @@ async def test_who_is_asked_reconciles_without_waiting_for_the_round(node: Node)
     node.hypervisor.faults.hook = count
     rounds = asyncio.create_task(node.reconciler.keep_reconciling())
     await until(lambda: looks > 0)
-    async with node.runner.lock_of(SERVER):  # the first round is over
+    async with node.runner.lock_of(SERVER):  # the first round has ended
         before = looks
     await node.operators.reconcile("n1")
     await node.inventory.report()
@@ -197,7 +197,7 @@ def test_a_jobs_log_is_bounded_in_every_way() -> None:
     assert json.loads(log.taken(str(MAX_JOBS))[0]) == {"event": "e", "step": "stopping"}
 
 
-async def test_what_qemu_said_is_told_to_operators_in_its_own_words(node: Node, logged: None) -> None:
+async def test_operators_see_qemus_own_message(node: Node, logged: None) -> None:
     refused = StartFailed("the server did not start")
     refused.__cause__ = OSError("internal error: process exited:\ncannot set up guest memory: Cannot allocate memory")
     node.hypervisor.faults.fail(Effect.START, times=1000, error=refused)

@@ -1,4 +1,4 @@
-"""Our own clients do the work against the service, follow without haste, and repeat what can be repeated."""
+"""Our own clients work with the service, poll moderately, and repeat what can be repeated."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of a test
 
 
 class Clock:
-    """Time that passes by sleeping only. `at_sleep`: what happens at each sleep, by its number from 1."""
+    """A clock that advances only when the client sleeps. `at_sleep`: actions at each sleep, by its number from 1."""
 
     def __init__(self, at_sleep: Callable[[int], None] = lambda _: None) -> None:
         self.slept: list[float] = []
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Hasty(Clock):
-    """Each look at it is ten seconds later."""
+    """Advances by ten seconds each time that it is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ async def finish(api: FrontEnd, outcome: Outcome = DONE) -> None:
 
 
 def finishing(api: FrontEnd, *, at: int, outcome: Outcome = DONE) -> Clock:
-    """The job ends at this sleep."""
+    """End the job at this sleep."""
     loop = asyncio.get_running_loop()
 
     def at_sleep(number: int) -> None:
@@ -171,11 +171,11 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
         "forged": True,
     }
     told = await did(tmp_path, service, "node", "polls.ts")
-    # the look at the beginning, and the one after the stream was refused, come before the first wait
+    # the first read, and the one after the stream was refused, come before the first wait
     assert (told["ended"], told["polled"]) == ("completed", [min(1.5**n, 15.0) for n in range(7)])
     assert (told["still"], told["rare"]) == ("still in_progress", [15, 15, 10])
     assert (told["silent"]["end"], told["silent"]["waited"]) == ("completed", [])
-    assert told["silent"]["looks"] <= 5  # each after half a minute of its clock, and the last to be sure
+    assert told["silent"]["looks"] <= 5  # one after each half minute of its clock, and a final one
 
 
 async def test_an_event_that_is_lost_is_not_waited_for_without_end(cell: Cell) -> None:
@@ -348,7 +348,7 @@ UNDO = """
 
 
 async def ansible(folder: Path, service: Service, program: str, *arguments: str | Path) -> str:
-    """What a program of Ansible says, with the collection below the folder."""
+    """The output of one of Ansible's programs, with the collection below the folder."""
     process = await asyncio.create_subprocess_exec(
         *(TOOLS / "bin" / program, *arguments),
         cwd=folder,

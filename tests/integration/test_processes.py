@@ -1,4 +1,4 @@
-"""A front end of several processes: what they share, and what is left when one of them dies."""
+"""A front end of several processes: what they share, and what remains when one of them dies."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ READ_WRITE = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
 
 @dataclass(kw_only=True)
 class Several:
-    """`vps-snapshots-api` with several processes. Each call has a connection of its own."""
+    """`vps-snapshots-api` with several processes. Each call uses a new connection."""
 
     program: Program
     parent: asyncio.subprocess.Process
@@ -171,7 +171,7 @@ async def _are_gone(pids: list[int]) -> bool:
 
 async def test_they_share_a_unix_socket(program: Program, redis_server: RedisServer) -> None:
     path = redis_server.folder / "several.sock"
-    for _ in range(2):  # the second finds what the first one, which was killed, has left
+    for _ in range(2):  # the second one finds what the killed first one left
         async with program.serving(processes="2", unix_socket=str(path)) as parent:
             async with at_socket(path) as client, client.get("/healthz") as response:
                 assert response.status == 200

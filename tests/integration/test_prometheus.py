@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run: each query of the dashboard and each rule finds what it asks for."""
+"""A real Prometheus scrapes a real run: each query of the dashboard and each rule returns data."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.integration.scraping import Scraped, scraped
 from tests.queueing import until_told
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-ROUNDS_SECONDS = 90  # of jobs, until each query has something to show; two rounds do
+ROUNDS_SECONDS = 90  # of jobs, until each query has data; two rounds are enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus(folder: Path, run: Scraped) -> AsyncIterator[Prometheus]:
-    """With the example's configuration, on this run and in shorter intervals."""
+    """With the example configuration, for this run and with shorter intervals."""
     needs("prometheus")
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     here = {"front-end-1:8080": f"127.0.0.1:{run.front_end.port}", "10.20.0.21:9752": f"127.0.0.1:{run.worker_port}"}
@@ -87,7 +87,7 @@ async def test_every_query_of_the_dashboard_has_something_to_show(
         await _webhook_to_nowhere(run)
         asked, number = expressions(), 0
         async with asyncio.timeout(ROUNDS_SECONDS):
-            while asked:  # a rate wants what happened between two scrapes
+            while asked:  # a rate needs changes between two scrapes
                 number += 1
                 await run.round(number)
                 asked = [(title, query) for title, query in asked if not await _shows(server, query)]
@@ -119,7 +119,7 @@ async def _rules_are_healthy(server: Prometheus) -> None:
 
 
 async def _every_name_is_scraped(server: Prometheus) -> None:
-    """Which is also true of those names that a rule only asks about in trouble."""
+    """This includes names that a rule uses only when there is a problem."""
     scraped_names = set(await server.get("api/v1/label/__name__/values"))
     texts = [(DEPLOY / "prometheus" / "rules.yml").read_text(), json.dumps(DASHBOARD)]
     assert _names(texts) - scraped_names == set()

@@ -1,4 +1,4 @@
-"""What the node tells the store: outcomes until the store has them, steps while they are news."""
+"""The node's reports to the store: outcomes until the store has them, steps while they are current."""
 
 import asyncio
 import tempfile
@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
@@ -21,7 +22,7 @@ DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotSta
 
 
 async def begun(cell: Cell) -> JobId:
-    """A create that the node has begun."""
+    """A create that the node has started."""
     job_id = (await cell.create()).job.id
     await cell.node.begin(job_id)
     return job_id
@@ -50,7 +51,7 @@ async def telling(publisher: Publisher) -> AsyncIterator[None]:
             await task
 
 
-async def test_a_step_is_told_soon(cell: Cell) -> None:
+async def test_a_step_is_reported_soon(cell: Cell) -> None:
     job_id = await begun(cell)
     publisher = Publisher(cell.node, publish_again=nothing_more)
     async with telling(publisher):
@@ -60,7 +61,7 @@ async def test_a_step_is_told_soon(cell: Cell) -> None:
         await comes_to(cell, job_id, Step.STARTING)
 
 
-async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
+async def test_a_late_report_of_a_step_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
     publisher = Publisher(cell.node, publish_again=nothing_more)
     await publisher.outcome(job_id, SERVER, DONE)
@@ -70,11 +71,26 @@ async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
     second = (await cell.create("second")).job.id
     await cell.node.begin(second)
     async with telling(publisher):
-        publisher.step(second, Step.STOPPING)  # told first or last
+        publisher.step(second, Step.STOPPING)  # reported first or last
         await comes_to(cell, second, Step.STOPPING)
         publisher.step(second, Step.STARTING)
-        await comes_to(cell, second, Step.STARTING)  # so the late one was told as well
+        await comes_to(cell, second, Step.STARTING)  # so the late one was reported as well
     assert (await seen(cell, job_id)).step == over.step
+
+
+async def test_a_step_that_the_store_refuses_is_no_bug(cell: Cell) -> None:
+    job_id = await begun(cell)
+    await cell.raw("HSET", f"job:{job_id}", "node", "n2")
+    publisher = Publisher(cell.node, publish_again=nothing_more)
+
+    async def is_told() -> bool:
+        return bool(logs)
+
+    with capture_logs() as logs:
+        async with telling(publisher):
+            publisher.step(job_id, Step.STOPPING)
+            await until_told(is_told)
+    assert [(line["event"], line["reason"]) for line in logs] == [("step.refused", "other_node")]
 
 
 async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:
@@ -88,7 +104,7 @@ async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) 
     assert await seen(cell, job_id) == over
 
 
-async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None:
+async def test_an_outcome_reported_twice_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
     publisher = Publisher(cell.node, publish_again=nothing_more)
     await publisher.outcome(job_id, SERVER, DONE)
@@ -98,7 +114,7 @@ async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None
     assert await seen(cell, job_id) == over
 
 
-async def test_a_job_that_is_gone_on_with_before_the_lease_is_ours_shows_it(cell: Cell) -> None:
+async def test_a_job_resumed_before_the_lease_is_taken_shows_it(cell: Cell) -> None:
     job_id = await begun(cell)
     next_process = node_store(cell.redis)
     publisher = Publisher(next_process, publish_again=nothing_more, log_of=lambda _: ("{}",))
@@ -146,7 +162,7 @@ async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
         server.kill()
 
 
-async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own: tuple[Cell, RedisServer]) -> None:
+async def test_outcomes_and_steps_are_reported_when_redis_is_back(own: tuple[Cell, RedisServer]) -> None:
     cell, server = own
     job_id = await begun(cell)
     publisher = Publisher(cell.node, publish_again=nothing_more)
@@ -154,7 +170,7 @@ async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own
         server.kill()
         publisher.step(job_id, Step.STARTING)
         ending = asyncio.create_task(publisher.outcome(job_id, SERVER, DONE))
-        await asyncio.sleep(0.1)  # it is told in vain some times
+        await asyncio.sleep(0.1)  # some reports fail
         assert not ending.done()
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -1,4 +1,4 @@
-"""The documents say what is true: their commands run, their paths exist, their tables are whole."""
+"""The documents are correct: their commands run, their paths exist, their tables are complete."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     needs("curl")
     (script,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     assert script == (PROJECT / "deploy" / "demo" / "calls.sh").read_text()  # what `make run` prints
-    script = f"{script}sleep 1\n{script}"  # as who tries it again, not before the node has freed the space
+    script = f"{script}sleep 1\n{script}"  # as a user who repeats it, after the node has freed the space
     state = State.open(tmp_path / "state")
     service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
     try:
@@ -46,6 +46,7 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     assert said.count('"state": "completed"') == 4
     assert said.strip().endswith("204")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # the commands leave no file behind
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_every_make_target_that_the_readme_and_the_guide_name_exists(target: str
 def test_every_place_that_they_name_exists(text: str) -> None:
     places = set(re.findall(r"`([a-z_/]+/|[a-z_]+/[a-z_./]+\.[a-z]+)`", text))
     places |= set(re.findall(r"\]\(([^)#]+)\)", text))
-    places -= {"dist/"}  # which `make deb` makes
+    places -= {"dist/"}  # which `make deb` creates
     missing = [place for place in places if not (PROJECT / place).exists() and not _is_below_tests(place)]
     assert missing == []
 

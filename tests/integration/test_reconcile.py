@@ -1,4 +1,4 @@
-"""Reconciliation: the store, the disks and the journal agree again, and nothing that is not ours is touched."""
+"""Reconciliation: store, disks and journal agree again, and other tools' data is not touched."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -139,8 +139,8 @@ async def test_a_rebuild_publishes_what_an_old_copy_of_the_data_lacks(node: Node
     assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
 
 
-async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
-    ahead = (await node.cell.create("given")).snapshot.id + 50_000  # a cell that gave many ids within a day
+async def test_new_ids_are_above_every_id_on_a_disk(node: Node) -> None:
+    ahead = (await node.cell.create("given")).snapshot.id + 50_000  # a cell that issued many IDs within a day
     await node.have_snapshot(f"vps-{ahead}")
     await lose_redis_data(node)
     await report(node)
@@ -157,12 +157,12 @@ async def test_an_older_copy_of_the_data_gives_no_id_a_second_time(node: Node) -
         now, _ = await node.cell.redis.time()
         return bool(now > seconds)
 
-    await until_told(later)  # an older copy is not there within the same second
+    await until_told(later)  # an older copy would not appear within the same second
 
     assert (await node.cell.create("next")).snapshot.id > given
 
 
-async def test_no_snapshot_is_added_before_the_node_has_said_what_it_has(node: Node) -> None:
+async def test_no_snapshot_is_added_before_the_node_has_published(node: Node) -> None:
     await node.cell.raw("HSET", f"server:{SERVER}", "unpublished", "1")
     with pytest.raises(errors.NodeUnavailable):
         await node.cell.create("too-early")
@@ -193,7 +193,7 @@ async def test_what_agrees_is_left_alone(node: Node) -> None:
     assert not await node.cell.redis.exists("node:n1:findings")
 
 
-async def test_a_tag_that_a_failed_create_has_left_is_deleted_and_told(node: Node) -> None:
+async def test_a_tag_left_by_a_failed_create_is_deleted_and_reported(node: Node) -> None:
     node.hypervisor.server(SERVER).disks["vdb"].unsupported = "is raw"
     failed = await node.create("failed")
     node.hypervisor.server(SERVER).disks["vdb"].unsupported = ""
@@ -216,8 +216,8 @@ async def test_a_tag_that_nobody_knows_may_be_all_that_is_left_and_is_never_touc
     assert await node.listed() == {}
 
 
-async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outlives_the_store(node: Node) -> None:
-    """As when the domain was moved here, or by `virsh snapshot-delete --metadata`."""
+async def test_records_lost_by_the_hypervisor_are_restored_and_survive_a_loss_of_redis(node: Node) -> None:
+    """As when the domain was moved here, or after `virsh snapshot-delete --metadata`."""
     kept = await node.create("kept")
     node.hypervisor.server(SERVER).listed.clear()
     await node.reconcile()
@@ -233,7 +233,7 @@ async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outl
     assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
 
 
-async def test_what_was_found_stays_told_while_a_job_holds_the_server(node: Node) -> None:
+async def test_findings_stay_while_a_job_holds_the_server(node: Node) -> None:
     for disk in node.hypervisor.server(SERVER).disks.values():
         disk.tags["vps-7"] = "whole"
     await node.reconcile()
@@ -242,7 +242,7 @@ async def test_what_was_found_stays_told_while_a_job_holds_the_server(node: Node
     assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 
-async def test_a_job_ends_also_where_the_look_at_the_power_breaks(
+async def test_a_job_ends_even_if_reading_the_power_fails(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admitted = await node.cell.create("kept")
@@ -261,8 +261,8 @@ async def test_a_job_ends_also_where_the_look_at_the_power_breaks(
 
 
 @pytest.mark.parametrize("safety", [True, False])
-async def test_a_server_that_someone_took_back_past_us_is_told_until_it_is_unlisted(node: Node, safety: bool) -> None:
-    """As by `virsh snapshot-revert`."""
+async def test_a_revert_outside_the_service_is_reported_until_unlisted(node: Node, safety: bool) -> None:
+    """As after `virsh snapshot-revert`."""
     kept = await node.create("kept")
     first = await node.restore(kept)
     server = node.hypervisor.server(SERVER)
@@ -278,7 +278,7 @@ async def test_a_server_that_someone_took_back_past_us_is_told_until_it_is_unlis
 
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, listed: bool) -> None:
-    """As when a live backup had put an overlay over each disk for a while."""
+    """As when a live backup had temporarily put an overlay over each disk."""
     kept = await node.create("kept")
     size_mb = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).size_mb
     server = node.hypervisor.server(SERVER)
@@ -302,7 +302,7 @@ async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, li
     assert not await node.cell.redis.exists("node:n1:findings")
 
 
-async def test_a_lost_snapshot_of_which_a_part_turns_up_is_told_and_never_touched(node: Node) -> None:
+async def test_a_part_of_a_lost_snapshot_is_reported_and_never_touched(node: Node) -> None:
     kept = await node.create("kept")
     server = node.hypervisor.server(SERVER)
     disks, server.disks = server.disks, {target: FakeDisk() for target in ("vda", "vdb")}
@@ -322,7 +322,7 @@ async def test_what_is_not_ours_is_never_touched(node: Node) -> None:
     assert await node.listed() == {}
 
 
-async def test_a_snapshot_deleted_behind_our_back_is_told_as_failed_and_frees_its_slot(node: Node) -> None:
+async def test_a_snapshot_deleted_by_others_is_failed_and_frees_its_slot(node: Node) -> None:
     gone = await node.create("gone")
     await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
     await node.reconcile()
@@ -330,7 +330,7 @@ async def test_a_snapshot_deleted_behind_our_back_is_told_as_failed_and_frees_it
     await node.cell.create("gone")
 
 
-async def test_a_snapshot_that_a_new_disk_does_not_have_is_told_and_kept(node: Node) -> None:
+async def test_a_snapshot_missing_on_a_new_disk_is_reported_and_kept(node: Node) -> None:
     kept = await node.create("kept")
     node.hypervisor.server(SERVER).disks["vdc"] = FakeDisk()
     await node.reconcile()
@@ -339,7 +339,7 @@ async def test_a_snapshot_that_a_new_disk_does_not_have_is_told_and_kept(node: N
     assert b"torn_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 
-async def test_a_server_that_vanished_is_told_as_long_as_it_has_snapshots(node: Node) -> None:
+async def test_a_missing_server_is_reported_while_it_has_snapshots(node: Node) -> None:
     async def findings() -> bytes:
         return await node.cell.raw("HGET", "node:n1:findings", SERVER) or b""
 
@@ -405,19 +405,19 @@ async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None
         await reconciling
 
 
-async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -> None:
-    # of a worker that died at the end of a job, before a disk's storage went away
+async def test_a_server_that_cannot_be_read_is_still_released(node: Node) -> None:
+    # left by a worker that died at the end of a job, before a disk's storage became unavailable
     await node.hypervisor.hold(SERVER)
     node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
     await node.reconcile()
     assert not node.hypervisor.server(SERVER).held
 
 
-async def test_a_server_that_could_not_be_let_go_after_its_job_is_within_seconds(
+async def test_a_failed_release_after_a_job_is_retried_within_seconds(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.reconcile.RECHECK_SECONDS", 0.01)
-    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is away: at the job's end, and for two rechecks
+    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is down: at the job's end, and for two rechecks
     async with in_background(node.reconciler.keep_reconciling()):
         await node.create("a")
 
@@ -436,7 +436,7 @@ async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node:
     assert await node.listed() == {}
 
 
-async def test_of_one_that_did_not_come_along_with_its_server_the_name_goes_in_its_time(node: Node) -> None:
+async def test_a_safety_snapshot_that_its_moved_server_lacks_is_forgotten(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     for disk in node.hypervisor.server(SERVER).disks.values():
         disk.tags.clear()
@@ -447,8 +447,8 @@ async def test_of_one_that_did_not_come_along_with_its_server_the_name_goes_in_i
     assert await node.tags() == set()
 
 
-async def test_of_those_that_a_server_brings_along_only_the_one_that_can_be_undone_is_kept(node: Node) -> None:
-    """Each node that it was on has written down its own alone."""
+async def test_of_a_moved_servers_safety_snapshots_only_the_undoable_one_is_kept(node: Node) -> None:
+    """Each of its earlier nodes had recorded only its own."""
     older, newer = await node.create("older"), await node.create("newer")
     for tag in ("vps-safety-tracked", "vps-safety-stranded"):
         await node.have_snapshot(tag, name="safety")
@@ -464,7 +464,7 @@ async def test_of_those_that_a_server_brings_along_only_the_one_that_can_be_undo
     assert node.journal.safety_tags(SERVER) == {newest, "vps-safety-stranded"}
 
 
-async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:
+async def test_records_of_a_server_that_moved_away_are_dropped(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     node.journal.track_safety_tag(SERVER, "vps-safety-abc", kept_seconds=0)
     node.journal.change(SERVER)
@@ -477,7 +477,7 @@ async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(n
     assert [line["event"] for line in logs] == ["spare_tag.gone_with_server"]
 
 
-async def test_a_report_that_is_not_accepted_is_told_once(node: Node) -> None:
+async def test_a_refused_report_is_logged_once(node: Node) -> None:
     other = node_store(node.cell.redis, node="n2", machine="m2")
     inventory = Inventory(node.hypervisor, other, publish=node.reconciler.server)
     with capture_logs() as logs:
@@ -490,7 +490,7 @@ async def test_a_report_that_is_not_accepted_is_told_once(node: Node) -> None:
     assert [line["event"] for line in logs].count("inventory.not_reported") == 2
 
 
-async def test_servers_of_two_nodes_are_told_once_that_lasts(node: Node) -> None:
+async def test_a_server_on_two_nodes_is_reported_once_that_lasts(node: Node) -> None:
     other = node_store(node.cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
     inventory = Inventory(node.hypervisor, other, publish=node.reconciler.server, conflict_seconds=0.05)
@@ -554,7 +554,7 @@ async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node:
     assert await node.tags() == set()
 
 
-async def test_the_snapshot_that_is_being_restored_is_told_at_once_to_a_store_that_lost_its_data(node: Node) -> None:
+async def test_after_a_loss_the_snapshot_being_restored_is_published_at_once(node: Node) -> None:
     kept = await node.create("kept")
     restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
     job = await node.cell.node.begin(restore.job.id)
@@ -566,7 +566,7 @@ async def test_the_snapshot_that_is_being_restored_is_told_at_once_to_a_store_th
     assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
 
 
-async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_told_it_of_the_job(node: Node) -> None:
+async def test_an_empty_store_accepts_an_outcome_once_the_job_is_published(node: Node) -> None:
     admitted = await node.cell.create("kept")
     job = await node.cell.node.begin(admitted.job.id)
     node.journal.begin(Task.of(job), Step.PREFLIGHT)
@@ -582,7 +582,7 @@ async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_t
     assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
 
 
-async def test_what_a_restore_overwrote_is_given_up_before_the_guests_have_no_room(node: Node) -> None:
+async def test_safety_snapshots_are_dropped_before_guests_run_out_of_space(node: Node) -> None:
     kept = await node.create("kept")
     restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
     await node.runner.run(restore.job.id)
@@ -598,7 +598,7 @@ async def test_what_a_restore_overwrote_is_given_up_before_the_guests_have_no_ro
 
 
 async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
-    """What one has seen as free is not free any more for the next."""
+    """Space that one job has reserved is not free for the next."""
     node.hypervisor.free_bytes = 2 * Policy.free_floor_bytes - 1
     node.hypervisor.add(FakeServer(name="other", server_id=OTHER, account_id=ACCOUNT, deaf=True, power=Power.ON))
     await node.cell.have([SERVER, OTHER])
@@ -606,7 +606,7 @@ async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
     pressed = asyncio.Event()
     node.hypervisor.faults.hook = lambda happening: pressed.set() if happening.effect is Effect.PRESS else None
     running = asyncio.create_task(node.runner.run(slow.job.id))
-    await pressed.wait()  # it is through with its checks
+    await pressed.wait()  # it has finished its checks
     await node.runner.run(quick.job.id)
     await running
 
@@ -614,7 +614,7 @@ async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
     assert [end.failure and end.failure.code for end in ends] == [None, "not_enough_space"]
 
 
-async def test_what_an_undo_goes_back_to_is_never_given_up_for_space_nor_by_a_dry_run(node: Node) -> None:
+async def test_an_undos_target_is_never_dropped_for_space_or_by_a_dry_run(node: Node) -> None:
     kept = await node.create("kept")
     restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
     await node.runner.run(restore.job.id)
@@ -653,13 +653,13 @@ class TestContents:
         await node.reconcile()
         assert await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept) == before
 
-    async def test_a_node_that_has_lost_its_note_gets_them_from_the_store(self, node: Node) -> None:
+    async def test_a_node_that_lost_its_record_gets_them_from_the_store(self, node: Node) -> None:
         kept = await node.create("kept")
         server = node.hypervisor.server(SERVER)
         tag = f"vps-{kept}"
         before = server.contents[tag]
         del server.contents[tag], server.listed[tag]
-        server.disks["vda"].virtual_bytes *= 2  # since: what the disks say now is not what it holds
+        server.disks["vda"].virtual_bytes *= 2  # since then, so the disks' current state is not what the snapshot holds
         await node.reconcile()
         assert server.contents[tag] == before
 
@@ -671,7 +671,7 @@ async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space
 
     kept = await node.create("kept")
     await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
-    # what passes by itself is not counted
+    # temporary states are not counted
     for busy, is_found in ((False, False), (True, False), (False, False), (True, False), (False, True)):
         if busy:
             error = ServerInUse("The server is being backed up.")

@@ -1,4 +1,4 @@
-"""Redis refuses writes: what reads answers, what writes is refused by a code of its own, and all is well afterwards."""
+"""Redis refuses writes: reads are answered, writes are refused with their own code, and everything recovers."""
 
 import re
 import subprocess
@@ -101,7 +101,7 @@ async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], body: 
 async def test_every_read_answers(
     dashboard: Dashboard, redis_server: RedisServer, ids: dict[str, str], cause: str
 ) -> None:
-    # a record that can't be read, which operators can't be told of meanwhile
+    # an unreadable record, which cannot be reported to operators meanwhile
     await dashboard.cell.raw("ZADD", f"account:{ACCOUNT}:snapshots", 1, "1")
     await dashboard.cell.raw("ZADD", "servers", 1, "1")
     await dashboard.cell.raw("HSET", "server:1", "name", "without an account")
@@ -116,7 +116,7 @@ async def test_every_read_answers(
             assert page.status == 200, (path, page.text)
 
 
-# A full Redis does what frees memory. In this order: a token or a snapshot that is gone can't be used by the next call.
+# A full Redis runs what frees memory. In this order, because the next call cannot use a deleted token or snapshot.
 FREES = (
     *("edit_snapshot", "delete_snapshot", "delete_schedule", "delete_webhook", "ops_resume_node"),
     *("ops_revoke_credentials", "ops_revoke_token"),
@@ -143,7 +143,7 @@ async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
             if cause == "OOM" and (call.id in FREES or call.method == "PUT"):
                 continue
             answer = await asked(dashboard, call, ids, **{"Idempotency-Key": call.id})
-            if answer.status == 409:  # it is refused for what it is, before anything is written
+            if answer.status == 409:  # it is refused for its own reason before anything is written
                 continue
             answer.refused(503, "store_read_only")
             assert int(answer.headers["Retry-After"]) > 0
@@ -155,7 +155,7 @@ async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
 async def test_a_refused_write_is_not_taken_for_a_record_that_cannot_be_read(
     cell: Cell, redis_server: RedisServer, cause: str
 ) -> None:
-    """Where one record of many is begun, and one that can't be read is left out."""
+    """While one of many records is started, and an unreadable one is skipped."""
     job = (await cell.create()).job
     async with TROUBLES[cause](cell.redis, redis_server):
         if cause == "OOM":
@@ -216,7 +216,7 @@ async def test_the_dashboard_says_why(dashboard: Dashboard, redis_server: RedisS
     texts = {"OOM": "is full", "READONLY": "read-only replica", "MISCONF": "its disk", "NOREPLICAS": "fewer replicas"}
     async with TROUBLES[cause](dashboard.cell.redis, redis_server):
         await dashboard.api.call("GET", "/readyz")
-        for headers in ({}, {"HX_Request": "true", "X_Live": "idle"}):  # a page, and its refreshed part
+        for headers in ({}, {"HX_Request": "true", "X_Live": "idle"}):  # a page and its refreshed fragment
             page = await dashboard.browser.get("/ops/jobs/", **headers)
             (banner,) = re.findall(r'id="read-only".*', page.text)
             assert texts[cause] in banner
@@ -250,7 +250,7 @@ async def test_an_operator_logs_in_to_read(dashboard: Dashboard, redis_server: R
                 assert (await stranger.get("/ops/")).status == 303
         later = re.sub(r"\.(\d{13})\.", lambda found: f".{int(found[1]) + 1}.", browser.session)
         assert (await replace(dashboard.stranger(), session=later).get("/ops/")).status == 303
-    assert (await browser.get("/ops/")).status == 303  # it ends with the trouble
+    assert (await browser.get("/ops/")).status == 303  # the session ends with the trouble
     assert (await browser.login(dashboard.token)).status == 303
     assert not browser.session.startswith("reading.")
 
@@ -267,7 +267,7 @@ async def test_a_revoked_token_has_no_session_for_reading(dashboard: Dashboard, 
 
 
 @each_trouble
-async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
+async def test_an_event_stream_continues(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(listening(dashboard.api))]
         async with TROUBLES[cause](dashboard.cell.redis, redis_server):
@@ -316,7 +316,7 @@ async def test_a_trouble_that_nobody_asks_about_is_noticed(cell: Cell, redis_ser
 
 
 async def test_a_real_replica_is_read_from(dashboard: Dashboard) -> None:
-    """A front end whose address leads to the replica of a primary that works."""
+    """A front end whose address leads to the replica of a working primary."""
     port = free_port()
     await dashboard.cell.raw("CONFIG", "SET", "port", port)
     made = await dashboard.api.have_snapshot()
@@ -351,7 +351,7 @@ def small_disk() -> Iterator[Path]:
 
 
 async def test_a_full_disk(cell: Cell, small_disk: Path) -> None:
-    """With `appendfsync everysec`: with `always`, Redis ends itself."""
+    """With `appendfsync everysec`: with `always`, Redis exits."""
     server = RedisServer(small_disk)
     try:
         server.start()

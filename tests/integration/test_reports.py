@@ -1,4 +1,4 @@
-"""A node's report that says nothing new costs little, and hides nothing that has changed."""
+"""A node's report without changes costs little, and changes are never missed."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Node:
     store: NodeStore
 
     async def report(self, *servers: ReportedServer) -> tuple[Reported, bool]:
-        """What is answered, and whether the servers were looked at."""
-        marked = "1234"  # a field that nobody but a whole report touches
+        """Returns the answer, and whether the servers were read."""
+        marked = "1234"  # a field that only a full report changes
         await self.cell.raw("HSET", f"server:{SERVER}", "placed", marked)
         answer = await self.store.report(servers or (named(),))
         return answer, await self.cell.raw("HGET", f"server:{SERVER}", "placed") is None
@@ -42,12 +42,12 @@ async def node(cell: Cell) -> Node:
     return node
 
 
-async def test_one_that_is_as_before_is_not_looked_at_again(node: Node) -> None:
+async def test_an_unchanged_server_is_not_read_again(node: Node) -> None:
     assert await node.report() == (Reported(reconcile_asked=""), False)
 
 
 async def _power(node: Node) -> None:
-    """A job has ended, and its node has said how its server was left."""
+    """End a job; its node reports the server's power with it."""
     admitted = await node.cell.create()
     await node.cell.node.take_lease(seconds=60)
     await node.cell.node.begin(admitted.job.id)
@@ -56,7 +56,7 @@ async def _power(node: Node) -> None:
 
 
 async def _moved(node: Node) -> None:
-    """Another node has it now: an operator has placed it there."""
+    """Place the server on another node, as an operator does."""
     await node.cell.raw("HSET", "node:n1", "heartbeat_ms", "0")
     other = node_store(node.cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
@@ -78,7 +78,7 @@ async def _lost(node: Node) -> None:
 
 
 async def _restored(node: Node) -> None:
-    """The record was gone, and a backup has declared the server."""
+    """Lose the server's record and declare it again, as a restored backup does."""
     await node.cell.raw("DEL", f"server:{SERVER}")
     record = {"account": str(ACCOUNT), "node": "n1", "name": "web-server-01"}
     row = {"kind": "server", "key": f"server:{SERVER}", "record": record}
@@ -94,11 +94,9 @@ async def _minute(node: Node) -> None:
 @pytest.mark.parametrize(
     "change", [_power, _moved, _given, _republished, _lost, _restored, _minute], ids=lambda change: change.__name__
 )
-async def test_one_is_looked_at_whole_after_a_change_by_anyone(
-    node: Node, change: Callable[[Node], Awaitable[None]]
-) -> None:
+async def test_a_server_is_read_again_after_any_change(node: Node, change: Callable[[Node], Awaitable[None]]) -> None:
     await change(node)
-    if change not in {_moved, _lost}:  # there, the record is another node's or gone, as the answer says
+    if change not in {_moved, _lost}:  # there, the record is another node's or missing, as the answer says
         assert (await node.report())[1]
     answer = await node.store.report([named()])
     if change is _moved:
@@ -110,13 +108,13 @@ async def test_one_is_looked_at_whole_after_a_change_by_anyone(
 
 
 @pytest.mark.parametrize("power", ["off", "paused"])
-async def test_one_that_is_new_is_looked_at_whole(node: Node, power: str) -> None:
+async def test_a_new_server_is_read_completely(node: Node, power: str) -> None:
     assert (await node.report(named(power=power)))[1]
     assert not (await node.report(named(power=power)))[1]
     assert (await node.report())[1]
 
 
-async def test_what_the_node_must_do_is_told_until_it_is_done(node: Node) -> None:
+async def test_a_nodes_task_is_repeated_until_it_is_done(node: Node) -> None:
     for _ in range(2):
         answer, _ = await node.report(named(), named(OTHER))
         assert answer.fresh == {OTHER}
@@ -126,7 +124,7 @@ async def test_what_the_node_must_do_is_told_until_it_is_done(node: Node) -> Non
     assert (await node.report())[0].gone == {OTHER}
 
 
-async def test_its_facts_and_an_operators_wish_pass(node: Node) -> None:
+async def test_the_nodes_facts_and_an_operators_request_pass(node: Node) -> None:
     await OperatorStore(node.cell.redis, node.cell.store).reconcile("n1")
     facts = NodeFacts(worker="2", hypervisor="h", emulator="e", pools=())
     answer = await node.store.report([named()], facts)
@@ -134,7 +132,7 @@ async def test_its_facts_and_an_operators_wish_pass(node: Node) -> None:
     assert b'"worker":"2"' in await node.cell.raw("HGET", "node:n1", "about")
 
 
-async def test_whoever_has_lost_the_lease_is_told(node: Node) -> None:
+async def test_a_worker_that_lost_the_lease_is_told(node: Node) -> None:
     await node_store(node.cell.redis).take_lease(seconds=60)
     with pytest.raises(LeaseLost):
         await node.store.report([named()])

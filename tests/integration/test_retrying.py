@@ -1,4 +1,4 @@
-"""Which failed jobs are done again, alone and many at once."""
+"""Which failed jobs can be retried, one by one and in bulk."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,14 +31,14 @@ class Desk:
         self.token = token
 
     async def call(self, path: str, body: object = None, **given: Any) -> Answer:
-        await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+        await asyncio.sleep(0.002)  # in a separate millisecond, because lists are sorted by it
         return await self.api.call("POST", f"{OPS}jobs/{path}", body=body, token=self.token, **given)
 
     async def retry(self, job_id: JobId, *, force: bool = False) -> Answer:
         return await self.call(f"{job_id}/retry/{'?force=true' if force else ''}")
 
     async def offered(self, job_id: JobId) -> tuple[bool, bool, str | None]:
-        """What the job itself says of a retry: possible, only with force, and why."""
+        """The job's own answer about a retry: possible, only with force, and why."""
         shown = await self.api.call("GET", f"{OPS}jobs/{job_id}/", token=self.token)
         retry = shown.body["retry"]
         return retry["possible"], retry["needs_force"], retry["detail"]
@@ -49,7 +49,7 @@ class Desk:
         return list(answer.body["results"])
 
     async def refused(self, job_id: JobId, code: str = "job_not_retryable") -> str:
-        """Why it is not retried as one of many."""
+        """Why it is not part of a bulk retry."""
         (foretold,) = await self.bulk(job_id, dry_run=True)
         (one,) = await self.bulk(job_id)
         assert (one["done"], one["job_id"], one["code"]) == (False, None, code)
@@ -57,7 +57,7 @@ class Desk:
         return str(one["detail"])
 
     async def needs_force(self, job_id: JobId) -> str:
-        """Why it is retried only with force, alone and as one of many."""
+        """Why it is retried only with force, alone and in bulk."""
         detail = str((await self.retry(job_id)).refused(409, "retry_needs_force")["detail"])
         assert await self.offered(job_id) == (True, True, detail)
         assert await self.refused(job_id, "retry_needs_force") == detail
@@ -92,7 +92,7 @@ async def desk(cell: Cell) -> AsyncIterator[Desk]:
         yield Desk(api, await api.new_token(account=None, permissions={Permission.OPERATOR}))
 
 
-async def test_one_that_failed_last_is_retried_and_says_by_which_job(desk: Desk) -> None:
+async def test_the_latest_failed_job_is_retried_and_names_the_new_one(desk: Desk) -> None:
     job_id = await desk.create("a")
     assert (await desk.job(job_id))["retried_by"] is None
     (one,) = await desk.bulk(job_id)
@@ -103,7 +103,7 @@ async def test_one_that_failed_last_is_retried_and_says_by_which_job(desk: Desk)
 async def test_one_that_was_retried_is_retried_no_more_however_the_retry_ended(desk: Desk) -> None:
     job_id = await desk.create("a")
     first = JobId((await desk.retry(job_id)).body["id"])
-    for _ in range(2):  # while the retry waits, and when it is over
+    for _ in range(2):  # while the retry is queued, and when it has ended
         assert f"as job {first}" in (await desk.retry(job_id)).refused(409, "job_not_retryable")["detail"]
         assert f"as job {first}" in await desk.refused(job_id)
         if (await desk.job(first))["state"] == "queued":
@@ -113,7 +113,7 @@ async def test_one_that_was_retried_is_retried_no_more_however_the_retry_ended(d
 
 
 async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: Desk) -> None:
-    """As an operator's "retry all that match" meets it: newest first."""
+    """As in an operator's bulk retry of all matching jobs: newest first."""
     path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
     await desk.has_power("off")
     failed = [await desk.asked(path) for _ in range(3)]
@@ -126,7 +126,7 @@ async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: De
         assert [one["done"] for one in await desk.bulk(*failed, force=force)] == [False] * 3
 
 
-async def test_what_its_owner_has_cancelled_is_not_done_in_bulk_but_alone(desk: Desk) -> None:
+async def test_a_cancelled_job_is_retried_alone_but_not_in_bulk(desk: Desk) -> None:
     job_id = await desk.create("a", None)
     assert (await desk.api.call("POST", f"/api/v1/jobs/{job_id}/cancel/")).status == 200
     assert "cancelled" in await desk.refused(job_id)
@@ -177,7 +177,7 @@ async def test_an_hour_is_the_limit_unless_it_is_set(desk: Desk) -> None:
 
 
 class TestOverwriting:
-    """A restore or an undo that is retried replaces what the server has written since it failed."""
+    """A retried restore or undo overwrites what the server has written since the failure."""
 
     @pytest.fixture(params=["restore", "undo"])
     async def failed(self, desk: Desk, request: pytest.FixtureRequest) -> JobId:
@@ -210,7 +210,7 @@ class TestOverwriting:
         await desk.api.cell.raw("HSET", f"server:{SERVER}", "power", "on")
         assert (await desk.offered(failed))[1] is True
 
-    async def test_all_reasons_are_said(self, desk: Desk, failed: JobId) -> None:
+    async def test_all_reasons_are_given(self, desk: Desk, failed: JobId) -> None:
         later = await desk.create("b")
         await desk.has_power("on")
         await desk.api.cell.raw("HINCRBY", f"job:{failed}", "finished_ms", -3601 * 1000)
@@ -226,7 +226,7 @@ async def test_a_create_is_done_although_its_server_runs(desk: Desk) -> None:
 
 
 async def test_nothing_is_retried_while_the_server_is_stranded(desk: Desk) -> None:
-    """A restore would find the server off and leave it off, completed and stranded."""
+    """A restore would find the server off and leave it off: completed, but still stranded."""
     cell = desk.api.cell
     path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
     earlier = await desk.create("a")
@@ -265,7 +265,7 @@ class TestForetelling:
         assert await desk.api.cell.raw("ZCARD", "jobs") == count
         assert (await desk.job(failed))["retried_by"] is None
 
-    async def test_a_cancel_is_not_foretold_nor_forced(self, desk: Desk) -> None:
+    async def test_a_cancel_takes_neither_dry_run_nor_force(self, desk: Desk) -> None:
         for more in ({"dry_run": True}, {"force": True}):
             answer = await desk.call("bulk/", {"action": "cancel", "ids": ["0" * 32], **more})
             assert answer.refused_fields() == ["body"]
@@ -295,13 +295,13 @@ async def test_a_dry_run_is_no_later_job_and_many_of_them_end_the_search(desk: D
     assert "later job" in await desk.refused(JobId(one["job_id"]))
 
 
-async def test_of_many_at_once_one_retries(desk: Desk) -> None:
+async def test_of_concurrent_retries_one_starts_a_job(desk: Desk) -> None:
     job_id = await desk.create("a")
     answers = await asyncio.gather(*(desk.retry(job_id) for _ in range(10)))
     assert sorted(answer.status for answer in answers) == [202] + [409] * 9
 
 
-async def test_of_many_that_force_one_retries(desk: Desk) -> None:
+async def test_of_concurrent_forced_retries_one_starts_a_job(desk: Desk) -> None:
     job_id = await desk.create("a")
     await desk.create("b")
     answers = await asyncio.gather(*(desk.retry(job_id, force=True) for _ in range(10)))
@@ -349,7 +349,7 @@ async def test_an_undo_of_the_disks_that_are_there_stays_one(desk: Desk) -> None
 
 
 class TestDeletes:
-    async def test_one_that_keeps_failing_is_tried_ever_later_and_counted(self, cell: Cell) -> None:
+    async def test_a_failing_delete_is_retried_at_growing_intervals_and_counted(self, cell: Cell) -> None:
         admitted = await cell.create()
         snapshot_id = admitted.snapshot.id
         await cell.node.begin(admitted.job.id)
@@ -369,7 +369,7 @@ class TestDeletes:
             assert await cell.node.retry_deletes() == 1
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
-    async def test_one_that_its_node_has_not_begun_is_no_failure_of_the_disks(self, cell: Cell) -> None:
+    async def test_a_delete_that_its_node_has_not_started_is_no_disk_failure(self, cell: Cell) -> None:
         admitted = await cell.create()
         snapshot_id = admitted.snapshot.id
         await cell.node.begin(admitted.job.id)

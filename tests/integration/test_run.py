@@ -1,4 +1,4 @@
-"""`make run` without a hypervisor: it comes up, keeps its state, and leaves nothing running however it ends."""
+"""`make run` without a hypervisor: it starts, keeps its data, and leaves no process running, however it ends."""
 
 import asyncio
 import os
@@ -25,16 +25,16 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A `make run` in a process of its own."""
+    """A `make run` in a separate process."""
 
     process: asyncio.subprocess.Process
     port: int
     state: Path
-    said: list[str] = field(default_factory=list)  # until it was up
-    operators: list[bytes] = field(default_factory=list)  # the token that it printed for them
+    said: list[str] = field(default_factory=list)  # output until it was up
+    operators: list[bytes] = field(default_factory=list)  # the tokens that it printed for operators
 
     async def up(self) -> Client:
-        """A customer's client with the token that it printed."""
+        """Return a customer's client with the printed token when it is up."""
         assert self.process.stdout
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
@@ -47,13 +47,13 @@ class Run:
         raise AssertionError("it ended before it was up")
 
     async def ended(self) -> tuple[int | None, str]:
-        """Exit status and the rest of what it said."""
+        """The exit status and the remaining output."""
         async with asyncio.timeout(END_SECONDS):
             output, _ = await self.process.communicate()
         return self.process.returncode, output.decode()
 
     def children(self) -> dict[str, int]:
-        """Process id by the program's name."""
+        """PIDs by name of the program."""
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return {name: int(pid) for pid in listing.split() for name in PROGRAMS if name in commandline(int(pid))}
 
@@ -94,7 +94,7 @@ async def running(
 
 
 async def all_gone(children: Mapping[str, int]) -> None:
-    """Wait for the end of what a killed run has left."""
+    """Wait until the processes of a killed run have ended."""
     async with asyncio.timeout(END_SECONDS):
         while any(name in commandline(pid) for name, pid in children.items()):  # noqa: ASYNC110 - not our children
             await asyncio.sleep(0.02)
@@ -107,7 +107,7 @@ def parts() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
+async def test_a_signal_stops_everything_and_the_next_run_continues(tmp_path: Path, signum: signal.Signals) -> None:
     async with running(tmp_path / "state") as run:
         client, first = await run.up(), run
         children = run.children()

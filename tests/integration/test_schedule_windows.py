@@ -1,4 +1,4 @@
-"""Schedules by label, in a time zone, within a window: which servers are covered, when each starts, what is skipped."""
+"""Schedules by label, in a time zone, within a window: the servers covered, their start times, skipped runs."""
 
 import json
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ WINDOW = timedelta(hours=2)
 
 @pytest.fixture
 async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
-    """Six servers, all labelled, beside one that is not."""
+    """Six servers with the labels, and one without."""
     async with serving(cell, body_seconds=2.0) as front_end:
         await cell.have([SERVER, *SERVERS])
         for server in SERVERS:
@@ -55,7 +55,7 @@ async def round_of(api: FrontEnd) -> list[dict[str, Any]]:
 
 
 async def planned(api: FrontEnd, **more: Any) -> dict[str, Any]:
-    """The schedule, once its window has begun and its runs are planned; none has started."""
+    """The schedule, once its window has started and its runs are planned; no run has started."""
     schedule = await made(api, body(**more))
     await fall_due(api, schedule["id"])
     await api.cell.redis.zadd("schedules:due", {schedule["id"]: 1})
@@ -66,14 +66,14 @@ async def planned(api: FrontEnd, **more: Any) -> dict[str, Any]:
 
 
 async def let_start(api: FrontEnd, *servers: ServerId) -> None:
-    """These runs, or all, are due now."""
+    """Make these runs, or all, due now."""
     for run in await api.cell.redis.zrange(RUNS, 0, -1):
         if not servers or ServerId(int(run.split(b":")[1])) in servers:
             await api.cell.redis.zadd(RUNS, {run: 1})
 
 
 async def let_end(api: FrontEnd, schedule_id: str) -> None:
-    """The window is over."""
+    """End the window."""
     await api.cell.raw("HSET", f"schedule:{schedule_id}", "window_end_ms", 1000)
 
 
@@ -150,7 +150,7 @@ class TestCovering:
         assert {one["server"]["id"] for one in await snapshots(api)} == set(SERVERS[1:])
         assert await counts(api, schedule["id"]) == {"servers": 5, "started": 5}
 
-    async def test_a_strangers_schedule_shows_no_servers(self, api: FrontEnd) -> None:
+    async def test_another_accounts_schedule_shows_no_servers(self, api: FrontEnd) -> None:
         schedule = await made(api, body())
         stranger = await api.new_token(account=OTHERS)
         answer = await api.call("GET", f"{SCHEDULES}{schedule['id']}/servers/", token=stranger)
@@ -225,19 +225,19 @@ class TestWindow:
         assert await api.cell.raw("HGET", f"server:{SERVERS[0]}", "job") is None
         assert (await snapshots(api))[0]["status"] == "failed"
 
-    async def test_a_job_that_has_started_goes_on_when_the_window_ends(self, api: FrontEnd) -> None:
+    async def test_a_job_that_has_started_continues_when_the_window_ends(self, api: FrontEnd) -> None:
         await planned(api)
         await let_start(api, SERVERS[0])
         await round_of(api)
         job_id = JobId(await api.cell.holder(SERVERS[0]))
         await api.cell.node.begin(job_id)
         assert not await api.cell.redis.exists("jobs:start_by")
-        await api.cell.redis.zadd("jobs:start_by", {job_id: 1})  # of a release that left it there
+        await api.cell.redis.zadd("jobs:start_by", {job_id: 1})  # as an earlier release left it there
         await round_of(api)
         await api.cell.node.finish(job_id, DONE)
         assert (await snapshots(api))[0]["status"] == "completed"
 
-    async def test_a_window_that_nobody_saw_is_told_and_the_next_one_comes(self, api: FrontEnd) -> None:
+    async def test_a_missed_window_is_reported_and_the_next_one_runs(self, api: FrontEnd) -> None:
         schedule = await made(api, body(window_minutes=10))
         hour = (datetime.now(UTC) - timedelta(hours=3)).hour
         await api.cell.raw("HSET", f"schedule:{schedule['id']}", "when", f"0 {hour} * * *")
@@ -279,7 +279,7 @@ class TestWindow:
 
 
 class TestRetention:
-    async def test_of_each_server_its_own_newest_stay_and_protected_and_manual_ones_too(self, api: FrontEnd) -> None:
+    async def test_each_server_keeps_its_newest_and_protected_and_manual_ones(self, api: FrontEnd) -> None:
         schedule = await made(api, body(keep=1, expire_after_hours=72))
         await label(api, SERVERS[1], {})
         manual = await api.cell.create("by-hand", server=SERVERS[0])
@@ -302,7 +302,7 @@ class TestRetention:
         lives = datetime.fromisoformat(details["expires_at"]) - datetime.fromisoformat(details["created_at"])
         assert abs(lives - timedelta(hours=72)) <= timedelta(seconds=1)
 
-    async def test_a_full_server_is_refused_for_good_and_the_others_go_on(self, api: FrontEnd) -> None:
+    async def test_a_full_server_is_skipped_and_the_others_continue(self, api: FrontEnd) -> None:
         schedule = await planned(api)
         for number in range(5):
             await api.cell.create(f"by-hand-{number}", server=SERVERS[0])
@@ -314,7 +314,7 @@ class TestRetention:
 
 
 async def _night(api: FrontEnd, schedule_id: str, name: str) -> None:
-    """One window, with snapshots of a name of its own."""
+    """Run one window, with snapshots of its own name."""
     await api.cell.raw("HSET", f"schedule:{schedule_id}", "name", name)
     await api.cell.raw("HDEL", f"schedule:{schedule_id}", "window_start_ms")
     await fall_due(api, schedule_id)
@@ -331,7 +331,7 @@ async def _finish(api: FrontEnd, server: ServerId) -> None:
 
 class TestCalls:
     async def test_a_schedule_by_label_is_in_a_list_of_its_own(self, api: FrontEnd) -> None:
-        """The list of before has schedules of servers only: its clients know no other."""
+        """The existing list has only schedules of servers, because older clients know no others."""
         schedule = await made(api, body(time_zone="Europe/Berlin"))
         assert (schedule["server"], schedule["server_labels"]) == (None, NIGHTLY)
         assert (schedule["time_zone"], schedule["window_minutes"]) == ("Europe/Berlin", 120)
@@ -449,8 +449,8 @@ class TestClockChanges:
         [
             ("30 2 * * *", "2026-03-28T12:00", ["29T01:00", "30T00:30", "31T00:30"]),  # the gap ends at 03:00
             ("0 2,3 * * *", "2026-03-28T12:00", ["29T01:00", "30T00:00", "30T01:00"]),  # two times become one
-            ("30 2 * * *", "2026-10-24T12:00", ["25T00:30", "26T01:30", "27T01:30"]),  # the first of the two
-            ("30 2 * * *", "2026-10-25T01:10", ["26T01:30", "27T01:30", "28T01:30"]),  # between the two
+            ("30 2 * * *", "2026-10-24T12:00", ["25T00:30", "26T01:30", "27T01:30"]),  # the first of the two times
+            ("30 2 * * *", "2026-10-25T01:10", ["26T01:30", "27T01:30", "28T01:30"]),  # between the two times
             ("0 * * * *", "2026-10-24T23:30", ["25T00:00", "25T01:00", "25T02:00"]),  # each hour that passes
             ("0 3 * * *", "2026-03-28T12:00", ["29T01:00", "30T01:00", "31T01:00"]),
         ],
@@ -463,7 +463,7 @@ class TestClockChanges:
         assert found == runs
 
     def test_the_window_of_the_day_is_open_though_that_of_the_day_before_is_too(self) -> None:
-        """On the day that has 23 hours."""
+        """On the day with 23 hours."""
         day, zone = timedelta(days=1), zone_of("Europe/Berlin")
         begun = datetime(2026, 3, 29, 1, 0, 5, tzinfo=UTC)
         assert open_since("0 3 * * *", begun, day, zone) == begun.replace(second=0)

@@ -1,4 +1,4 @@
-"""Snapshots that nobody asks for each time: when they are made, what makes room for them, when they end."""
+"""Scheduled snapshots: when they are taken, what makes room for them, and when they expire."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def fall_due(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0) -> 
 
 
 async def run(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0, outcome: Outcome | None = DONE) -> None:
-    """Let the schedule fall due, a worker find it, and the node make the snapshot."""
+    """Make the schedule due, admit its snapshot, and let the node take it."""
     await fall_due(api, schedule_id, minutes_ago=minutes_ago)
     await Scheduler(chores=Chores(api.cell.redis)).round()
     if outcome is not None:
@@ -143,7 +143,7 @@ class TestCalls:
         assert (await api.call("POST", SCHEDULES, body=NIGHTLY | change)).refused_fields() == [field]
         assert (await api.call("GET", SCHEDULES)).body["count"] == 0
 
-    async def test_a_strangers_is_not_found_and_five_are_enough(self, api: FrontEnd) -> None:
+    async def test_another_accounts_is_not_found_and_five_are_the_limit(self, api: FrontEnd) -> None:
         schedule = await made(api)
         path, stranger = f"{SCHEDULES}{schedule['id']}/", await api.new_token(account=OTHERS)
         for method in ("GET", "DELETE"):
@@ -165,7 +165,7 @@ class TestCalls:
 
 
 class TestRuns:
-    async def test_a_snapshot_is_made_when_it_is_due_and_the_next_run_is_told(self, api: FrontEnd) -> None:
+    async def test_a_snapshot_is_taken_when_due_and_the_next_run_is_shown(self, api: FrontEnd) -> None:
         schedule = await made(api, NIGHTLY | {"expire_after_hours": 48})
         await Scheduler(chores=Chores(api.cell.redis)).round()
         assert await listed(api) == []
@@ -183,20 +183,20 @@ class TestRuns:
         assert after["last_run"]["job_id"]
         assert after["last_run"]["error"] is None
 
-    async def test_of_many_workers_one_makes_it(self, api: FrontEnd) -> None:
+    async def test_of_many_concurrent_rounds_one_runs_it(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await fall_due(api, schedule["id"])
         await asyncio.gather(*[Scheduler(chores=Chores(api.cell.redis)).round() for _ in range(20)])
         assert len(await listed(api)) == 1
 
-    async def test_of_the_runs_that_were_missed_one_is_made_up_for(self, api: FrontEnd) -> None:
+    async def test_one_of_the_missed_runs_is_made_up_for(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await run(api, schedule["id"], minutes_ago=3 * 24 * 60)
         await Scheduler(chores=Chores(api.cell.redis)).round()
         assert len(await listed(api)) == 1
         assert (await shown(api, schedule["id"]))["next_run_at"] == schedule["next_run_at"]
 
-    async def test_of_its_own_the_newest_stay_and_none_goes_before_the_new_one_is_there(self, api: FrontEnd) -> None:
+    async def test_the_newest_stay_and_none_is_deleted_before_the_new_one_exists(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await api.have_snapshot("by-hand")
         for minutes_ago in (9, 8):
@@ -260,7 +260,7 @@ class TestRuns:
 
 
 class TestNodes:
-    async def test_one_that_is_silent_gets_no_run(self, api: FrontEnd) -> None:
+    async def test_a_silent_node_gets_no_run(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await fall_due(api, schedule["id"])
         hasty = Chores(api.cell.redis, node_silent_seconds=0.001)
@@ -276,7 +276,7 @@ class TestNodes:
 
 
 class TestUnreadable:
-    """What a newer release or a fault has written is left to a worker that can read it."""
+    """Records of a newer release, or damaged ones, are left to a worker that can read them."""
 
     @pytest.mark.parametrize(
         "damage",
@@ -286,7 +286,7 @@ class TestUnreadable:
         ],
         ids=lambda damage: ",".join(f"{field}={text}" for field, text in damage.items()),
     )
-    async def test_one_is_left_out_told_once_and_counted_and_the_others_run(
+    async def test_an_unreadable_one_is_skipped_and_reported_and_the_others_run(
         self, api: FrontEnd, damage: dict[str, str]
     ) -> None:
         odd, good = await made(api), await made(api)
@@ -310,7 +310,7 @@ class TestUnreadable:
         (line,) = [line for line in lines if line["event"] == "schedule.unreadable"]
         assert line["schedule_id"] == odd["id"]
 
-    async def test_a_when_that_is_unknown_is_named_where_it_would_have_to_be_run_by(self, api: FrontEnd) -> None:
+    async def test_an_unknown_when_is_named_by_the_gateway_that_would_run_it(self, api: FrontEnd) -> None:
         schedule = await made(api, NIGHTLY | {"enabled": False})
         path = f"{SCHEDULES}{schedule['id']}/"
         await api.cell.redis.hset(f"schedule:{schedule['id']}", "when", "monthly")  # type: ignore[misc] # redis-py's types
@@ -373,7 +373,7 @@ class TestExpiry:
         assert await api.cell.node.retry_deletes() == 1
 
     @pytest.mark.parametrize("held_by", ["protection", "job"])
-    async def test_what_is_protected_or_at_work_is_left(self, api: FrontEnd, held_by: str) -> None:
+    async def test_protected_and_busy_snapshots_stay(self, api: FrontEnd, held_by: str) -> None:
         snapshot_id = await api.have_snapshot()
         path = f"{SNAPSHOTS}{snapshot_id}/"
         if held_by == "protection":
@@ -410,10 +410,10 @@ class TestCron:
         assert next_run("15 16 * * *", NOW) == NOW + timedelta(days=1)
 
     @pytest.mark.parametrize("cron", ["", "x", "60 * * * *", "0 0 30 2 *", "0  3 * * *", "0 3 * * *\n", "@daily"])
-    def test_what_is_no_cron_is_refused(self, cron: str) -> None:
+    def test_an_invalid_cron_expression_is_refused(self, cron: str) -> None:
         with pytest.raises(BadCron):
             check(cron, NOW)
 
     @pytest.mark.parametrize("cron", ["0 * * * *", "59 23 * * MON#2", "0 0 L * *", "0 0 29 2 *"])
-    def test_what_comes_once_an_hour_or_less_is_taken(self, cron: str) -> None:
+    def test_at_most_one_run_an_hour_is_accepted(self, cron: str) -> None:
         check(cron, NOW)

@@ -1,4 +1,4 @@
-"""The running service does what its document says, whatever is sent: Schemathesis with all its checks."""
+"""The running service behaves as documented, whatever is sent: Schemathesis with all its checks."""
 
 import asyncio
 import json
@@ -22,10 +22,10 @@ from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import AccountId
 from worker.store.redis_client import RedisSettings, connect
 
-SEED = 20261123  # CI must not fail by chance; another one is a change like any other
-LIMIT_SECONDS = 600.0  # of a machine that does nothing else it takes a tenth
+SEED = 20261123  # CI must not fail at random; changing the seed is a change like any other
+LIMIT_SECONDS = 600.0  # an idle machine needs a tenth of it
 CUSTOMERS, OPERATORS = "--exclude-tag=operators", "--include-tag=operators"
-STREAMS = "/events/$"  # without an end: it would wait for that
+STREAMS = "/events/$"  # endless: it would wait for their end
 
 CONFIGURATION = """
 hooks = "{hooks}"
@@ -78,7 +78,7 @@ async def token(state: State, account: AccountId | None) -> str:
 
 
 async def tried(service: Service, folder: Path, *, auth: str, examples: int, calls: str = CUSTOMERS) -> str:
-    """What Schemathesis says when it has found nothing."""
+    """Schemathesis's summary; fails if it has found anything."""
     configuration = folder / "schemathesis.toml"
     hooks = Path(__file__).with_name("schemathesis_hooks.py")
     configuration.write_text(CONFIGURATION.format(hooks=hooks, seed=SEED, auth=auth, examples=examples))
@@ -114,11 +114,11 @@ async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_h
 ) -> None:
     said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=50)
 
-    # the document leaves itself out
+    # the document does not list itself
     assert f"{len(CUSTOMERS_CALLS) - 1 + len(PROBES)} selected" in said
 
 
-async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: State, tmp_path: Path) -> None:
+async def test_operators_calls_match_the_document_too(service: Service, state: State, tmp_path: Path) -> None:
     secret = await token(state, None)
     await have_a_job_that_failed(service.client, Client(service.url, secret))
     said = await tried(
@@ -129,7 +129,7 @@ async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: S
 
 
 async def have_a_job_that_failed(customer: Client, operator: Client) -> None:
-    """For the operator to find: one that was cancelled while its node was paused."""
+    """Create a failed job for the operator: cancelled while its node was paused."""
     node = f"{OPS}nodes/node-1/"
     await operator.call("POST", f"{node}pause/", {"reason": "a test"})
     created = await customer.call("POST", "/api/v1/snapshots/", {"server_id": SERVER_ID, "name": "a"})
@@ -138,7 +138,7 @@ async def have_a_job_that_failed(customer: Client, operator: Client) -> None:
     assert (cancelled.status, cancelled.body["state"]) == (200, "failed")
 
 
-async def test_no_account_gets_at_what_another_has(service: Service, state: State, tmp_path: Path) -> None:
+async def test_no_account_can_access_anothers_objects(service: Service, state: State, tmp_path: Path) -> None:
     tokens = {"one": service.client.token, "other": await token(state, AccountId(78))}
     headers = {name: {"name": "Authorization", "value": f"Bearer {secret}"} for name, secret in tokens.items()}
     users = [{"name": name, "fixedHeaders": [header]} for name, header in headers.items()]

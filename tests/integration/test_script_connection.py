@@ -1,4 +1,4 @@
-"""The connections that all scripts of a process share: each gets its own answer, whatever becomes of the others."""
+"""The connections that all scripts of a process share: each gets its own answer, whatever happens to the others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ async def test_an_error_is_of_the_script_that_broke_alone(scripts: RunsScripts) 
     assert [isinstance(answer, ResponseError) for answer in answers] == [n % 7 == 3 for n in range(50)]
 
 
-async def test_who_no_longer_waits_keeps_nobody_from_an_answer(scripts: RunsScripts) -> None:
+async def test_a_cancelled_wait_does_not_block_other_answers(scripts: RunsScripts) -> None:
     asked = [asyncio.create_task(scripts.run_script(ECHO, b"%d" % n)) for n in range(40)]
     await asyncio.sleep(0)
     for task in asked[::3]:
@@ -67,11 +67,9 @@ def in_use(scripts: RunsScripts) -> set[Any]:
     return set(scripts.connection_pool._in_use_connections)
 
 
-async def test_all_that_wait_are_told_that_the_answer_is_lost_and_the_next_is_answered(
-    scripts: RunsScripts, redis: Redis
-) -> None:
+async def test_all_waiting_calls_fail_and_the_next_is_answered(scripts: RunsScripts, redis: Redis) -> None:
     await asyncio.gather(*(scripts.run_script(WRITE, b"x") for _ in range(MANY)))
-    await redis.client_pause(60_000, all=False)  # what may write waits
+    await redis.client_pause(60_000, all=False)  # scripts that may write wait
     asked = [asyncio.create_task(scripts.run_script(WRITE, b"x")) for _ in range(3 * MANY)]
 
     async def has_all() -> bool:

@@ -1,4 +1,4 @@
-"""What a script costs Redis, which does nothing else meanwhile: a bounded number of commands, whatever the lists."""
+"""The cost of a script in Redis, which runs nothing else meanwhile: bounded commands, however long the lists."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,11 +13,11 @@ from worker.store.operators.operator_store import OperatorStore
 
 MOST = 10_000  # commands: 10 ms
 SERVERS = 1000
-SNAPSHOTS = 5  # of each server
+SNAPSHOTS = 5  # per server
 
 
 async def have_records(cell: Cell, records: Mapping[str, Mapping[str, str]], lists: Mapping[str, list[str]]) -> None:
-    """Hashes, and sorted sets in the order of their members."""
+    """Write hashes, and sorted sets in the order of their members."""
     async with cell.redis.pipeline(transaction=False) as pipe:
         for key, record in records.items():
             pipe.hset(key, mapping=dict(record))
@@ -27,7 +27,7 @@ async def have_records(cell: Cell, records: Mapping[str, Mapping[str, str]], lis
 
 
 async def have_old_snapshots(cell: Cell) -> None:
-    """SERVERS with SNAPSHOTS each, made in 1970."""
+    """Write SERVERS with SNAPSHOTS each, taken in 1970."""
     records, servers = {}, [str(n) for n in range(1, SERVERS + 1)]
     for server in servers:
         records[f"server:{server}"] = {
@@ -78,7 +78,7 @@ def servers(many: int, *, account: AccountId = ACCOUNT, power: str = "on") -> li
 
 
 async def test_the_first_report_of_a_large_node_and_its_last(cell: Cell, redis_server: RedisServer) -> None:
-    """Each adds or takes away a part."""
+    """Each report adds or removes only a part."""
     for reported, known in ((servers(SERVERS), SERVERS), ([], 0)):
         async with counting(cell, redis_server.socket) as commands:
             for _ in range(SERVERS // 400 + 1):
@@ -88,13 +88,13 @@ async def test_the_first_report_of_a_large_node_and_its_last(cell: Cell, redis_s
 
 
 async def test_a_report_of_what_is_not_the_nodes(cell: Cell, redis_server: RedisServer) -> None:
-    """Malformed servers, and another node's: each is refused and counted."""
+    """Malformed servers and those of another node: each is refused and counted."""
     for _ in range(6):
         await cell.node.report(servers(2000))
     hostile = node_store(cell.redis, node="n2", machine="m2")
     await hostile.take_lease(seconds=60)
     await hostile.report(servers(2000))
-    async with cell.redis.pipeline(transaction=False) as pipe:  # it claims them for longer than a migration takes
+    async with cell.redis.pipeline(transaction=False) as pipe:  # it has claimed them for longer than a migration takes
         for n in range(2000):
             pipe.hset("node:n2:claimed", str(n + 1), "1")
         await pipe.execute()
@@ -111,7 +111,7 @@ async def refusals(cell: Cell) -> dict[bytes, int]:
 
 
 async def test_servers_that_leave_a_node_with_many_deletes_to_come(cell: Cell, redis_server: RedisServer) -> None:
-    """Its list is read once, not for each server."""
+    """The node's list is read once, not once per server."""
     many = 100
     await cell.node.report(servers(many))
     deleting = [str(n) for n in range(10_000, 11_000)]

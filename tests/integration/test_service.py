@@ -1,4 +1,4 @@
-"""The whole service as processes, on the simulated hypervisor: what takes a front end, Redis and a worker together."""
+"""The whole service as processes with the simulated hypervisor: tests that need a front end, Redis and a worker."""
 
 import json
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""What operators are told of a silent node: its servers, its jobs and its guests are as it reported them last."""
+"""What operators see of a silent node: its servers, jobs and guests as last reported."""
 
 import time
 from collections.abc import AsyncIterator
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.browsing import Dashboard, dashboard_of
+from tests.integration.cli import Cli
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.test_dashboard import visible
 from tests.integration.test_guests_off import ops, stop
@@ -22,7 +23,7 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
 
 
 async def falls_silent(dashboard: Dashboard) -> None:
-    """Two minutes ago."""
+    """Make the node silent for two minutes."""
     await dashboard.cell.raw("HSET", "node:n1", "heartbeat_ms", round((time.time() - 120) * 1000))
 
 
@@ -60,7 +61,7 @@ async def test_a_server_whose_snapshots_are_not_known_yet_accepts_no_jobs(dashbo
 
 
 @pytest.mark.parametrize("path", ["", "jobs/", "nodes/n1/", f"servers/{SERVER}/", "jobs/JOB/"])
-async def test_nothing_says_that_its_job_runs_or_that_its_guest_is_off_by_now(dashboard: Dashboard, path: str) -> None:
+async def test_nothing_claims_that_its_job_or_guest_is_still_in_that_state(dashboard: Dashboard, path: str) -> None:
     path = path.replace("JOB", await stopped(dashboard))
     before = await page(dashboard, path)
     assert "off for 2 min" in before
@@ -72,17 +73,28 @@ async def test_nothing_says_that_its_job_runs_or_that_its_guest_is_off_by_now(da
     assert MARK in now
 
 
-async def test_the_page_of_its_job_says_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:
+async def test_the_command_line_does_not_count_on_either(dashboard: Dashboard) -> None:
+    await stopped(dashboard)
+    cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+    assert "2 min" in (await cli.run("servers", "--off")).out
+    await falls_silent(dashboard)
+    for command in (("servers", "--off"), ("server", "show", SERVER)):
+        told = (await cli.run(*command)).out
+        assert "last heard" in told
+        assert "2 min" not in told
+
+
+async def test_the_jobs_page_explains_what_the_node_does_meanwhile(dashboard: Dashboard) -> None:
     job = await stopped(dashboard)
     assert "not responding" not in await page(dashboard, f"jobs/{job}/")
     await falls_silent(dashboard)
     text = await page(dashboard, f"jobs/{job}/")
     assert "n1 is not responding since" in text
     assert "finishes the job and starts the guest without the service" in text
-    assert "running when last heard 10 s" in text  # not for the two minutes since
+    assert "running when last heard 10 s" in text  # without the two minutes since
 
 
-async def test_a_drain_waits_for_what_ran_when_it_was_last_heard(dashboard: Dashboard) -> None:
+async def test_a_drain_waits_for_jobs_of_the_last_report(dashboard: Dashboard) -> None:
     await stopped(dashboard)
     await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
     assert "last heard" not in await page(dashboard, "nodes/")

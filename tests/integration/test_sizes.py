@@ -1,4 +1,4 @@
-"""What each thing takes in Redis, as `deploy/redis/redis.conf` reckons."""
+"""Memory in Redis per object, as calculated in `deploy/redis/redis.conf`."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +24,7 @@ DESCRIPTION = "Before the update of the web server to its next version"
 
 
 def stated(what: str) -> float:
-    """Bytes."""
+    """The stated bytes."""
     found = re.search(rf"{what} takes ([0-9.]+) kB", CONFIG)
     assert found is not None
     return float(found[1]) * 1000
@@ -32,7 +32,7 @@ def stated(what: str) -> float:
 
 @pytest.fixture
 async def full(cell: Cell) -> AsyncIterator[Cell]:
-    """A cell in which each server has had a job, with the settings of the shipped file."""
+    """A cell in which each server has had a job, with the shipped settings."""
     settings = dict(re.findall(r"^(hash-[a-z-]+) (\S+)$", CONFIG, re.MULTILINE)) | {"appendfsync": "no"}
     before = {name: (await cell.redis.config_get(name))[name] for name in settings}
     for name, value in settings.items():
@@ -46,13 +46,13 @@ async def full(cell: Cell) -> AsyncIterator[Cell]:
 
 
 async def _used(cell: Cell) -> int:
-    for stream in ("events", f"account:{ACCOUNT}:events"):  # they have a fixed size, once they are full
+    for stream in ("events", f"account:{ACCOUNT}:events"):  # once full, they have a fixed size
         await cell.redis.xtrim(stream, maxlen=0, approximate=False)
     return int((await cell.redis.info("memory"))["used_memory"])
 
 
 async def _of_keys(cell: Cell) -> int:
-    """All that is kept. The memory in use also has scripts, from their first run on, and buffers."""
+    """Bytes of all keys. The used memory also includes scripts, from their first run on, and buffers."""
     keys = [key async for key in cell.redis.scan_iter(count=1000)]
     return sum([await cell.raw("MEMORY", "USAGE", key, "SAMPLES", 0) or 0 for key in keys])
 
@@ -98,7 +98,7 @@ async def test_what_a_job_a_snapshot_and_a_dry_run_take(full: Cell) -> None:
     before = await _used(full)
     await _delete(full, "second")
     after = await _used(full)
-    job = (both * MANY + after - before) / (2 * MANY)  # two jobs are left, and no snapshot
+    job = (both * MANY + after - before) / (2 * MANY)  # two jobs remain, and no snapshot
     measured = {"a snapshot": both - job, "a job": job, "a dry run": dry_run}
     assert measured == {what: pytest.approx(stated(what), rel=0.5) for what in measured}
 
@@ -121,4 +121,4 @@ async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
     while claim := await deliveries.claim(lease_seconds=60, most=100):
         await deliveries.settle(claim, {one.id: refused for one in claim.deliveries}, patience_seconds=1000)
     assert await full.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == waiting
-    assert await _of_keys(full) < kept * 1.1  # one that was given up takes no more
+    assert await _of_keys(full) < kept * 1.1  # a delivery that was given up takes no more

@@ -1,4 +1,4 @@
-"""A job that waits for a node which has died ends, whoever is left to see to it, and is never begun after that."""
+"""A job that waits for a dead node ends, whichever process checks it, and is never started afterward."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ from worker.store.nodes.node_store import BeginRefused, ReportedServer
 
 
 async def _die(cell: Cell, *job_ids: JobId) -> None:
-    """The node has been silent, and the jobs have waited for it, since 1970."""
+    """Make the node silent, and its jobs queued, since 1970."""
     await cell.raw("HSET", "node:n1", "heartbeat_ms", "1", "lease_until_ms", "1")
     for job_id in job_ids:
         await cell.raw("ZADD", "jobs:waiting", "1", job_id)
@@ -62,7 +62,7 @@ async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(ce
     assert waiting.job.id in failed
 
 
-async def test_where_no_worker_is_left_the_front_end_sees_to_it(cell: Cell) -> None:
+async def test_without_any_worker_the_front_end_fails_it(cell: Cell) -> None:
     admitted = await cell.create()
     await _die(cell, admitted.job.id)
     async with serving(cell):

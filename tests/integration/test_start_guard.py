@@ -1,4 +1,4 @@
-"""No VM boots on disks that a job was just changing when all died, whoever starts it and however early."""
+"""No VM boots on disks that a job was changing when everything died, whoever starts it and however early."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ TASK = Task(
 )
 
 
-# broken off in one of these, or before the next, a disk is whole: read, left alone, or with a tag too many
+# If a job stops in one of these steps, or before the next one, the disks are consistent: at most a tag is left over.
 HARMLESS = {
     *(Step.PREFLIGHT, Step.STOPPING, Step.FREEZING, Step.RECORDING, Step.DELETING, Step.STARTING, Step.MEASURING)
 }
@@ -61,7 +61,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.mark.parametrize("environment", [{}, {"PYTHONPATH": "."}])
 def test_the_hook_imports_nothing_from_its_working_directory(tmp_path: Path, environment: dict[str, str]) -> None:
-    # libvirt's working directory may be a folder that others write to
+    # libvirt's working directory may be a folder that others can write to
     (tmp_path / "libvirt").mkdir()
     install_hook(Daemon(tmp_path / "libvirt"), tmp_path)
     planted = tmp_path / "planted"
@@ -93,7 +93,7 @@ def asked(settings: Path, domain: str) -> int:
 @pytest.mark.parametrize("step", [*Step])
 def test_only_the_server_whose_job_was_in_a_step_that_tears_waits(settings: Path, journal: Journal, step: Step) -> None:
     journal.begin(TASK, step)
-    journal.close()  # as in a power cut, nobody has it open
+    journal.close()  # closed, as after a power failure
     assert asked(settings, DOMAIN.format(id=SERVER)) == (0 if step in HARMLESS else NOT_YET)
     assert asked(settings, DOMAIN.format(id=8)) == 0
 
@@ -104,12 +104,12 @@ def test_it_waits_for_the_jobs_next_step_and_no_longer(settings: Path, journal: 
     journal.enter(TASK.job_id, Step.STARTING, Facts())
     assert asked(settings, DOMAIN.format(id=SERVER)) == 0
     journal.enter(TASK.job_id, Step.UNDOING, Facts())
-    journal.conclude(entry, Outcome(state=JobState.FAILED), safety_kept_seconds=0)  # stranded: a person starts it
+    journal.conclude(entry, Outcome(state=JobState.FAILED), safety_kept_seconds=0)  # stranded: an operator starts it
     assert asked(settings, DOMAIN.format(id=SERVER)) == 0
 
 
 @pytest.mark.parametrize("domain", ["", "<domain/>", "no XML", DOMAIN.format(id="x"), DOMAIN.format(id=1 << 64)])
-def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, settings: Path, domain: str) -> None:
+def test_uncertainty_is_no_reason_to_wait(tmp_path: Path, settings: Path, domain: str) -> None:
     assert asked(settings, domain) != NOT_YET
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET  # there is no journal yet
     (tmp_path / "odd.toml").write_text("no TOML")
@@ -121,7 +121,7 @@ def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, settings: Pat
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET
 
 
-def test_it_looks_where_the_worker_writes_when_nothing_is_said(tmp_path: Path) -> None:
+def test_by_default_it_reads_the_workers_folder(tmp_path: Path) -> None:
     assert state_dir(tmp_path / "nowhere") == WorkerSettings.model_fields["state_dir"].default
 
 

@@ -1,4 +1,4 @@
-"""The worker's program is told to stop, and does, whatever it is in the midst of."""
+"""The worker's program stops when requested, whatever it is doing."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from tests.worker_process import worker_process
 from worker.lease import NodeLock
 from worker.store.redis_client import RedisSettings, connect
 
-STOPS_WITHIN_SECONDS = 60.0  # far above what it takes, so that a busy machine fails nothing; a hang would be for ever
+STOPS_WITHIN_SECONDS = 60.0  # far more than it needs, so that a busy machine fails nothing; a hang would be forever
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def reached(server: RedisServer) -> AsyncIterator[Reached]:
-    """Whether Redis is there or not."""
+    """A gateway for the worker, with or without Redis."""
     async with gateway(server.socket) as reached:
         yield reached
 
@@ -62,7 +62,7 @@ async def _stops_well(process: asyncio.subprocess.Process) -> None:
     assert process.returncode == 0, rest.decode()
 
 
-# Spread over its first moments: it connects, takes its lease, reports its servers, and starts to listen to its queue.
+# Spread over its first moments: it connects, takes its lease, reports its servers, and starts to poll its queue.
 @pytest.mark.parametrize("milliseconds", [*range(16), 24, 40])
 async def test_a_worker_that_has_only_just_started_stops(
     server: RedisServer, reached: Reached, milliseconds: int
@@ -83,7 +83,7 @@ async def test_a_worker_that_never_met_redis_stops(server: RedisServer, reached:
 async def test_a_worker_whose_redis_went_away_stops(server: RedisServer, reached: Reached) -> None:
     server.start()
     process = await _started_worker(server, reached)
-    await asyncio.sleep(0.3)  # it has its lease, and waits for work
+    await asyncio.sleep(0.3)  # it has its lease and waits for jobs
     server.kill()
     process.send_signal(signal.SIGTERM)
     await _stops_well(process)
@@ -91,7 +91,7 @@ async def test_a_worker_whose_redis_went_away_stops(server: RedisServer, reached
 
 @pytest.mark.parametrize("milliseconds", range(50, 2000, 300))
 async def test_a_worker_that_is_still_starting_stops(server: RedisServer, milliseconds: int) -> None:
-    """From the interpreter's first moments on; before the program hears of signals, SIGTERM simply ends it."""
+    """From the interpreter's start on; before the program handles signals, SIGTERM simply kills it."""
     server.start()
     async with worker_process(server.socket, server.folder / "node") as worker:
         await asyncio.sleep(milliseconds / 1000)
@@ -102,7 +102,7 @@ async def test_a_worker_that_is_still_starting_stops(server: RedisServer, millis
 
 @pytest.mark.parametrize("connected", [False, True])
 async def test_no_cancellation_of_a_command_is_lost(server: RedisServer, connected: bool) -> None:
-    """Whichever turn of the event loop it comes in."""
+    """In whichever iteration of the event loop it arrives."""
     server.start()
     for turns in count():
         redis = connect(RedisSettings(url=f"unix://{server.socket}"))
@@ -128,13 +128,13 @@ async def test_no_cancellation_of_a_command_is_lost(server: RedisServer, connect
 
 
 async def test_a_part_that_fails_ends_the_worker(server: RedisServer) -> None:
-    """With the reason and a code for systemd, and with nothing left that runs."""
+    """With the reason, a code for systemd, and no remaining child processes."""
     server.start()
     state_dir = server.folder / "node"
     async with worker_process(server.socket, state_dir) as worker:
         await worker.says("worker.started")
         children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
-        for child in children:  # its own Redis is the part that fails
+        for child in children:  # the part that fails is its own Redis
             os.kill(int(child), signal.SIGKILL)
         async with asyncio.timeout(STOPS_WITHIN_SECONDS):
             assert await worker.process.wait() == 2

@@ -1,4 +1,4 @@
-"""Server-sent events: what a customer hears of its jobs while they happen."""
+"""Server-sent events: what a customer sees of running jobs."""
 
 import asyncio
 import json
@@ -29,13 +29,13 @@ EVENT = {
     "state": "queued",
     "step": "",
 }
-FLOOD = 30_000  # events: more than all buffers between the two ends hold
+FLOOD = 30_000  # events: more than all buffers between the two ends can hold
 
 Sse = dict[str, str]
 
 
 class Stream:
-    """As a browser's EventSource reads one."""
+    """Reads a stream as a browser's EventSource does."""
 
     opening: Sse  # its first block
 
@@ -43,7 +43,7 @@ class Stream:
         self.response = response
 
     async def block(self) -> Sse:
-        """The next block of lines, comments too. Raises EOFError at the end."""
+        """The next block of lines, including comments. Raises EOFError at the end."""
         fields: Sse = {}
         async with asyncio.timeout(60):
             async for line in self.response.content:
@@ -86,7 +86,7 @@ async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
         yield front_end
 
 
-async def test_each_change_of_a_job_is_heard_in_order(api: FrontEnd) -> None:
+async def test_each_change_of_a_job_arrives_in_order(api: FrontEnd) -> None:
     async with listening(api) as stream:
         created = await api.create()
         await api.work(created)
@@ -110,7 +110,7 @@ async def test_each_change_of_a_job_is_heard_in_order(api: FrontEnd) -> None:
     assert content["X-Request-Id"]
 
 
-async def test_who_comes_again_misses_nothing_and_hears_nothing_twice(api: FrontEnd) -> None:
+async def test_a_reconnect_misses_and_repeats_nothing(api: FrontEnd) -> None:
     async with listening(api) as stream:
         first = await api.create()
         seen, _ = await stream.job()
@@ -126,14 +126,14 @@ async def test_who_comes_again_misses_nothing_and_hears_nothing_twice(api: Front
     assert [data["state"] for data in heard] == ["in_progress", "completed", "queued", "in_progress", "completed"]
 
 
-async def test_who_was_away_for_too_long_is_told_so(api: FrontEnd) -> None:
+async def test_a_client_that_was_away_too_long_gets_missed(api: FrontEnd) -> None:
     created = await api.create()
     async with listening(api, after="1-1") as stream:
         assert stream.opening["event"] == "missed"
         assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
 
 
-async def test_another_accounts_events_are_not_heard(api: FrontEnd) -> None:
+async def test_another_accounts_events_do_not_arrive(api: FrontEnd) -> None:
     stranger = await api.new_token(account=OTHERS)
     async with listening(api) as mine, listening(api, token=stranger) as theirs:
         await api.create()
@@ -147,7 +147,7 @@ async def test_silence_is_broken_by_heartbeats(api: FrontEnd) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "x", "1", "-1-1", "1-1-1", "9" * 19 + "-1", "9" * 18 + "-1", "another:7"])
-async def test_what_is_no_id_of_ours_is_answered_with_missed_and_the_stream_goes_on(api: FrontEnd, after: str) -> None:
+async def test_an_unknown_id_gets_missed_and_the_stream_continues(api: FrontEnd, after: str) -> None:
     async with listening(api, after=after) as stream:
         opening = stream.opening
         assert (opening["event"], opening["data"]) == ("missed", "{}")
@@ -172,7 +172,7 @@ async def test_a_client_that_is_cut_off_before_its_first_event_loses_none(api: F
         assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
 
 
-async def test_a_client_from_before_the_first_event_is_told_what_is_gone(api: FrontEnd) -> None:
+async def test_a_client_from_before_the_first_event_gets_missed(api: FrontEnd) -> None:
     async with listening(api) as stream:
         opening = stream.opening
     await api.have_snapshot()
@@ -192,7 +192,7 @@ async def test_an_account_and_a_front_end_have_so_many_streams(api: FrontEnd) ->
             assert int(refused.headers["Retry-After"]) > 0
 
 
-async def test_who_has_gone_leaves_room_at_once(cell: Cell) -> None:
+async def test_a_closed_stream_frees_its_slot_at_once(cell: Cell) -> None:
     async with serving(cell, heartbeat_seconds=3600, streams_per_account=1) as api:
 
         async def comes_in() -> bool:
@@ -206,7 +206,7 @@ async def test_who_has_gone_leaves_room_at_once(cell: Cell) -> None:
             await until_told(comes_in)
 
 
-async def test_a_revoked_token_hears_no_more(api: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_revoked_token_gets_no_more_events(api: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.app.TOKEN_CHECK_SECONDS", 0.1)
     async with serving(api.cell, heartbeat_seconds=0.05) as other, listening(other) as stream:
         await stream.block()
@@ -247,7 +247,7 @@ async def test_a_listener_that_reads_nothing_is_cut_off_and_harms_no_other(api: 
 
 
 async def _all_that_comes(deaf: socket.socket) -> bytes:
-    """Until its end, whichever way that comes."""
+    """All data until the stream's end, whether regular or not."""
     received = b""
     with suppress(ConnectionResetError):
         while data := await asyncio.get_running_loop().sock_recv(deaf, 1 << 20):
@@ -255,7 +255,7 @@ async def _all_that_comes(deaf: socket.socket) -> bytes:
     return received
 
 
-async def test_redis_may_go_and_come_back_under_a_stream(
+async def test_a_stream_survives_a_restart_of_redis(
     api: FrontEnd, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.events.streams.AGAIN_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""The jobs that a gateway begins as it gives them: begun once, whatever is lost, and none that nobody would start."""
+"""Jobs that a gateway starts as it hands them out: started once, whatever is lost, and always by a live worker."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def reached(cell: Cell, redis_server: RedisServer) -> AsyncIterator[Reache
 
 
 class Speaker:
-    """A node that says what it likes."""
+    """A node that sends arbitrary messages."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -69,29 +69,29 @@ async def is_begun(cell: Cell, job_id: JobId) -> bool:
     return (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).state is JobState.IN_PROGRESS
 
 
-# --- what is given ---
+# --- what is handed out ---
 
 
-async def test_a_job_is_given_begun_and_begun_once(cell: Cell) -> None:
+async def test_a_job_is_handed_out_started_and_started_once(cell: Cell) -> None:
     admitted = await cell.create()
     (given,) = await cell.node.take(running=[], free=1, seconds=0, begin=True)
     assert isinstance(given, Job)
     assert (given.id, given.state, given.attempts) == (admitted.job.id, JobState.IN_PROGRESS, 1)
     assert given.started_at is not None
     assert await cell.node.take(running=[given.id], free=1, seconds=0, begin=True) == ()
-    # the answer was lost, or the node has crashed: its journal knows whether it has the job
+    # the answer was lost, or the node crashed: its journal knows whether it has the job
     assert await cell.node.take(running=[], free=1, seconds=0, begin=True) == (given.id,)
     assert (await cell.job(admitted)).attempts == 1
     assert (await cell.node.begin(given.id)).attempts == 2
 
 
-async def test_who_does_not_ask_for_that_begins_nothing(cell: Cell) -> None:
+async def test_a_node_that_does_not_request_it_starts_nothing(cell: Cell) -> None:
     admitted = await cell.create()
     assert await cell.node.take(running=[], free=1, seconds=0) == (admitted.job.id,)
     assert (await cell.job(admitted)).state is JobState.QUEUED
 
 
-async def test_no_more_are_begun_than_there_are_slots(cell: Cell) -> None:
+async def test_no_more_jobs_are_started_than_there_are_slots(cell: Cell) -> None:
     await cell.have([SERVER, ANOTHER])
     queued = [await cell.create(), await cell.create(server=ANOTHER)]  # in one millisecond, if Redis is quick
     (one,) = begun(await cell.node.take(running=[], free=1, seconds=0, begin=True))
@@ -99,7 +99,7 @@ async def test_no_more_are_begun_than_there_are_slots(cell: Cell) -> None:
     assert left == [JobState.QUEUED]
 
 
-async def test_a_job_that_cannot_be_read_holds_up_no_other(cell: Cell) -> None:
+async def test_an_unreadable_job_does_not_block_others(cell: Cell) -> None:
     await cell.have([SERVER, ANOTHER])
     bad, good = await cell.create(), await cell.create(server=ANOTHER)
     await cell.raw("HSET", f"job:{bad.job.id}", "kind", "of_a_later_release")
@@ -123,7 +123,7 @@ async def test_a_paused_node_is_given_nothing(cell: Cell) -> None:
     assert (await cell.job(admitted)).state is JobState.QUEUED
 
 
-async def test_a_cancelled_job_is_not_given_and_a_begun_one_not_cancelled(cell: Cell) -> None:
+async def test_a_cancelled_job_is_not_started_and_a_started_one_not_cancelled(cell: Cell) -> None:
     cancelled = await cell.create()
     await cell.store.cancel(account_id=ACCOUNT, job_id=cancelled.job.id)
     assert await cell.node.take(running=[], free=1, seconds=0, begin=True) == ()
@@ -134,7 +134,7 @@ async def test_a_cancelled_job_is_not_given_and_a_begun_one_not_cancelled(cell: 
     assert isinstance(given, Job)
 
 
-async def test_who_has_lost_the_lease_is_given_nothing(cell: Cell) -> None:
+async def test_a_worker_without_the_lease_gets_no_jobs(cell: Cell) -> None:
     late, successor = cell.node, node_store(cell.redis)
     assert await successor.take_lease(seconds=60) is None
     admitted = await cell.create()
@@ -161,7 +161,7 @@ async def test_an_answer_that_is_lost_delays_the_job_and_loses_it_not(cell: Cell
         assert (await again.begin(job_id)).attempts == 2
 
 
-async def test_two_connections_of_a_node_are_not_both_given_a_job(cell: Cell, reached: Reached) -> None:
+async def test_two_connections_of_a_node_never_get_the_same_job(cell: Cell, reached: Reached) -> None:
     async with speaker(reached) as first, speaker(reached) as second:
         for one in (first, second):
             await one.say(1, "take", **(BEGIN | {"seconds": 0.5}))
@@ -169,7 +169,7 @@ async def test_two_connections_of_a_node_are_not_both_given_a_job(cell: Cell, re
         hearing = [asyncio.create_task(one.hear()) for one in (first, second)]
         answers = [answer["answer"] for answer in await asyncio.gather(*hearing)]
         given = [job for answer in answers for job in answer if isinstance(job, dict)]
-        assert [job["id"] for job in given] == [job_id]  # the other one may have been told that it has begun
+        assert [job["id"] for job in given] == [job_id]  # the other one may have got the ID of the started job
         assert (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).attempts == 1
 
 
@@ -184,7 +184,7 @@ async def test_a_node_that_stops_leaves_jobs_in_the_queue(cell: Cell, reached: R
         ]
         admitted = await cell.create()
         assert (await cell.job(admitted)).state is JobState.QUEUED
-        await node.say(3, "take", **BEGIN)  # it goes on
+        await node.say(3, "take", **BEGIN)  # it continues
         assert [job["id"] for job in (await node.hear())["answer"]] == [admitted.job.id]
 
 
@@ -196,7 +196,7 @@ async def test_a_take_that_nobody_awaits_is_ended_at_the_gateway(cell: Cell, rea
     async with reached.client() as node:
         assert await node.take_lease(seconds=60) is None
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
-        for _ in range(2):  # the second is behind the take
+        for _ in range(2):  # the second one is queued behind the take
             await node.lease_holder()
         taking.cancel()
         await until(lambda: answered("take") == answered("stop_taking") == 1)
@@ -207,7 +207,7 @@ async def test_a_take_that_nobody_awaits_is_ended_at_the_gateway(cell: Cell, rea
 # --- other releases ---
 
 
-async def test_a_node_of_the_release_before_begins_its_jobs_itself(cell: Cell, reached: Reached) -> None:
+async def test_a_node_of_the_previous_release_starts_its_jobs_itself(cell: Cell, reached: Reached) -> None:
     async with speaker(reached, protocol=1) as node:
         await node.say(1, "take", **TAKE)
         job_id = (await cell.create()).job.id
@@ -218,7 +218,7 @@ async def test_a_node_of_the_release_before_begins_its_jobs_itself(cell: Cell, r
 
 
 async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: Path) -> None:
-    """Such as an operator goes back to."""
+    """As after a downgrade of the gateways."""
     asked: list[tuple[str, set[str]]] = []
 
     async def answer(connection: ServerConnection) -> None:
@@ -229,7 +229,7 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
                 case "hello":
                     said: Any = {"protocol": 1, "node": "n1"}
                 case "take":
-                    said = ["a" * 32] if one["ask"]["free"] == 1 else None  # else it waits
+                    said = ["a" * 32] if one["ask"]["free"] == 1 else None  # otherwise it waits
                 case _:
                     said = 0
             if said is not None:
@@ -252,7 +252,7 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
     assert asked[1:] == [("take", fields), ("take", fields), ("republish", set())]
 
 
-async def test_a_stop_comes_also_where_there_is_no_gateway(tmp_path: Path) -> None:
+async def test_a_worker_stops_also_without_a_gateway(tmp_path: Path) -> None:
     address = GatewayAddress(urls=(f"unix://{tmp_path}/nobody.sock",), credential_file=tmp_path / "none")
     node = GatewayClient(address, node="n1", machine="m1", who="x")
     await node.stop_taking()

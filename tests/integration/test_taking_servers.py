@@ -1,4 +1,4 @@
-"""A stranded server that a person has taken: the others see who repairs it, until it is no longer stranded."""
+"""An operator takes a stranded server: the others see who is repairing it until it is no longer stranded."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -31,7 +31,7 @@ async def taken(dashboard: Dashboard) -> Any:
     return (await call(dashboard, "GET")).body["taken"]
 
 
-async def test_the_others_see_who_is_on_it_until_it_is_resolved(dashboard: Dashboard) -> None:
+async def test_others_see_who_took_it_until_it_is_resolved(dashboard: Dashboard) -> None:
     job = await made(dashboard, BAD)
     pages = ("", f"servers/{SERVER}/", f"jobs/{job}/")
     for page in pages:
@@ -81,7 +81,7 @@ async def test_only_a_stranded_one_can_be_taken(dashboard: Dashboard) -> None:
     assert "I'm on it" not in visible(await dashboard.browser.seen(f"/ops/servers/{SERVER}/"))
 
 
-async def test_who_only_reads_sees_it_and_has_no_button(dashboard: Dashboard) -> None:
+async def test_a_read_only_operator_sees_it_without_a_button(dashboard: Dashboard) -> None:
     job: JobId = await made(dashboard, BAD)
     await call(dashboard, "POST", "take/")
     token = await dashboard.api.new_token(account=None, permissions={Permission.OPERATOR_READ})

@@ -1,4 +1,4 @@
-"""When each token was used last: noted without a write of the call that uses it."""
+"""The last use of each token, recorded without a write in the call that uses it."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -27,7 +27,7 @@ async def test_the_list_says_when_each_was_used_last(cell: Cell) -> None:
     assert await cell.raw("HEXISTS", "tokens:used", revoked.id) == 0
 
 
-async def test_what_was_noted_is_written_at_the_end_and_survives(cell: Cell) -> None:
+async def test_noted_uses_are_written_at_the_end_and_survive(cell: Cell) -> None:
     async with serving(cell) as api:
         await api.call("GET")
         (token,) = await api.tokens.all()

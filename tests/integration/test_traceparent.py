@@ -1,4 +1,4 @@
-"""What a caller's trace is handed on by, whatever becomes of the job, also where nothing is exported."""
+"""A caller's trace context is passed on through every outcome of the job, even without an exporter."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ BROKEN = Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", deta
 
 
 async def do(cell: Cell, job_id: JobId, outcome: Outcome = DONE) -> Job:
-    """The job as the node gets it."""
+    """The job as the node receives it."""
     job = await cell.node.begin(job_id)
     can_be_undone = job.kind in {JobKind.RESTORE, JobKind.UNDO} and outcome is DONE
     await cell.node.finish(job_id, replace(outcome, undoable_seconds=60 if can_be_undone else None))
@@ -71,7 +71,7 @@ async def test_a_run_of_a_schedule_carries_the_trace_of_its_round(cell: Cell) ->
 @pytest.mark.parametrize(
     "text", ["", "00-short-01", FIRST.replace("00-", "ff-", 1), f"00-{'0' * 32}-00f067aa0ba902b7-01"]
 )
-async def test_what_is_no_traceparent_is_as_none(cell: Cell, text: str) -> None:
+async def test_an_invalid_traceparent_is_ignored(cell: Cell, text: str) -> None:
     with tracing.span("a request", {}, parent={"traceparent": text}):
         created = await cell.create()
     assert (await do(cell, created.job.id)).traceparent == ""

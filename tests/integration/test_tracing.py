@@ -1,4 +1,4 @@
-"""One trace from a customer's request to the steps on the node; and nothing suffers where there is no tracing."""
+"""One trace from a customer's request to the steps on the node; failed or missing exporters have no effect on jobs."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ from worker.store.model import AccountId
 TRACE, CALLERS_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NAME, DESCRIPTION = "before-upgrade", "the customer's own words"
 ROUTE = "/api/v1/snapshots/"
-READY_SECONDS, STOPS_WITHIN_SECONDS = 60.0, 60.0  # far above what it takes; a hang would be for ever
+READY_SECONDS, STOPS_WITHIN_SECONDS = 60.0, 60.0  # far more than it needs; a hang would be forever
 WITHOUT_THE_EXTRA = """
 import sys
 for name in ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "google", "requests"):
@@ -42,7 +42,7 @@ main()
 
 @dataclass(kw_only=True)
 class Cell:
-    """A front end and a worker, as processes, on a Redis; each may be killed and started again."""
+    """A front end and a worker, as processes, with a Redis; each can be killed and restarted."""
 
     folder: Path
     settings: dict[str, str]
@@ -61,7 +61,7 @@ class Cell:
         await self.children[program].ended()
 
     async def stop(self, program: str) -> int:
-        """By SIGTERM; its exit status."""
+        """Stop it with SIGTERM. Returns its exit status."""
         async with asyncio.timeout(STOPS_WITHIN_SECONDS):
             return await self.children[program].stop()
 
@@ -82,7 +82,7 @@ class Cell:
             return response.status
 
     async def create(self, *, traceparent: str = "") -> str:
-        """Ask for a snapshot, as soon as the node has told of its server; the path of the job."""
+        """Create a snapshot as soon as the node has reported its server. Returns the path of the job."""
         headers = {"Authorization": f"Bearer {self.client.token}"}
         if traceparent:
             headers["traceparent"] = traceparent
@@ -191,7 +191,7 @@ async def test_one_trace_leads_from_the_callers_request_to_each_step(start: Call
             assert secret.encode() not in collector.raw
 
 
-async def test_a_request_is_told_by_its_route_and_never_by_what_a_stranger_wrote(start: Callable[[str], Any]) -> None:
+async def test_a_request_is_named_by_its_route_and_never_by_a_strangers_text(start: Callable[[str], Any]) -> None:
     async with collecting() as collector, start(collector.url) as cell:
         assert await cell.call("GET", "/readyz") == 200
         assert await cell.call("GET", f"{ROUTE}?name=private", traceparent="00-no-trace-01") == 200
@@ -210,7 +210,7 @@ async def test_a_request_is_told_by_its_route_and_never_by_what_a_stranger_wrote
         assert not [span for span in collector.spans if span.service == "vps-snapshots-worker"]
 
 
-async def test_a_job_whose_worker_was_killed_goes_on_in_the_same_trace(
+async def test_a_job_whose_worker_was_killed_continues_in_the_same_trace(
     start: Callable[[str], Any], tmp_path: Path
 ) -> None:
     deaf = FakeServer(
@@ -238,7 +238,7 @@ async def test_a_job_whose_worker_was_killed_goes_on_in_the_same_trace(
         assert stopping.attributes["vps_snapshots.resumed"] is True
         assert stopping.attributes["vps_snapshots.attempts"] == 2
         before = [span.name for span in collector.of_trace(TRACE) if span.parent not in {"", resumed.id}]
-        assert "step preflight" in before  # of the run that was killed
+        assert "step preflight" in before  # of the killed run
 
 
 async def test_a_job_that_fails_shows_the_step_and_the_code_and_no_text(

@@ -1,4 +1,4 @@
-"""Webhooks: what an account's receivers are told, again until they have it, and where nothing is ever sent."""
+"""Webhooks: what an account's receivers get, retries until they have it, and where nothing is ever sent."""
 
 import asyncio
 import signal
@@ -27,13 +27,13 @@ from worker.store.webhooks.webhooks import JobEvent, WebhookChange, Webhooks
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)
 EVERY = [str(event) for event in JobEvent]
-PATIENCE_SECONDS_FOR_END = 60.0  # a bound: it ends within milliseconds, or never
+PATIENCE_SECONDS_FOR_END = 60.0  # an upper bound: normally it takes milliseconds
 URL = "https://hooks.example.com/snapshots"
 
 
 @dataclass(kw_only=True)
 class Receiver:
-    """A customer's endpoint. `answers`: the status of each request, the last of them for all that come later."""
+    """A customer's endpoint. `answers`: the status of each response; the last one is repeated."""
 
     answers: list[int] = field(default_factory=lambda: [200])
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Receiver:
         return web.Response(status=status, headers={"Location": f"{self.url}inside/"})
 
     def messages(self, secret: str) -> list[Any]:
-        """What has come, each checked by the specification's own library."""
+        """The received messages, each verified by the specification's own library."""
         return [Webhook(secret).verify(body, headers) for headers, body in self.got]
 
     async def has(self, count: int) -> None:
@@ -92,7 +92,7 @@ async def log_of(api: FrontEnd, webhook: dict[str, Any]) -> list[dict[str, Any]]
 
 
 async def latest(api: FrontEnd, webhook: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The newest delivery, once it is so."""
+    """Return the newest delivery when it matches."""
 
     async def look() -> bool:
         return is_so((await log_of(api, webhook))[0])
@@ -106,7 +106,7 @@ async def attempted(api: FrontEnd, webhook: dict[str, Any], times: int = 1) -> d
 
 
 async def time_passes(cell: Cell, webhook_id: str) -> None:
-    """All that the webhook waits for, a retry or the end of a claim, is over."""
+    """Let the time pass for which the webhook waits: for a retry or the end of a claim."""
     queue = f"webhook:{webhook_id}:due"
     async with cell.redis.pipeline(transaction=True) as pipe:
         for delivery_id in await cell.redis.zrange(queue, 0, -1):
@@ -224,7 +224,7 @@ class TestCalls:
 
 class TestRedeliveries:
     async def given_up(self, api: FrontEnd, webhook: dict[str, Any], name: str) -> dict[str, Any]:
-        """A delivery of a job whose attempts have all failed."""
+        """A delivery for a job, all of whose attempts have failed."""
         await api.work(await api.create(name))
         failed = await attempted(api, webhook)
         await api.cell.raw("HSET", f"delivery:{failed['id']}", "attempts", str(len(RETRIES)))
@@ -249,7 +249,7 @@ class TestRedeliveries:
             assert answers[0].body["next_attempt_at"] is not None
 
             again = await attempted(api, webhook)
-            assert (again["error"], again["next_attempt_at"] is None) == ("bad_status", False)  # it is tried as usual
+            assert (again["error"], again["next_attempt_at"] is None) == ("bad_status", False)  # it is retried as usual
             await time_passes(api.cell, webhook["id"])
             done = await attempted(api, webhook, 2)
             assert (done["status_code"], done["delivered_at"] is None) == (200, False)
@@ -300,7 +300,7 @@ class TestRedeliveries:
             soon.refused(429, "redelivered_recently")
             assert soon.headers["Retry-After"] == "60"
             await api.cell.raw("HINCRBY", f"webhook:{webhook['id']}", "redelivered_ms", -60_000)  # a minute later
-            for _ in range(2):  # one that sent nothing blocks none
+            for _ in range(2):  # a call that sends nothing blocks no later one
                 assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 0, "not_kept": 1}
 
     async def test_a_disabled_webhook_gets_none_until_it_is_enabled(self, api: FrontEnd, receiver: Receiver) -> None:
@@ -314,12 +314,12 @@ class TestRedeliveries:
         assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 1, "not_kept": 0}
         await receiver.has(1)
 
-    async def test_what_is_no_delivery_of_the_webhook_is_not_found(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_a_delivery_of_another_webhook_is_not_found(self, api: FrontEnd, receiver: Receiver) -> None:
         mine, other = await made(api, receiver.url), await made(api, receiver.url)
         of_other = await api.have_failed_delivery(other["id"])
         for delivery_id in (of_other, "0" * 32, "no-id"):
             (await api.call("POST", self.path(mine, delivery_id))).refused(404, "delivery_not_found")
-        await api.cell.raw("DEL", f"delivery:{of_other}")  # its week is over
+        await api.cell.raw("DEL", f"delivery:{of_other}")  # it has expired after a week
         (await api.call("POST", self.path(other, of_other))).refused(404, "delivery_not_found")
         stranger = await api.new_token(account=OTHERS)
         for path in (self.path(other), self.path(other, of_other)):
@@ -327,7 +327,7 @@ class TestRedeliveries:
 
 
 class TestDeliveries:
-    async def test_each_event_that_is_wanted_is_told_with_the_job_as_it_was(
+    async def test_each_subscribed_event_is_sent_with_the_job_as_it_was(
         self, api: FrontEnd, receiver: Receiver
     ) -> None:
         webhook = await made(api, receiver.url, events=EVERY)
@@ -348,7 +348,9 @@ class TestDeliveries:
         done = await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
         assert (done["status_code"], done["error"], done["next_attempt_at"]) == (200, None, None)
 
-    async def test_what_is_not_wanted_or_of_others_is_not_told(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_unsubscribed_events_and_those_of_others_are_not_sent(
+        self, api: FrontEnd, receiver: Receiver
+    ) -> None:
         stranger = await api.new_token(account=OTHERS)
         await api.call("POST", WEBHOOKS, body={"url": receiver.url, "events": EVERY}, token=stranger)
         off = await made(api, receiver.url, events=EVERY, enabled=False)
@@ -364,7 +366,7 @@ class TestDeliveries:
         shown = await api.call("POST", f"{WEBHOOKS}{off['id']}/test/")
         assert shown.body["detail"] == "The webhook is disabled. Enable it first."
 
-    async def test_for_a_day_the_old_secret_signs_too(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_the_old_secret_also_signs_for_a_day(self, api: FrontEnd, receiver: Receiver) -> None:
         webhook = await made(api, receiver.url)
         rotated = (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/rotate-secret/")).body
         assert rotated["secret"] != webhook["secret"]
@@ -410,7 +412,7 @@ class TestDeliveries:
             assert (last["next_attempt_at"], last["delivered_at"]) == (None, None)
             assert await api.cell.redis.zcard(f"webhook:{webhook['id']}:due") == 0
 
-    async def test_who_is_gone_is_told_no_more(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_a_deleted_webhook_gets_nothing(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
         async with receiving(answers=[410]) as receiver:
             webhook = await made(api, receiver.url)
             await send_test(api, webhook)
@@ -420,7 +422,7 @@ class TestDeliveries:
             on = (await api.call("PATCH", f"{WEBHOOKS}{webhook['id']}/", body={"enabled": True})).body
             assert (on["enabled"], on["disabled_reason"]) == (True, None)
 
-    async def test_who_took_nothing_for_days_is_disabled(self, api: FrontEnd) -> None:
+    async def test_a_webhook_that_fails_for_days_is_disabled(self, api: FrontEnd) -> None:
         async with receiving(answers=[500]) as receiver:
             webhook = await made(api, receiver.url)
             days_ago = (datetime.now(UTC) - timedelta(seconds=PATIENCE_SECONDS + 60)).timestamp() * 1000
@@ -431,7 +433,7 @@ class TestDeliveries:
             shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
             assert (shown["enabled"], shown["disabled_reason"]) == (False, "failing")
 
-    async def test_one_that_hangs_holds_nobody_else_back(self, api: FrontEnd, receiver: Receiver) -> None:
+    async def test_a_hanging_receiver_does_not_delay_others(self, api: FrontEnd, receiver: Receiver) -> None:
         async with receiving() as slow:
             slow.open.clear()
             hangs = await made(api, slow.url)
@@ -442,7 +444,7 @@ class TestDeliveries:
             await send_test(api, works)
             await attempted(api, works)
 
-            await slow.has(2)  # the first has come to its limit of time: then those that waited, some at a time
+            await slow.has(2)  # the first two time out; then the waiting ones follow, some at a time
             assert len(slow.got) <= 1 + AT_ONCE
 
     async def test_accounts_whose_receivers_all_hang_hold_no_other_account_back(self, cell: Cell) -> None:
@@ -459,8 +461,8 @@ class TestDeliveries:
                     made_by = await webhooks.create(account_id=AccountId(account), change=change)
                     await webhooks.test(account_id=AccountId(account), webhook_id=made_by.webhook.id)
             await send_test(api, await made(api, works.url))
-            await works.has(1)  # none of the others has come to its end
-            await slow.has(300)  # and they hold each other back for seconds only
+            await works.has(1)  # none of the others has ended
+            await slow.has(300)  # and they delay each other only for seconds
             slow.open.set()
 
     async def test_accounts_take_turns(self, cell: Cell) -> None:
@@ -498,12 +500,12 @@ class TestDeliveries:
 
 
 class TestSenders:
-    """Without a front end between: who gets what to send."""
+    """Without a front end: which sender gets which deliveries."""
 
-    async def test_of_many_one_gets_it_and_after_its_time_another(self, cell: Cell) -> None:
+    async def test_of_many_senders_one_claims_it_and_after_its_time_another(self, cell: Cell) -> None:
         async with serving(cell, webhooks=1) as api:
             webhook = await made(api, URL, enabled=False)
-        # no sender runs from here on
+        # no sender is running from here on
         await cell.redis.hset(f"webhook:{webhook['id']}", "enabled", "1")  # type: ignore[misc]  # typed for the blocking client too
         await cell.create()
         await cell.store.cancel(account_id=AccountId(77), job_id=await cell.holder())
@@ -519,15 +521,15 @@ class TestSenders:
         assert second is not None
         assert second.deliveries == claim.deliveries
         results = {claim.deliveries[0].id: Result(status=200, error=None)}
-        assert await deliveries.settle(claim, results, patience_seconds=60) is None  # too late: it changes nothing
+        assert await deliveries.settle(claim, results, patience_seconds=60) is None  # too late: it has no effect
         assert await deliveries.claim(lease_seconds=60, most=8) is None
-        await deliveries.settle(second, {}, patience_seconds=60)  # let go: due at once
+        await deliveries.settle(second, {}, patience_seconds=60)  # released: due at once
         third = await deliveries.claim(lease_seconds=60, most=8)
         assert third is not None
         await deliveries.settle(third, results, patience_seconds=60)
         assert await cell.redis.zcard("webhooks:due") == 0
 
-    async def test_what_a_killed_front_end_was_sending_another_sends(
+    async def test_deliveries_of_a_killed_front_end_are_sent_by_another(
         self, cell: Cell, redis_server: RedisServer, receiver: Receiver
     ) -> None:
         receiver.open.clear()
@@ -551,7 +553,7 @@ class TestSenders:
         assert first == second
         assert receiver.got[0][0]["webhook-id"] == receiver.got[1][0]["webhook-id"]
 
-    async def test_a_front_end_that_ends_lets_go_of_what_it_was_sending(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_a_stopping_front_end_releases_its_deliveries(self, cell: Cell, receiver: Receiver) -> None:
         receiver.open.clear()
         async with serving(cell, webhooks_to_private=True, drain_seconds=0.1) as api:
             webhook = await made(api, receiver.url)
@@ -561,7 +563,7 @@ class TestSenders:
         async with serving(cell, webhooks_to_private=True) as api:
             await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
 
-    async def test_a_front_end_ends_at_whatever_moment_it_is_told_to(self, cell: Cell) -> None:
+    async def test_a_front_end_stops_at_any_moment(self, cell: Cell) -> None:
         for n in range(100):
             async with asyncio.timeout(PATIENCE_SECONDS_FOR_END), serving(cell):
                 await asyncio.sleep(n % 10 / 1000)
@@ -623,7 +625,7 @@ class TestWhere:
                 assert (await attempted(api, answer.body))["status_code"] is None
         assert receiver.got == []
 
-    async def test_what_was_taken_under_other_settings_is_looked_at_again(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_urls_accepted_under_other_settings_are_checked_again(self, cell: Cell, receiver: Receiver) -> None:
         async with serving(cell, webhooks_to_private=True) as lenient:
             webhook = await made(lenient, receiver.url)
         async with serving(cell) as api:
@@ -631,8 +633,8 @@ class TestWhere:
             assert (await attempted(api, webhook))["error"] == "address_refused"
         assert receiver.got == []
 
-    async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
-        """Whatever the looks before it have let pass."""
+    async def test_the_socket_is_checked_last(self, receiver: Receiver) -> None:
+        """Regardless of what earlier checks have accepted."""
         async with client(Reach(), resolver=Names({}), seconds=5.0) as session:
             with pytest.raises(ClientConnectorError) as refused:
                 await session.post(receiver.url)
@@ -646,7 +648,7 @@ class TestWhere:
             *("2130706433", "0x7f.1", "127.1", "router.home.arpa", "localhost.localdomain"),
         ],
     )
-    async def test_a_name_that_leads_inside_is_refused_at_once(self, cell: Cell, host: str) -> None:
+    async def test_a_name_with_an_internal_address_is_refused_at_once(self, cell: Cell, host: str) -> None:
         async with serving(cell) as api:
             answer = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
             assert answer.refused_fields() == ["url"]
@@ -685,20 +687,20 @@ class TestWhere:
             ({"webhook_networks": ("127.0.0.0/8",), "webhook_denied_networks": ("127.0.0.1/32",)}, "address_refused"),
         ],
     )
-    async def test_what_is_listed_is_reached_and_nothing_else(
+    async def test_only_listed_networks_are_reached(
         self, cell: Cell, receiver: Receiver, listed: dict[str, Any], error: str
     ) -> None:
         port = receiver.url.split(":")[-1]
         async with serving(cell, names=Names({"hooks.example": "127.0.0.1"}), **listed) as api:
             webhook = await made(api, f"https://hooks.example:{port}")
             await send_test(api, webhook)
-            # the receiver has no TLS: an attempt that reaches it fails there
+            # the receiver has no TLS: an attempt that reaches it fails
             assert (await attempted(api, webhook))["error"] in {
                 error,
                 "connection_failed" if error == "tls_failed" else error,
             }
 
-    async def test_a_proxy_gets_what_is_sent_and_resolves_the_name(self, cell: Cell, receiver: Receiver) -> None:
+    async def test_a_proxy_gets_the_request_and_resolves_the_name(self, cell: Cell, receiver: Receiver) -> None:
         async with serving(cell, webhooks_to_private=True, webhook_proxy=receiver.url) as api:
             webhook = await made(api, "http://nobody-here-knows.example/hook")
             await send_test(api, webhook)
@@ -717,7 +719,7 @@ class TestWhere:
         ("names", "url", "code"),
         [({}, "https://nowhere.example/", "name_not_found"), ({"x.example": "127.0.0.1"}, "", "connection_failed")],
     )
-    async def test_what_goes_wrong_is_told(self, cell: Cell, names: dict[str, str], url: str, code: str) -> None:
+    async def test_errors_are_named(self, cell: Cell, names: dict[str, str], url: str, code: str) -> None:
         async with receiving() as closed:
             port = closed.url.split(":")[-1]
         async with serving(cell, names=Names(names), webhooks_to_private=True) as api:

@@ -1,4 +1,4 @@
-"""A queued job tells operators why it has not started, its place in the queue, and when it will fail."""
+"""Operators see why a queued job has not started, its place in the queue, and when it will fail."""
 
 import time
 from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ async def test_one_of_a_paused_node_says_by_whom_and_why_and_its_place(dashboard
     reason = {"reason": "kernel upgrade"}
     await dashboard.browser.done("/ops/nodes/n1/pause/", reason)
     jobs = [(await dashboard.cell.create(server=server)).job.id for server in (SERVER, *OTHERS)]
-    by_place = {(await shown(dashboard, job))["place"]: job for job in jobs}  # those of one millisecond in any order
+    by_place = {(await shown(dashboard, job))["place"]: job for job in jobs}  # jobs of one millisecond in any order
     assert sorted(by_place) == [1, 2, 3]
     told = await shown(dashboard, by_place[2])
     assert (told["reason"], told["queued"]) == ("node_paused", 3)

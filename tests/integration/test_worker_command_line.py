@@ -1,4 +1,4 @@
-"""The worker's command line: its settings, its help, and what it says when it can't go on."""
+"""The worker's command line: its settings, its help, and its error messages."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
 
 
 def refuses(*arguments: str, **settings: str) -> str:
-    """What it says when it can't be started like this, which is never a traceback."""
+    """Check that it refuses to start. Returns its message, which is never a traceback."""
     done = run(*arguments, **settings)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
@@ -123,14 +123,14 @@ def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
 
 
-def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_path: Path) -> None:
+def test_kept_snapshots_can_be_released_beside_a_running_worker(tmp_path: Path) -> None:
     node = {"driver": "fake", "state_dir": str(tmp_path)}
     assert f"{tmp_path}/journal.sqlite: unable to open" in refuses("drop-kept", "vps-safety-j1", **node)
     assert list(tmp_path.iterdir()) == []
-    with closing(Journal(tmp_path / "journal.sqlite")) as journal:  # as a running worker has it
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:  # as a running worker keeps it
         journal.track_safety_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
         journal.track_safety_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
-        for other in ("vps-safety-j2", "nightly"):  # a restore's, that can still be undone; nobody's
+        for other in ("vps-safety-j2", "nightly"):  # one of a restore that can still be undone, and one of another tool
             assert f"no tag {other} that is kept" in refuses("drop-kept", other, **node)
         assert journal.due_safety_tags() == []
         done = run("drop-kept", "vps-safety-j1", **node)
@@ -138,7 +138,7 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
         assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
 
 
-def test_a_journal_that_only_a_newer_version_can_read_ends_the_start_in_words(tmp_path: Path) -> None:
+def test_a_journal_of_a_newer_version_ends_the_start_with_a_message(tmp_path: Path) -> None:
     path, node = tmp_path / "journal.sqlite", {"state_dir": str(tmp_path), "driver": "fake"}
     with closing(Journal(path)) as journal:
         journal.begin(TASK, Step.PREFLIGHT)
@@ -188,7 +188,7 @@ def test_a_survey_of_a_libvirt_that_does_not_answer_names_it_and_what_to_do(tmp_
     uri = f"qemu+unix:///system?socket={tmp_path}/none"
     said = refuses("survey", "--libvirt", uri)
     assert f"{uri}: the hypervisor is not responding" in said
-    assert f"'{tmp_path}/none'" in said  # in libvirt's own words
+    assert f"'{tmp_path}/none'" in said  # libvirt's own message
     assert "--libvirt URI" in said
     assert "survey FOLDER" in said
     assert "root" in refuses("survey", "--libvirt", "qemu:///embed")

@@ -1,4 +1,4 @@
-"""The worker's program as a whole: the only one of its node, whatever becomes of Redis, and stopped without harm."""
+"""The worker's program: only one per node, whatever happens to Redis, and stopped without harm."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import Refused
 from worker.store.model import Job, JobId, JobState, ServerId
 
-GRACE_SECONDS = "1.5"  # a job on the deaf server takes so long: time for something to happen
+GRACE_SECONDS = "1.5"  # how long a job takes on the server that ignores shutdown requests
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def redis_of_ours() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A node whose first server hears no power button."""
+    """A node whose first server ignores shutdown requests."""
     folder = tmp_path / "node"
     folder.mkdir()
     deaf = FakeServer(
@@ -59,7 +59,7 @@ class Customer:
         self.store = CustomerStore(redis)
 
     async def create(self, server_id: int, name: str = "n") -> JobId:
-        """As soon as the node has reported its server."""
+        """Create a snapshot as soon as the node has reported its server."""
         admitted: list[JobId] = []
 
         async def is_admitted() -> bool:
@@ -104,7 +104,7 @@ async def _refused(worker: WorkerProcess, *words: str) -> None:
     assert all(word in said for word in words), said
 
 
-async def test_a_second_worker_is_refused_and_told_who_holds_the_node_even_one_that_was_stopped(
+async def test_a_second_worker_is_refused_and_names_the_holder_even_a_stopped_one(
     redis_of_ours: RedisServer, state: Path, tmp_path: Path
 ) -> None:
     async with worker_process(redis_of_ours.socket, state) as first:
@@ -147,9 +147,7 @@ async def test_a_worker_that_slept_through_its_lease_takes_no_work_any_more(
                 assert await sleeper.process.wait() == 0
 
 
-async def test_one_that_is_told_to_stop_ends_the_job_in_its_hands_and_begins_no_other(
-    redis_of_ours: RedisServer, state: Path
-) -> None:
+async def test_a_stopping_worker_finishes_its_job_and_starts_no_other(redis_of_ours: RedisServer, state: Path) -> None:
     settings = {"GRACE_SECONDS": GRACE_SECONDS, "MAX_JOBS": "1"}
     async with worker_process(redis_of_ours.socket, state, **settings) as worker, customer(redis_of_ours) as ours:
         running, waiting = await ours.create(FIRST), await ours.create(SECOND)
@@ -181,7 +179,7 @@ async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
     assert server_of(state, FIRST).power is Power.ON
 
 
-# --- Redis in trouble under a job ---
+# --- Redis in trouble during a job ---
 
 
 async def _away(server: RedisServer, _: Redis) -> Callable[[], Awaitable[object]]:
@@ -208,7 +206,7 @@ async def _unable_to_save(server: RedisServer, redis: Redis) -> Callable[[], Awa
 
 
 @pytest.mark.parametrize("trouble", [_away, _read_only, _unable_to_save])
-async def test_what_was_begun_is_done_though_redis_is_in_trouble_and_told_when_it_is_well(
+async def test_a_started_job_finishes_while_redis_fails_and_is_reported_later(
     redis_of_ours: RedisServer,
     state: Path,
     trouble: Callable[[RedisServer, Redis], Awaitable[Callable[[], Awaitable[object]]]],
@@ -227,11 +225,11 @@ async def test_what_was_begun_is_done_though_redis_is_in_trouble_and_told_when_i
         await heal()
 
         assert (await ours.sees_end(job_id)).state is JobState.COMPLETED
-        assert (await ours.sees_end(await ours.create(SECOND))).state is JobState.COMPLETED  # and all works again
+        assert (await ours.sees_end(await ours.create(SECOND))).state is JobState.COMPLETED  # it works again
         assert [json.loads(line)["event"] for line in worker.lines if '"error"' in line] == []
 
 
-async def test_what_was_begun_is_done_and_told_while_redis_is_full(redis_of_ours: RedisServer, state: Path) -> None:
+async def test_a_started_job_ends_and_is_reported_while_redis_is_full(redis_of_ours: RedisServer, state: Path) -> None:
     async with (
         worker_process(redis_of_ours.socket, state, GRACE_SECONDS=GRACE_SECONDS),
         customer(redis_of_ours) as ours,

@@ -1,4 +1,4 @@
-"""The whole service as processes, on the simulated hypervisor."""
+"""The whole service as processes with the simulated hypervisor."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ async def running(state: State) -> AsyncIterator[Service]:
 
 
 async def fetched(url: str) -> str:
-    """What a browser or a Prometheus gets there, read to its end: an answer left unread warns in some later test."""
+    """The response that a browser or Prometheus gets, read to its end: unread, it causes a warning in a later test."""
     async with ClientSession() as session, session.get(url) as answer:
         assert answer.status == 200, url
         return await answer.text()

@@ -1,1 +1,1 @@
-"""The suite on the versions that a provider may have: `make matrix`."""
+"""The test suite with the versions that a provider may have: `make matrix`."""

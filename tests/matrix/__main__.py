@@ -1,8 +1,8 @@
-"""Runs the tests on other versions than the lock's and this machine's, row by row, and writes docs/versions.md.
+"""Runs the tests with other versions than those of the lock and of this machine, and writes docs/versions.md.
 
-ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" other tests than a row's own, T=store those of `make
-newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix.
-Exits with 1 if a test failed.
+ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" runs these tests instead of the row's own, T=store those
+of `make newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix. Exits
+with 1 if a test failed.
 """
 
 import os
@@ -31,7 +31,7 @@ ROWS = (*SERVERS, REDIS_PY, *PYTHONS, DEBIAN_13)
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`root`: the checkout as the command sees it, from outside."""
+    """`root`: the path of the checkout in the command's view."""
 
     tests: tuple[str, ...]
     command: tuple[str, ...]

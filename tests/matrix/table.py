@@ -1,4 +1,4 @@
-"""The table in docs/versions.md: a line for each row that was run, with the versions that it had."""
+"""The table in docs/versions.md: a line for each row that was run, with its versions."""
 
 import re
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _ABOUT = re.compile(r"^versions: (.*)$", re.MULTILINE)
 @dataclass(frozen=True, kw_only=True)
 class Result:
     row: str
-    tests: str  # all of the row; or those that were asked for
-    versions: dict[str, str]  # as the head of pytest's output has them
+    tests: str  # all tests of the row, or those that were selected
+    versions: dict[str, str]  # from the header of pytest's output
     passed: int
     failed: int
     skipped: int
@@ -34,7 +34,7 @@ class Result:
 
 
 def read(row: str, tests: str, log: str, junit: Path) -> Result:
-    """Raises ValueError if pytest did not come to its end."""
+    """Raises ValueError if pytest did not finish."""
     about = _ABOUT.search(log)
     if about is None or not junit.exists():
         raise ValueError(f"{row}: no tests were run; see its log")

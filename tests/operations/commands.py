@@ -1,8 +1,7 @@
-"""`commands.py NAME ARGUMENTS...`: the commands of an instruction that cannot be run as they are on these machines.
+"""`commands.py NAME ARGUMENTS...`: replacements for commands of the instructions that cannot run on these machines.
 
-apt-get puts the files of a package where the package has them; systemctl asks the machine's init; editor makes the
-changes that the test gives in place of a person; ssh runs a command on another machine. Whatever they do not know is
-refused.
+apt-get copies the files of a package to its paths; systemctl asks the machine's init; editor makes the test's changes
+instead of a person; ssh runs a command on another machine. They refuse everything else.
 """
 
 import json
@@ -105,7 +104,7 @@ def editor(name: str) -> None:
         text, count = re.subn(pattern, new.replace("\\", r"\\"), text, flags=re.MULTILINE)
         if count != 1:
             sys.exit(f"editor: {name} has {pattern!r} {count} times")
-    file.write_text(text)  # the same file: mode and owner stay
+    file.write_text(text)  # the same file, so that mode and owner stay
     plan.write_text(json.dumps(edits))
 
 

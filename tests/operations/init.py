@@ -1,8 +1,8 @@
-"""`init.py FOLDER`: the first program of a machine. Puts the machine's own folders in their places, then plays systemd:
-starts and stops units from their files.
+"""`init.py FOLDER`: the first process of a machine. Mounts the machine's own folders, then acts as systemd: starts and
+stops units from their files.
 
 Reads one command of `systemctl` per connection of the socket FOLDER/init.sock, as JSON, and answers with an exit status
-and a text. What a unit says about isolation is not applied: other tests check it.
+and a text. Isolation settings of units are not applied: other tests check them.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 OWN = ("etc", "run", "var/lib", "var/log", "var/backups")
 UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 LIMIT_SECONDS = 60.0
-# Puts the sockets where systemd puts them, then becomes the program: LISTEN_PID is its own.
+# Places the sockets where systemd does, then executes the program: LISTEN_PID is its own.
 _ACTIVATE = """
 import os, sys
 count = int(sys.argv[1])
@@ -40,7 +40,7 @@ Options = dict[str, list[str]]
 
 
 def own_folders(folder: Path) -> None:
-    """Mount the folder's `etc` over /etc and so on; what Debian has there already is copied, or stays visible."""
+    """Mount the folder's `etc` over /etc and so on; existing files of Debian are copied or stay visible."""
     for name in OWN:
         (folder / name).mkdir(parents=True)
     (folder / "home").mkdir()
@@ -59,7 +59,7 @@ def own_folders(folder: Path) -> None:
 
 
 def options_of(unit: str) -> dict[str, Options]:
-    """Sections of a unit's file and its drop-ins. As in systemd, an empty value clears what was said before."""
+    """Sections of a unit's file and its drop-ins. As in systemd, an empty value clears earlier ones."""
     files = [folder / unit for folder in UNIT_FOLDERS if (folder / unit).exists()][:1]
     if not files:
         raise UnitError(f"Unit {unit} not found.")

@@ -1,6 +1,6 @@
-"""A machine to follow instructions on: a network namespace, with folders of its own in the place of those that the
-instructions change. Its systemd and apt are played (`init.py`, `commands.py`); all other programs are real. Needs root.
-"""
+"""A machine on which instructions are followed: a network namespace with its own versions of the folders that the
+instructions change. systemd and apt are simulated (`init.py`, `commands.py`); all other programs are real. Needs
+root."""
 
 import json
 import os
@@ -22,17 +22,17 @@ HERE = Path(__file__).parent
 LIMIT_SECONDS = 120.0
 Edits = Mapping[
     str, Sequence[Sequence[tuple[str, str]]]
-]  # of a file: what an operator replaces each time that it is opened
+]  # replacements in a file, for each time that an operator opens it
 _ASKS = re.compile(r"\[y/N\]: $|input password: $|operator: $")
 
 
 class NotDoneError(Exception):
-    """A block ended with an error; the text has what it printed."""
+    """A block ended with an error; the text is its output."""
 
 
 class Machine:
     def __init__(self, shared: Path, name: str, inside: Sequence[str], addresses: Mapping[str, str]) -> None:
-        """`addresses`: the real ones, by those that instructions use."""
+        """`addresses`: the real addresses, by the ones in the instructions."""
         self.name = name
         self.folder = shared / name
         self._shared = shared
@@ -40,7 +40,7 @@ class Machine:
         self._addresses = addresses
 
     def start(self, environment: Mapping[str, str], edits: Edits) -> None:
-        """Returns when its init takes commands."""
+        """Returns when its init accepts commands."""
         self.folder.mkdir()
         (self.folder / "edits.json").write_text(self.here(json.dumps(edits)))
         (self.folder / "environment.json").write_text(json.dumps(environment))
@@ -75,17 +75,17 @@ class Machine:
         self._init.stdout.close()
 
     def file(self, path: str) -> Path:
-        """Where a file of the machine's /etc, /run, /var/lib, /var/log or of its working folder is for us."""
+        """The path, outside the machine, of a file in its /etc, /run, /var/lib, /var/log or working folder."""
         return self.folder / path.lstrip("/")
 
     def here(self, text: str) -> str:
-        """With the real addresses in the place of the examples."""
+        """Replace the example addresses with the real ones."""
         for example, address in self._addresses.items():
             text = text.replace(example, address)
         return text
 
     def follow(self, text: str) -> str:
-        """Run a block as an operator at a terminal would; returns what the terminal shows. Raises NotDoneError."""
+        """Run a block as an operator would at a terminal. Returns the output. Raises NotDoneError."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             ["setsid", "--ctty", "--wait", *self._entering(), "bash", "-euo", "pipefail", "-c", self.here(text)],
@@ -107,13 +107,13 @@ class Machine:
         return shown
 
     def _attend(self, terminal: int, text: str) -> str:
-        """Read until the end; answer each question: yes, or the password of the account that the block names."""
+        """Read until the end and answer each question: yes, or the password of the account that the block names."""
         accounts = iter(re.findall(r"--user (\w+) --askpass", text))
         shown, answered = "", 0
         while True:
             try:
                 more = os.read(terminal, 65536)
-            except OSError:  # nobody has it open any more
+            except OSError:  # the other side is closed
                 return shown.replace("\r\n", "\n")
             if not more:
                 return shown.replace("\r\n", "\n")
@@ -125,7 +125,7 @@ class Machine:
                 os.write(terminal, f"{answer}\n".encode())
 
     def edits_left(self) -> dict[str, object]:
-        """Those for which no page has opened the file."""
+        """The edits whose file no page has opened."""
         planned = json.loads((self.folder / "edits.json").read_text())
         return {file: changes for file, changes in planned.items() if changes}
 
@@ -156,13 +156,13 @@ def entering(shared: Path, name: str, environment: Mapping[str, str]) -> list[st
             "env",
             "-i",
             f"--chdir={folder / 'home'}",
-        ),  # there: nsenter's own --wd is a folder of our mounts, not of theirs
+        ),  # inside the mounts: nsenter's own --wd is a folder outside
         *(f"{key}={value}" for key, value in (variables | dict(environment)).items()),
     ]
 
 
 def password(folder: Path, account: str) -> str:
-    """Of Redis, as the operator has noted it: that of the machine in `folder`, or of the first one that has a Redis."""
+    """The password of Redis that the operator has noted: of the machine in `folder`, or of the first with a Redis."""
     files = [folder / "etc/redis/users.acl", *sorted(folder.parent.glob("redis*/etc/redis/users.acl"))]
     text = next(file.read_text() for file in files if file.exists())
     (found,) = re.findall(rf"^user {account} on >(\S+)", text, re.MULTILINE)
@@ -177,7 +177,7 @@ def machines(
     edits: Mapping[str, Edits],
     environment: Mapping[str, Mapping[str, str]],
 ) -> Iterator[dict[str, Machine]]:
-    """By their names, which each of them resolves. `names`: with the address or name that the pages use."""
+    """Machines by name; each resolves all names. `names`: with the addresses or names in the pages."""
     commands = folder / "commands"
     commands.mkdir()
     for command in COMMANDS:
@@ -200,7 +200,7 @@ def machines(
 
 
 def _end_all(net: Network, count: int) -> None:
-    """What still runs on the machines: nothing else is in their namespaces."""
+    """Kill the remaining processes of the machines: nothing else is in their namespaces."""
     for place in range(count):
         name = net.inside(place)[-1]
         deadline = time.monotonic() + LIMIT_SECONDS

@@ -1,4 +1,4 @@
-"""The pages for operators, and the blocks in them."""
+"""The operators' pages and the code blocks in them."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _FENCE = re.compile(r"^```([a-z]+)(?: ([a-z0-9 -]+))?\n(.*?)^```$", re.MULTILINE
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """`kind`: what is behind the language, which for `sh` is where the block is run."""
+    """`kind`: the word after the language, which for `sh` is where the block is run."""
 
     page: str
     line: int

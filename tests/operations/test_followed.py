@@ -1,6 +1,5 @@
-"""The pages for operators are followed to the letter: every block of commands is run, in the order of the pages, on
-machines that resemble a small cell. What cannot be run so is run by another test, which `ELSEWHERE` names.
-"""
+"""The operators' pages are followed literally: every command block is run, in the order of the pages, on machines
+that form a small cell. `ELSEWHERE` names the other tests that run what cannot be run here."""
 
 import re
 import sys
@@ -14,7 +13,7 @@ from tests.conftest import needs, needs_root
 from tests.operations.machine import Edits, machines
 from tests.operations.pages import PAGES, PROJECT, Block, blocks
 
-CELL = {  # each machine, with the address or name that the pages use for it
+CELL = {  # each machine, with its address or name in the pages
     "redis": "10.20.0.5",
     "front-end": "10.20.0.7",
     "gateway": "gateway-1.example.net",
@@ -55,13 +54,13 @@ def redis_of(account: str) -> list[tuple[str, str]]:
 
 
 def shown_in(page: str, beginning: str) -> str:
-    """The text of the only block of that page that an operator is to copy into a file, and that begins so."""
+    """The text of the page's only block that begins with this and that an operator copies into a file."""
     (found,) = [block.text for block in blocks(page) if block.language == "ini" and block.text.startswith(beginning)]
     return found
 
 
 def as_the_pages_say() -> dict[str, Edits]:
-    """What an operator changes each time that a page opens a file in an editor."""
+    """The operator's edits, one for each time that a page opens a file in an editor."""
     programs = str(Path(sys.executable).parent)
     drop_in = shown_in("secure", "[Service]").replace("/usr/lib/vps-snapshots/api/bin", programs)
     return {
@@ -112,7 +111,7 @@ def folder() -> Iterator[Path]:
     needs_root()
     for program in PROGRAMS:
         needs(program)
-    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:  # a short path, for sockets
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:  # a short path: sockets are below it
         yield Path(folder)
 
 
@@ -164,7 +163,7 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path) -> None:
 
 
 def last_of(shown: Mapping[Block, str], beginning: str) -> str:
-    """What the terminal showed for the last block that begins so."""
+    """The output of the last block that begins with this."""
     return [text for block, text in shown.items() if block.text.startswith(beginning)][-1]
 
 

@@ -28,7 +28,7 @@ until_true() { # for at most 60 s
     for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done
     die "not within 60 s: $*"
 }
-# As the units run the programs: without root, and with a copy of the settings of their own.
+# Runs programs as the units do: without root, and with their own copy of the settings.
 start() { # NAME COMMAND...
     local name=$1; shift
     setpriv --reuid=65534 --regid=65534 --clear-groups "$@" >>"$cell/$name.log" 2>&1 &

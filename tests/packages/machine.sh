@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# In a virtual machine that systemd has booted, as root: the units as an operator enables them. See boot.sh.
+# Runs as root in a virtual machine booted by systemd: enables the units as an operator does. See boot.sh.
 set -euo pipefail
 export VPS_SNAPSHOTS_URL=http://127.0.0.1:8080
 etc=/etc/vps-snapshots
@@ -122,4 +122,4 @@ systemctl stop vps-snapshots-worker vps-snapshots-gateway vps-snapshots-audit vp
 [ -z "$(systemctl list-units --failed --plain --no-legend 'vps-snapshots-*')" ] || die "$(systemctl list-units --failed --no-pager)"
 denied=$(journalctl --no-pager -b | grep -iE 'seccomp|operation not permitted|permission denied|Traceback' | grep vps-snapshots || true)
 [ -z "$denied" ] || die "$denied"
-step "all hold"
+step "all tests passed"

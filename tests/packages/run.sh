@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the packages twice and compares them, runs lintian, and tries the packages and install.sh in fresh chroots of each
-# Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR (this machine's), and keeps the
-# bare systems in .chroots. TRANSCRIPT: a file for what was done in the chroots with the packages. DEBS: a folder with packages,
-# which are then only used: nothing is built, compared or installed from the checkout.
-# `run.sh short`, which CI runs: all of it, but install.sh runs once for each release, under one of the umasks.
-# `run.sh units`: instead, boots each Debian release in a virtual machine, and tries the units there under systemd (machine.sh).
+# Builds the packages twice and compares them, runs lintian, builds the image of the Containerfile, and tests the packages and
+# install.sh in fresh chroots of each Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR
+# (default: this machine's), and keeps the bare systems in .chroots. TRANSCRIPT: a file for the commands that were run in the
+# chroots with the packages. DEBS: a folder with packages to test; nothing is then built, compared or installed from the checkout.
+# `run.sh short`, which CI runs: the same, but install.sh runs once for each release, under one of the umasks.
+# `run.sh units`: instead, boots each Debian release in a virtual machine and tests the units under systemd (machine.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mode=${1:-full}

@@ -1,1 +1,1 @@
-"""What an attacker tries, with a credential that is real, and what comes of it: nothing."""
+"""Attacks with a real credential, none of which succeeds."""

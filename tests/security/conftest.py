@@ -1,4 +1,4 @@
-"""A cell with an honest node `n1` and a hostile one, `n2`, whose lease is real."""
+"""A cell with an honest node `n1` and a hostile node `n2`, which holds a real lease."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["cell"]
 ITS_SERVER, ITS_ACCOUNT = ServerId(666), AccountId(66)
 
 
-READ: dict[bytes, tuple[str | int, ...]] = {  # of each type: the command, and what stands behind the key
+READ: dict[bytes, tuple[str | int, ...]] = {  # by type: the command and its arguments after the key
     b"string": ("GET",),
     b"hash": ("HGETALL",),
     b"set": ("SMEMBERS",),
@@ -26,29 +26,30 @@ READ: dict[bytes, tuple[str | int, ...]] = {  # of each type: the command, and w
 
 
 async def kept(cell: Cell, key: bytes) -> Any:
-    """What Redis holds under a key."""
+    """The value of a key in Redis."""
     command, *arguments = READ[await cell.raw("TYPE", key)]
     return await cell.raw(str(command), key, *arguments)
 
 
 @dataclass(kw_only=True)
 class Hostile:
-    """`n2`, which has the server 666 of account 66. `refused`: the claims of which its gateway was told."""
+    """`n2`, which has server 666 of account 66. `refused`: the claims that its gateway reported."""
 
     cell: Cell
     node: NodeStore
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     async def everything(self) -> dict[bytes, Any]:
-        """All that Redis holds besides the time, what a node may write of itself, and the count of what was refused."""
+        """All data in Redis except the time, what a node may write about itself, and the count of refusals."""
         return {
             key: await kept(self.cell, key)
             async for key in self.cell.redis.scan_iter(count=1000)
-            if not key.startswith((b"refused_claim", b"node:n2", b"nodes", b"clock"))
+            # how much a node has added lately is soon forgotten
+            if not key.startswith((b"refused_claim", b"node:n2", b"nodes", b"clock")) and not key.endswith(b":told")
         }
 
     async def told(self) -> dict[bytes, int]:
-        """How often operators were told of each refusal."""
+        """How often each refusal was shown to operators."""
         return {
             key.removeprefix(b"refused_claim:"): int(await self.cell.raw("HGET", key, "count"))
             async for key in self.cell.redis.scan_iter(match="refused_claim:*")

@@ -1,4 +1,4 @@
-"""The accounts of Redis that we ship: none is for a node, and none of a program can stop or reconfigure Redis."""
+"""The shipped Redis accounts: no account is for a node, and no program's account can stop or reconfigure Redis."""
 
 import re
 from pathlib import Path

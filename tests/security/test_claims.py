@@ -1,6 +1,7 @@
-"""A node's claims about what is another's, or about what cannot be: refused, told to operators, and nothing changes."""
+"""A node's claims about others' records, and impossible ones, are refused and reported, and change nothing."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -14,7 +15,21 @@ from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import AdmittedJob
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, Snapshot, SnapshotId, SnapshotStatus, Step
+from worker.store.model import (
+    Contents,
+    Failure,
+    HeldDisk,
+    JobId,
+    JobKind,
+    JobState,
+    Note,
+    NoteCode,
+    ServerId,
+    Snapshot,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
 from worker.store.nodes.node_store import (
     BeginRefused,
     BegunJob,
@@ -55,7 +70,7 @@ def begun(snapshot_id: int, kind: JobKind = JobKind.DELETE, job_id: JobId = UNKN
 
 
 class Victim:
-    """Account 77's completed snapshot, and its job, on the honest node."""
+    """Account 77's completed snapshot and its job on the honest node."""
 
     def __init__(self, hostile: Hostile, snapshot: Snapshot, job: AdmittedJob) -> None:
         self.node, self.snapshot, self.job = hostile.node, snapshot.id, job.id
@@ -88,7 +103,7 @@ CLAIMS: dict[str, Callable[[Victim], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("begin", [False, True], ids=["queued", "in progress"])
 @pytest.mark.parametrize("claim", CLAIMS)
-async def test_what_a_node_says_of_another_nodes_things_changes_nothing_and_is_told(
+async def test_claims_about_another_nodes_objects_change_nothing_and_are_shown(
     hostile: Hostile, claim: str, begin: bool
 ) -> None:
     call, reason = claim.split()
@@ -120,7 +135,7 @@ ITEMS: dict[str, Callable[[Victim], Items]] = {
 
 
 @pytest.mark.parametrize("why", ITEMS)
-async def test_what_does_not_hold_is_left_out_of_what_a_node_publishes(hostile: Hostile, why: str) -> None:
+async def test_invalid_parts_of_a_publication_are_omitted(hostile: Hostile, why: str) -> None:
     victim = await victim_of(hostile, begin=True)
     before = await hostile.everything()
     snapshots, jobs = ITEMS[why](victim)
@@ -129,7 +144,7 @@ async def test_what_does_not_hold_is_left_out_of_what_a_node_publishes(hostile: 
     assert hostile.refused == [("publish", why.split(maxsplit=1)[0])]
 
 
-async def test_what_holds_is_accepted_beside_what_does_not(hostile: Hostile) -> None:
+async def test_valid_parts_are_accepted_beside_invalid_ones(hostile: Hostile) -> None:
     new = await hostile.node.publish(ITS_SERVER, [published(2**53), published(7)], [])
     assert new == (7,)
 
@@ -192,13 +207,37 @@ async def test_a_node_learns_nothing_of_a_snapshot_of_another_server(hostile: Ho
     assert known.elsewhere == {victim.snapshot}
 
 
+async def test_a_short_question_has_no_endless_answer(hostile: Hostile) -> None:
+    """Else a few calls would fill the memory of Redis and of the gateway with answers."""
+    disks = tuple(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1) for _ in range(60))
+    await hostile.node.publish(ITS_SERVER, [published(7, contents=Contents(disks=disks))], [])
+    assert (await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 100)).on_disk
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.known(ITS_SERVER, [SnapshotId(7)] * 500)
+    assert await hostile.told() == {b"n2:known:too_many": 1}
+
+
+async def test_the_list_of_a_server_is_bounded(hostile: Hostile) -> None:
+    """A lost snapshot takes no slot, but stays listed."""
+    ids = iter(range(1, 1000))
+    for turn in range(3):
+        new = await hostile.node.publish(ITS_SERVER, [published(next(ids)) for _ in range(101)], [])
+        assert len(new) == 100
+        lost = [await hostile.node.lose(ITS_SERVER, snapshot_id) for snapshot_id in new if turn < 2]
+        assert all(lost)
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await hostile.node.lose(ITS_SERVER, new[0])
+    assert await hostile.cell.raw("HGET", f"snapshot:{new[0]}", "status") == b"completed"
+    assert hostile.refused == [*[("publish", "too_many")] * 3, ("lose", "too_many")]
+
+
 async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
-    await Chores(hostile.cell.redis).keep_bounds(Bounds(jobs_per_server=1000))  # else the ended ones go before
+    await Chores(hostile.cell.redis).keep_bounds(Bounds(jobs_per_server=1000))  # no ended job is deleted before
     for _ in range(130):
         await hostile.node.publish(ITS_SERVER, [], [begun(5, job_id=JobId(uuid4().hex))])
     jobs = f"account:66:jobs:server:{ITS_SERVER}:in_progress"
     assert await hostile.cell.redis.zcard(jobs) == 100
-    # ended ones free their place: then the rate holds
+    # ended jobs free their slots; then the rate limit applies
     for _ in range(600):
         job_id = JobId(uuid4().hex)
         await hostile.node.publish(ITS_SERVER, [], [begun(5, job_id=job_id)])
@@ -209,13 +248,13 @@ async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
 
 
 async def used_up(hostile: Hostile, key: str, *, left_ms: int, window_ms: int) -> None:
-    """Of a rate limit, all but what so many milliseconds allow."""
+    """Use up a rate limit, except what it allows in that many milliseconds."""
     now_ms = await milliseconds(hostile.cell)
     await hostile.cell.raw("SET", key, now_ms + window_ms - left_ms)
 
 
 async def test_servers_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
-    """Else it would fill Redis with servers that it has and has no longer: their records stay."""
+    """Otherwise it could fill Redis with servers that it reports and removes: their records stay."""
     minute, node = 60_000, hostile.node
     await used_up(hostile, "node:n2:added", left_ms=5 * minute + minute // 2, window_ms=4000 * minute)
     ids = [ITS_SERVER, *(ServerId(n) for n in range(1000, 1020))]
@@ -234,7 +273,30 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
     assert await hostile.told() == {b"n2:publish:too_many": 5}
 
 
-async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Hostile) -> None:
+async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Hostile) -> None:
+    """Otherwise, it could fill Redis with logs, notes and contents of jobs. The end of a job is always recorded."""
+    node, raw, job_id = hostile.node, hostile.cell.raw, JobId("a" * 32)
+    await node.publish(ITS_SERVER, [], [begun(5, JobKind.CREATE, job_id)])
+    await used_up(hostile, "node:n2:told", left_ms=1000, window_ms=86_400_000)
+    before = await raw("XLEN", "account:66:events")
+    for _ in range(4):
+        with suppress(ClaimRefused):
+            await node.progress(job_id, Step.STOPPING)
+    assert 1 <= await raw("XLEN", "account:66:events") - before <= 3
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.progress(job_id, Step.STOPPING, JobReport(log=("x" * 8000,)))
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.tell_findings(ITS_SERVER, [{"finding": "x", "tag": "y" * 250, "at": "1"}] * 10)
+    contents = Contents(disks=(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1),))
+    outcome = replace(DONE, notes=(Note(code=NoteCode.LEFT_OUT, detail="x" * 1000),), contents=contents)
+    assert await node.finish(job_id, outcome) == "published"
+    ended = await raw("HMGET", f"job:{job_id}", "state", "step", "notes", "contents")
+    assert ended == [b"completed", b"stopping", None, None]
+    assert await raw("EXISTS", f"job:{job_id}:log") == 0
+    assert {*await hostile.told()} == {f"n2:{call}:too_many".encode() for call in ("progress", "findings", "finish")}
+
+
+async def test_a_claim_without_the_lease_is_not_even_checked(hostile: Hostile) -> None:
     victim = await victim_of(hostile, begin=True)
     await hostile.cell.raw("HSET", "node:n2", "owner", "another")
     with pytest.raises(LeaseLost):
@@ -244,7 +306,7 @@ async def test_a_claim_of_who_lost_the_lease_is_not_even_looked_at(hostile: Host
     assert hostile.refused == []
 
 
-async def test_a_dry_run_whose_server_has_left_is_ended_and_not_begun(hostile: Hostile) -> None:
+async def test_a_dry_run_whose_server_has_left_ends_without_a_start(hostile: Hostile) -> None:
     cell = hostile.cell
     check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="x", request_id="r")
     await cell.raw("HSET", f"server:{SERVER}", "node", "n2")

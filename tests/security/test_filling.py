@@ -1,4 +1,4 @@
-"""Customers do all that they may, until nothing more is accepted: Redis is not full, and deletes make room."""
+"""Customers make all calls that they may until each is refused: Redis is not full, and deletes make room."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
@@ -15,10 +15,10 @@ from worker.store.model import JobId, ServerId, SnapshotId
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
 
 SERVERS = [ServerId(n + 1) for n in range(500)]
-ROOM_BYTES = 5 << 19  # of `maxmemory`, above what is there at the start
-DESCRIPTION = "x" * 1000  # the longest one
+ROOM_BYTES = 5 << 19  # of `maxmemory`, above the initial use
+DESCRIPTION = "x" * 1000  # the longest allowed
 LABELS = {f"label-{n}": "y" * 60 for n in range(10)}
-# without events: what the messages to one account's webhooks take has a bound of its own, which is far above this room
+# without events: messages of one account's webhooks have their own limit, which is far above this room
 HOOK = WebhookChange(url="https://gone.example/", description="", events=[], enabled=True)
 
 keys = count()
@@ -26,7 +26,7 @@ keys = count()
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """One without what other tests leave in memory, which would be most of it."""
+    """A new one: what other tests leave in memory would be most of it."""
     with running_redis() as server:
         yield server
 
@@ -96,14 +96,14 @@ async def test_customers_do_not_fill_redis_and_can_make_room(filling: Cell) -> N
     await delete(made.pop())
     await cell.redis.config_set("maxmemory", await _used(cell) + ROOM_BYTES)
 
-    # the refused call itself had taken memory, which is free again when the share is asked for
+    # the refused call used memory that is free again when the share is computed
     await _until_refused(create)
     assert 0.89 <= await _share(cell) < 0.95
     for ask in (restore, rotate, describe):
         await _until_refused(ask)
     assert 0.94 <= await _share(cell) < 1
 
-    # all that exists is deleted: older history goes, so that there is room for restores again
+    # everything that exists is deleted: older history is dropped, which makes room for restores again
     for snapshot in made:
         await delete(snapshot)
         assert await _share(cell) < 1

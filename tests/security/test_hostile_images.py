@@ -1,7 +1,7 @@
-"""A guest that has broken out of QEMU writes what it likes into its image: headers, tables, names of other files.
+"""A guest that has escaped from QEMU writes anything into its image: headers, tables, names of other files.
 
-Our own reader, and qemu-img as it is called, end soon and within bounds, open no other file and no address, and the
-disk is refused in words before its server is stopped.
+The service's own reader and its calls of qemu-img finish soon, stay within limits, and open no other file and no
+address. The disk is refused with a reason before its server is stopped.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from tests.conftest import needs, needs_root
 TAG = "vps-1"
 SIZE = 64 << 20
 CLUSTER = 1 << 16
-STEP_SECONDS = 5.0  # for one of the things that are tried on an image; a job's steps have 360
+STEP_SECONDS = 5.0  # for one operation on an image; a job's steps have 360
 SOON_SECONDS = 60.0  # for all of them
-BOUND_BYTES = 512 << 20  # of memory, and of space on the disk
+BOUND_BYTES = 512 << 20  # of memory and of disk space
 # offsets in the header
 BACKING_AT, BACKING_BYTES, CLUSTER_BITS, VIRTUAL, CRYPT, L1_ENTRIES, L1_AT = 8, 16, 20, 24, 32, 36, 40
 REFCOUNTS_AT, REFCOUNT_CLUSTERS, SNAPSHOTS, SNAPSHOTS_AT, INCOMPATIBLE = 48, 56, 60, 64, 72
@@ -54,7 +54,7 @@ def _programs() -> None:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """With data in its first clusters, and a snapshot."""
+    """An image with data in its first clusters, and a snapshot."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", str(path), str(SIZE))
     command = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 256k", str(path)]
@@ -80,7 +80,7 @@ def number(path: Path, at: int, form: str = ">Q") -> int:
 
 
 def name_backing(path: Path, name: str, form: str = "raw") -> None:
-    """As `qemu-img rebase -u` does, which would refuse some of these names."""
+    """Write what `qemu-img rebase -u` writes, which would refuse some of these names."""
     text = name.encode()
     extension = struct.pack(">II", SAYS_FORMAT, len(form)) + form.encode().ljust(8, b"\0") + bytes(8)
     patch(path, number(path, HEADER_BYTES, ">I"), f"{len(extension)}s", extension)
@@ -95,7 +95,7 @@ def entry(*, name: bytes, l1_at: int = 0, l1_entries: int = 0, extra: int = 16) 
 
 
 def put_snapshots(path: Path, count: int, name: bytes = b"n") -> None:
-    """That many snapshots, as a table at the end of the file."""
+    """Write that many snapshots as a table at the end of the file."""
     at = -(-path.stat().st_size // CLUSTER) * CLUSTER
     with path.open("r+b") as file:
         file.seek(at)
@@ -151,7 +151,7 @@ def needs_a_data_file(name: str) -> Forge:
 
 
 def all_l1_entries_at_one_table(path: Path) -> None:
-    """The most L1 entries that QEMU takes, each with 8192 entries behind it: 2^35 clusters to look at."""
+    """Write the most L1 entries that QEMU accepts, all for one table of 8192 entries: 2^35 clusters to check."""
     l2 = number(path, number(path, L1_AT))
     at = -(-path.stat().st_size // CLUSTER) * CLUSTER
     count = 4 << 20
@@ -162,7 +162,7 @@ def all_l1_entries_at_one_table(path: Path) -> None:
 
 
 def immense(path: Path) -> None:
-    """Sparse: of the least clusters, so that there are as many as possible to count."""
+    """Sparse, with the smallest clusters, so that there are as many as possible."""
     path.unlink()
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", str(path), "1M")
     qemu_img("snapshot", "-c", TAG, str(path))
@@ -218,7 +218,7 @@ FORGED: dict[str, Forge] = {
 }
 
 
-# QEMU uses or repairs them: it reads zeros where there is nothing
+# QEMU uses or repairs them: it reads zeros there
 HARMLESS = {
     "4096 snapshots",
     "data is the header",
@@ -228,7 +228,7 @@ HARMLESS = {
 
 
 async def tried(path: Path) -> list[str]:
-    """Everything that the service does with an image; what failed, and with which text."""
+    """Run every operation of the service on an image. Returns the failed ones with their errors."""
     disk = FileDisk(target="vda", path=str(path))
     failed = []
     _, refusals = await judge_disks([disk])
@@ -266,9 +266,9 @@ async def measured(path: Path) -> int:
 
 @contextmanager
 def bounded(path: Path) -> Iterator[None]:
-    """Neither our memory, nor that of the children, nor the file grows much."""
+    """Check that neither this process's memory, nor that of child processes, nor the file grows much."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    earlier = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of other tests' children: a whole QEMU
+    earlier = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of earlier children, such as QEMU
     space = path.stat().st_blocks * 512
     yield
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - own) << 10 < BOUND_BYTES
@@ -277,7 +277,7 @@ def bounded(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-async def test_a_forged_image_ends_in_words_soon_and_within_bounds(image: Path, forged: str) -> None:
+async def test_a_forged_image_is_refused_soon_and_within_limits(image: Path, forged: str) -> None:
     FORGED[forged](image)
     with bounded(image):
         async with asyncio.timeout(SOON_SECONDS):
@@ -350,7 +350,7 @@ async def test_a_snapshot_table_that_changes_all_the_time_is_given_up(image: Pat
 
 
 class Opens:
-    """Tells whether anybody has opened a file."""
+    """Detects whether any process has opened a file."""
 
     def __init__(self, path: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -378,7 +378,7 @@ def secret(tmp_path: Path) -> Iterator[tuple[Path, Opens]]:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[int, list[object]]]:
-    """A server in the network: its port, and who has come."""
+    """A network server: its port, and its connections."""
     came: list[object] = []
 
     def greet(_reader: object, writer: asyncio.StreamWriter) -> None:
@@ -475,7 +475,7 @@ async def test_a_backing_file_that_would_block_is_refused(image: Path, tmp_path:
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "folder"])
-async def test_what_lies_in_the_images_place_is_refused(
+async def test_anything_but_a_file_at_the_images_path_is_refused(
     image: Path, tmp_path: Path, secret: tuple[Path, Opens], what: str
 ) -> None:
     needs_root()
@@ -485,7 +485,7 @@ async def test_what_lies_in_the_images_place_is_refused(
             os.mkfifo(image)
         case "folder":
             image.mkdir()
-        case _:  # of a user who may write to the folder
+        case _:  # owned by a user who may write to the folder
             os.chown(tmp_path, 64055, 64055)
             image.symlink_to(secret[0])
             os.chown(image, 64055, 64055, follow_symlinks=False)
@@ -495,7 +495,7 @@ async def test_what_lies_in_the_images_place_is_refused(
 
 
 async def test_a_file_that_is_exchanged_meanwhile_is_not_opened(image: Path, tmp_path: Path) -> None:
-    """Ours stays open from the check to the end: a link that comes later is not followed."""
+    """The checked file stays open: a link that is created later is not followed."""
     needs_root()
     other = tmp_path / "other"
     other.write_bytes(image.read_bytes())
@@ -529,7 +529,7 @@ async def test_a_file_that_is_exchanged_meanwhile_is_not_opened(image: Path, tmp
     opens.close()
 
 
-# --- the child ---
+# --- child processes ---
 
 FEW = Limits(memory_bytes=1 << 30, cpu_seconds=1, file_bytes=1 << 20)
 
@@ -538,7 +538,7 @@ async def test_a_child_that_computes_for_ever_is_ended() -> None:
     async with asyncio.timeout(SOON_SECONDS):
         ended = await child.run(sys.executable, "-c", "while True: pass", limits=FEW)
     assert ended.code < 0
-    assert not QemuImgFailed((), ended.code, "").killed  # another try would end the same
+    assert not QemuImgFailed((), ended.code, "").killed  # another attempt would fail in the same way
 
 
 async def test_a_child_that_takes_much_memory_is_refused_it() -> None:
@@ -561,7 +561,7 @@ async def test_a_child_that_complains_much_is_not_ended() -> None:
 
 
 async def test_a_repair_that_reports_a_million_clusters_comes_to_its_end(tmp_path: Path) -> None:
-    """A change that was killed leaves as many leaks as the disk has clusters, and a repair writes a line for each."""
+    """A killed change leaves as many leaks as the disk has clusters, and a repair prints a line for each."""
     image = tmp_path / "image.qcow2"
     qemu_img("create", "-f", "qcow2", "-o", "cluster_size=4k,preallocation=metadata", str(image), "3200M")
     qemu_img("snapshot", "-c", "gone", str(image))
@@ -575,7 +575,7 @@ async def test_a_repair_that_reports_a_million_clusters_comes_to_its_end(tmp_pat
     assert not left.corruptions
 
 
-async def test_a_child_that_says_much_is_ended() -> None:
+async def test_a_child_with_too_much_output_is_killed() -> None:
     script = "import sys\nwhile True: sys.stdout.write('x' * 100000)"
     limits = Limits(memory_bytes=1 << 30, cpu_seconds=60, file_bytes=0)
     async with asyncio.timeout(SOON_SECONDS):
@@ -608,7 +608,7 @@ assert not asyncio.run(qcow2.damage(path)).any
 """
 
 
-@pytest.mark.parametrize("without", [None, "+setpcap"])  # as the unit of an older release, which is not reloaded
+@pytest.mark.parametrize("without", [None, "+setpcap"])  # as with the unit of an older release that was not reloaded
 def test_the_rights_of_the_workers_unit_are_enough(image: Path, without: str | None) -> None:
     needs_root()
     (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
@@ -627,7 +627,7 @@ async def test_a_child_inherits_the_nodes_lock_and_no_other_file(tmp_path: Path)
     (tmp_path / "other").touch()
     with (tmp_path / "lock").open() as lock, (tmp_path / "other").open() as other:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for file in (lock, other):  # libvirt's own are for a moment: one that is closed then would fail the child
+        for file in (lock, other):  # libvirt opens some only briefly: one that is closed meanwhile would fail the child
             os.set_inheritable(file.fileno(), True)
         ended = await child.run("ls", "-l", "/proc/self/fd", limits=FEW)
     assert str(tmp_path / "lock") in ended.out

@@ -1,4 +1,4 @@
-"""Ids of snapshots: nothing that a node says makes the service give one twice, or confuse two."""
+"""IDs of snapshots: no claim of a node makes the service issue an ID twice or confuse two IDs."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ numbers = st.one_of(
 
 @settings(deadline=None)
 @given(numbers)
-def test_a_tag_stands_for_an_id_in_one_form_only(number: str) -> None:
+def test_a_tag_represents_an_id_in_one_form_only(number: str) -> None:
     found = snapshot_id_of(f"vps-{number}")
     if found is not None:
         assert snapshot_tag(found) == f"vps-{number}"
@@ -41,7 +41,7 @@ def test_a_tag_stands_for_an_id_in_one_form_only(number: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["vps-0001", "vps-0", "vps-9007199254740992", "vps-1000000000000000", "vps-\u0661"])
-def test_another_form_is_a_foreign_tag(tag: str) -> None:
+def test_a_tag_in_another_form_is_foreign(tag: str) -> None:
     assert snapshot_id_of(tag) is None
     assert not is_ours(tag)
 
@@ -77,7 +77,7 @@ def test_lua_takes_for_an_id_what_python_does(redis_server: RedisServer, text: s
 
 @settings(deadline=None)
 @given(text=st.one_of(numbers, st.integers(1, 10**9).map(str)))
-def test_no_id_can_have_been_given_that_is_far_above_the_clock(redis_server: RedisServer, text: str) -> None:
+def test_an_id_far_above_the_clock_was_never_issued(redis_server: RedisServer, text: str) -> None:
     assert not Ids(redis_server)("may_be_given", text) or int(text) < 2 * 10**8
 
 
@@ -86,7 +86,7 @@ async def now_s(cell: Cell) -> int:
     return int(seconds) - EPOCH
 
 
-async def test_a_poisoned_last_id_heals_and_no_id_is_given_twice(cell: Cell) -> None:
+async def test_a_forged_last_id_is_ignored_and_no_id_is_issued_twice(cell: Cell) -> None:
     given_before = (await cell.create()).snapshot.id
     await cell.node.begin(await cell.holder())
     await cell.node.finish(await cell.holder(), DONE)
@@ -117,7 +117,7 @@ async def test_an_id_whose_record_exists_is_skipped(cell: Cell) -> None:
     assert await cell.raw("HGETALL", f"snapshot:{top}") == {b"server": b"9", b"account": b"9"}
 
 
-async def test_what_nodes_claim_changes_no_id_that_is_given_by_more_than_the_bound(hostile: Hostile) -> None:
+async def test_claims_raise_new_ids_by_no_more_than_the_bound(hostile: Hostile) -> None:
     cell = hostile.cell
     edge = await now_s(cell) + AHEAD
     claims = [1, edge - 5, edge + 60, 10**14, 10**15, 2**53 - 1, 2**53, 2**63 - 1, 10**30]
@@ -131,7 +131,7 @@ async def test_what_nodes_claim_changes_no_id_that_is_given_by_more_than_the_bou
 
 async def test_after_a_loss_ids_from_before_come_back_and_new_ones_are_above_them(hostile: Hostile) -> None:
     cell = hostile.cell
-    before = SnapshotId(await now_s(cell) + 30_000)  # a night in which the cell gave that many
+    before = SnapshotId(await now_s(cell) + 30_000)  # as if the cell had issued that many IDs in a night
     await cell.redis.delete("snapshots:last_id")
     assert await cell.node.publish(SERVER, [published(before, name="before")], []) == (before,)
     assert (await cell.create("after")).snapshot.id == before + 1

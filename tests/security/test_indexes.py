@@ -1,5 +1,5 @@
-"""Each list and each pointer of Redis is broken in turn, with what is another account's: nobody sees it, and what the
-service does by itself leaves it alone."""
+"""Each list and each pointer in Redis is damaged with entries of another account: nobody sees them, and background
+work does not touch them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ POINTERS = {"server": ("job", "undoable"), "schedule": ("last_job",), "job": ("r
 
 
 class World:
-    """Two accounts that have one of everything. `ids`: of the things of each, by their names in paths."""
+    """Two accounts that have one of everything. `ids`: of each account's objects, by their names in paths."""
 
     def __init__(self, api: FrontEnd) -> None:
         self.api = api
@@ -53,7 +53,7 @@ class World:
         self.tokens[account], self.ids[account] = token, ids
 
     async def looks(self) -> str:
-        """All that account 77 can read."""
+        """Everything that account 77 can read."""
         texts = []
         for call in LOOKS:
             path = call.path
@@ -85,7 +85,7 @@ async def world(cell: Cell) -> AsyncIterator[World]:
 
 
 async def theirs_of(world: World) -> dict[str, set[str]]:
-    """Members of lists that are the other account's, by what they are."""
+    """Entries of the other account for each list, by kind."""
     redis, ids = world.api.cell.redis, world.ids[THEIRS]
     jobs = {job.decode() for job in await redis.zrange(f"account:{THEIRS}:jobs", 0, -1)}
     deliveries = {one.decode() for one in await redis.zrange(f"webhook:{ids['webhook_id']}:log", 0, -1)}
@@ -106,7 +106,7 @@ async def break_list(world: World, key: bytes, kind: bytes, members: set[str]) -
     if kind == b"set":
         await world.api.cell.raw("SADD", key, *members)
     else:
-        for at in (1, 10**13):  # as the oldest, and then as the newest
+        for at in (1, 10**13):  # as the oldest and as the newest entry
             await redis.zadd(key, dict.fromkeys(members, at))
             assert MARK not in await world.looks(), key
 
@@ -149,7 +149,7 @@ async def test_no_broken_stream_of_events_shows_what_is_another_accounts(world: 
     first, fields = (await cell.redis.xrange(stream, count=1))[0]
     _, foreign = (await cell.redis.xrange(f"account:{THEIRS}:events", count=1))[0]
     await cell.redis.xadd(stream, foreign)
-    await cell.redis.xadd(stream, fields | {b"state": b"failed"})  # the mark after which we stop
+    await cell.redis.xadd(stream, fields | {b"state": b"failed"})  # the marker at which the read stops
     headers = {"Authorization": f"Bearer {token}", "Last-Event-ID": first.decode()}
     url = f"http://127.0.0.1:{world.api.port}/api/v1/events/"
     seen = []
@@ -173,7 +173,7 @@ async def test_a_broken_list_of_webhooks_sends_no_job_to_another_account(world: 
     assert await kept(cell, log.encode()) == before
 
 
-BROKEN = [  # lists by which the service acts, and the member whose turn they say it is
+BROKEN = [  # lists that drive background work, and the entry that they name as next
     ("snapshots:failed", "snapshot_id"),
     ("snapshots:expiring", "snapshot_id"),
     ("node:n1:deleting", "snapshot_id"),
@@ -185,9 +185,7 @@ BROKEN = [  # lists by which the service acts, and the member whose turn they sa
 
 
 @pytest.mark.parametrize(("key", "member"), BROKEN)
-async def test_what_the_service_does_by_itself_leaves_alone_what_a_broken_list_names(
-    world: World, key: str, member: str
-) -> None:
+async def test_background_work_ignores_wrong_entries_of_a_broken_list(world: World, key: str, member: str) -> None:
     cell, ids = world.api.cell, world.ids[THEIRS]
     record = f"{member.removesuffix('_id')}:{ids[member]}".encode()
     before = await kept(cell, record)

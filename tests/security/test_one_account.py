@@ -1,4 +1,4 @@
-"""A customer with a valid token calls as often as it may, to fill Redis for everyone."""
+"""A customer with a valid token makes as many calls as allowed, to fill Redis for all accounts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,13 +19,13 @@ from worker.store.webhooks.webhooks import WEBHOOKS_PER_ACCOUNT, JobEvent, Webho
 ONE_ACCOUNT_BYTES = 15_000_000  # stated in docs/adr/0025-bounds-per-account.md
 VICTIM, ITS_SERVER = AccountId(78), ServerId(1)
 AT_ONCE = 10
-DESCRIPTION = "x" * 1000  # the longest one
+DESCRIPTION = "x" * 1000  # the longest allowed
 GONE = Result(status=None, error="connection_failed", retry_in=timedelta(seconds=1))
 
 
 @pytest.fixture
 async def attacked(cell: Cell) -> AsyncIterator[Cell]:
-    """A cell with ten webhooks of the attacker, and the server of another account. Redis does not wait for the disk."""
+    """A cell with ten webhooks of the attacker and a server of another account. Redis does not wait for the disk."""
     await cell.redis.config_set("appendfsync", "no")
     await cell.redis.config_set("hash-max-listpack-value", "1024")  # as in deploy/redis/redis.conf
     await Chores(cell.redis).keep_bounds(Bounds())
@@ -44,7 +44,7 @@ async def _used(cell: Cell) -> int:
 
 
 async def _take_from_queue(cell: Cell, job_id: JobId) -> None:
-    """As the node's worker does."""
+    """Take the job as the node's worker does."""
     await cell.redis.zrem("arq:queue:n1", job_id)
     await cell.redis.delete(f"arq:job:{job_id}")
 
@@ -67,7 +67,7 @@ async def _failing_create(cell: Cell, call: int) -> None:
 
 
 async def _send_in_vain(cell: Cell) -> None:
-    """As a sender of the front end does whose receiver is gone."""
+    """Fail the deliveries, as a front end's sender does if the receiver is unreachable."""
     deliveries = Deliveries(cell.redis)
     claim = await deliveries.claim(lease_seconds=60, most=8)
     if claim is not None:
@@ -76,13 +76,13 @@ async def _send_in_vain(cell: Cell) -> None:
 
 async def _attack(cell: Cell, calls: range) -> None:
     for call in calls[::AT_ONCE]:
-        await cell.node.take_lease(seconds=60)  # its heartbeat
+        await cell.node.take_lease(seconds=60)  # the node's heartbeat
         await _failing_create(cell, call)
         await asyncio.gather(*(_dry_run(cell, call + n) for n in range(1, AT_ONCE)), _send_in_vain(cell))
 
 
 async def _repeat_answers(cell: Cell, many: int) -> None:
-    """What so many more calls would leave: copies of an answer."""
+    """Add what that many more calls would store: copies of a response."""
     mine = f"idempotency:{ACCOUNT}"
     answer = await cell.redis.get(f"{mine}:{599:064x}")
     assert answer is not None
@@ -95,14 +95,14 @@ async def _repeat_answers(cell: Cell, many: int) -> None:
 
 async def test_one_account_leaves_no_more_than_a_stated_number_of_bytes(attacked: Cell) -> None:
     before = await _used(attacked)
-    await _attack(attacked, range(600))  # all but the answers have reached their bounds
+    await _attack(attacked, range(600))  # everything but the stored responses has reached its limit
     await _repeat_answers(attacked, Bounds().answers_per_account)
     filled = await _used(attacked)
     assert filled - before < ONE_ACCOUNT_BYTES
-    await _attack(attacked, range(600, 900))  # and stays there, for as many hours as it goes on
+    await _attack(attacked, range(600, 900))  # and stays there, however long the attack continues
     assert await _used(attacked) - filled < 300_000
 
-    # in a cell that has room for one such account, all calls of another one work
+    # in a cell that has room for only one such account, all calls of another account work
     await attacked.redis.config_set("maxmemory", str(round((before + ONE_ACCOUNT_BYTES) / 0.8)))
     await _all_calls_work(attacked)
 

@@ -1,4 +1,4 @@
-"""Where a server is and whose it is is decided on the trusted side; a node's report only claims."""
+"""The trusted side decides where a server is and who owns it; a node's report is only a claim."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -40,7 +40,7 @@ async def ops(api: FrontEnd) -> Ops:
 
 
 async def long_ago(cell: Cell) -> None:
-    """What `n2` claims that `n1` has, it has claimed for a while."""
+    """Make `n2`'s claim of `n1`'s server look old."""
     for server_id in await cell.raw("HKEYS", "node:n2:claimed"):
         await cell.raw("HSET", "node:n2:claimed", server_id, 1)
 
@@ -50,15 +50,13 @@ async def falls_silent(cell: Cell, node: str = "n1") -> None:
 
 
 @pytest.mark.parametrize("power", ["on", "off"])
-async def test_a_server_that_a_live_node_has_stays_there_and_the_claim_is_told_once_it_lasts(
-    hostile: Hostile, power: str
-) -> None:
+async def test_a_live_node_keeps_its_server_and_a_lasting_claim_is_shown(hostile: Hostile, power: str) -> None:
     cell = hostile.cell
     await cell.have(power=power)
     before = await hostile.everything()
     for _ in range(2):
         assert (await hostile.node.report([EVIL, CLAIM])).conflicts == {SERVER}
-    with pytest.raises(ClaimRefused):  # as long as a migration may be ending, nothing is told
+    with pytest.raises(ClaimRefused):  # while a migration may be ending, nothing is reported
         await hostile.node.known(SERVER, [])
     assert hostile.refused == []
     await long_ago(cell)
@@ -68,9 +66,7 @@ async def test_a_server_that_a_live_node_has_stays_there_and_the_claim_is_told_o
     assert (await cell.job(await cell.create())).node == "n1"
 
 
-async def test_a_server_of_a_silent_node_waits_for_the_word_of_an_operator(
-    hostile: Hostile, operators: OperatorStore
-) -> None:
+async def test_a_server_of_a_silent_node_moves_only_by_an_operator(hostile: Hostile, operators: OperatorStore) -> None:
     cell = hostile.cell
     with pytest.raises(errors.ServerOnLiveNode):
         await operators.place(SERVER, node="n2")
@@ -87,18 +83,18 @@ async def test_a_server_of_a_silent_node_waits_for_the_word_of_an_operator(
     assert not (await operators.server(SERVER)).missing
 
 
-async def test_the_word_of_an_operator_holds_against_the_node_that_comes_back(
+async def test_an_operators_placement_holds_when_the_node_comes_back(
     hostile: Hostile, operators: OperatorStore
 ) -> None:
     await falls_silent(hostile.cell)
     await operators.place(SERVER, node="n2")
     await hostile.cell.node.take_lease(seconds=60)
     assert (await hostile.cell.node.report([CLAIM])).conflicts == {SERVER}
-    await operators.place(SERVER, node="n1")  # nobody has it on n2
+    await operators.place(SERVER, node="n1")  # the server is not on n2
     assert (await hostile.cell.node.report([CLAIM])).conflicts == frozenset()
 
 
-async def test_what_the_former_node_still_says_after_a_move_is_refused_and_not_told(
+async def test_claims_of_the_former_node_after_a_move_are_refused_and_not_shown(
     hostile: Hostile,
 ) -> None:
     await hostile.node.report([])
@@ -117,9 +113,7 @@ async def test_a_reported_account_does_not_count_for_a_server_that_is_known(host
     assert await hostile.everything() == before
 
 
-async def test_a_node_that_is_told_of_another_account_writes_it_into_the_domain(
-    cell: Cell, operators: OperatorStore
-) -> None:
+async def test_a_node_writes_a_changed_account_into_the_domain(cell: Cell, operators: OperatorStore) -> None:
     refused: list[tuple[str, str]] = []
     node = NodeStore(
         cell.redis, node="n1", machine="m1", who="pid 2", refused=lambda call, why: refused.append((call, why))
@@ -141,7 +135,7 @@ async def test_a_node_that_is_told_of_another_account_writes_it_into_the_domain(
     await inventory.report()
     assert refused == [("report", "other_account")]
     assert [domain.account_id for domain in await hypervisor.domains()] == [5]
-    # a rebuild after a loss of Redis does not bring the old one back
+    # a rebuild after a loss of Redis does not restore the old one
     await cell.redis.flushall()
     await node.take_lease(seconds=60)
     await inventory.report()
@@ -165,7 +159,7 @@ async def test_only_declared_servers_are_taken_where_the_policy_says_so(cell: Ce
     with pytest.raises(errors.ServerNotFound):
         await operators.server(NEW)
     await operators.place(NEW, node="n2", account_id=AccountId(5))
-    with pytest.raises(errors.ServerNotFound):  # not before its node has it
+    with pytest.raises(errors.ServerNotFound):  # not before its node reports it
         await cell.store.server(account_id=AccountId(5), server_id=NEW)
     assert (await node.report([new])).accounts == {NEW: 5}
     await node.publish(NEW, [], [])
@@ -178,7 +172,9 @@ async def test_only_declared_servers_are_taken_where_the_policy_says_so(cell: Ce
         replace(CLAIM, id=ServerId(0)),
         replace(CLAIM, id=ServerId(-1)),
         replace(CLAIM, id=ServerId(10**30)),
+        replace(CLAIM, id=ServerId(2**53)),  # from here on, not all integers are exact in Lua
         replace(CLAIM, account_id=AccountId(0)),
+        replace(CLAIM, id=NEW, account_id=AccountId(2**53)),
         replace(CLAIM, name="x" * 100_000),
         replace(CLAIM, power="burning"),
     ],

@@ -1,6 +1,6 @@
-"""A guest that has broken out acts as QEMU's user: it plants files and links in the folders that this user may write.
+"""A guest that has escaped acts as QEMU's user: it creates files and links in the folders that this user can write to.
 
-No file of root gets into a guest or out of its place, and no guest's data gets into a file of root.
+No file of root reaches a guest or leaves its folder, and no guest's data reaches a file of root.
 """
 
 import os
@@ -31,7 +31,7 @@ def _root() -> None:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """The folders of a host as libvirt makes them, root's own files, and a server with variables and a TPM."""
+    """A host's folders as libvirt creates them, files of root, and a server with UEFI variables and a TPM."""
     tmp_path.chmod(0o711)
     for folder, owner, mode in (
         ("images", 0, 0o711),
@@ -63,7 +63,7 @@ def make(path: Path, content: bytes, owner: int = QEMU, mode: int = 0o600) -> No
 
 
 def link(path: Path, target: Path, owner: int = QEMU) -> None:
-    """As a user who may write to the folder does: whatever lay there lies beside it now."""
+    """Replace the path with a link, as a user who can write to the folder does; the original is beside it."""
     if path.exists():
         path.rename(path.with_name(f"{path.name}.aside"))
     path.symlink_to(target)
@@ -82,7 +82,7 @@ def copies(host: Path, image: str = "images/vda.qcow2") -> Copies:
 
 
 def is_untouched(host: Path) -> bool:
-    """Whether root's files are as they were, alone in their folder, and in no copy."""
+    """Whether root's files are unchanged, alone in their folder, and not in any copy."""
     files = [path for path in (host / "etc").rglob("*") if path.is_file()]
     copied = [path for path in (host / "images").iterdir() if SECRET in path.read_bytes()]
     return len(files) == 3 and not copied and all(path.read_bytes() == SECRET for path in files)
@@ -128,7 +128,7 @@ PLANTS = [file_link, folder_link, hard_link, others_file, device, link_in_tpm, h
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_what_is_planted_is_refused_before_the_stop_and_never_copied(host: Path, plant: Callable[[Path], None]) -> None:
+def test_planted_files_are_refused_before_the_stop_and_never_copied(host: Path, plant: Callable[[Path], None]) -> None:
     plant(host)
     server = copies(host)
     with pytest.raises(OSError, match=REFUSED):
@@ -201,7 +201,7 @@ def test_a_copy_that_others_have_made_is_not_used(host: Path) -> None:
     assert (host / "lib/qemu/nvram/VARS.fd").read_bytes() == b"variables"
 
 
-def test_a_file_that_is_put_back_is_never_set_user_id(host: Path) -> None:
+def test_a_restored_file_is_never_set_user_id(host: Path) -> None:
     server = copies(host)
     server.save(TAG)
     make(host / "lib/qemu/nvram/VARS.fd", b"changed", owner=0, mode=0o4755)
@@ -211,7 +211,7 @@ def test_a_file_that_is_put_back_is_never_set_user_id(host: Path) -> None:
 
 @contextmanager
 def exchanging(path: Path, other: Path) -> Iterator[None]:
-    """Exchange the two all the time, as fast as it goes."""
+    """Swap the two repeatedly, as fast as possible."""
     over = threading.Event()
 
     def exchange() -> None:

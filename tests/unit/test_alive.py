@@ -1,4 +1,4 @@
-"""What systemd is told, and how a program that hangs ends."""
+"""Notifications to systemd, and how a hanging program ends."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ asyncio.run(hang())
 
 @pytest.fixture(params=["path", "abstract"])
 def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """systemd's end."""
+    """systemd's end of the socket."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@vps-snapshots-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address.replace("@", "\0"))
@@ -49,19 +49,19 @@ def is_silent(receiver: socket.socket) -> bool:
         return True
 
 
-def test_systemd_is_told(told: socket.socket) -> None:
+def test_systemd_is_notified(told: socket.socket) -> None:
     alive.tell(alive.READY)
     assert told.recv(100) == b"READY=1"
 
 
-def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_systemd_nobody_is_notified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     alive.tell(alive.READY)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     alive.tell(alive.READY)
 
 
-async def test_the_watchdog_is_fed_while_all_loops_come_round(told: socket.socket) -> None:
+async def test_the_watchdog_is_notified_while_all_loops_make_progress(told: socket.socket) -> None:
     now = [0.0]
     turns = Turns(300, now=lambda: now[0])
     heartbeats, jobs = turns.counted("heartbeats"), turns.counted("jobs")
@@ -88,7 +88,7 @@ def test_a_program_whose_event_loop_hangs_says_where_and_ends() -> None:
     assert "in hang" in done.stderr
 
 
-def test_the_parent_of_several_processes_speaks_for_them(told: socket.socket, tmp_path: Path) -> None:
+def test_the_parent_of_several_processes_notifies_for_them(told: socket.socket, tmp_path: Path) -> None:
     settings = ApiSettings(unix_socket=tmp_path / "socket", processes=2)
     pid = os.fork()
     if not pid:
@@ -99,7 +99,7 @@ def test_the_parent_of_several_processes_speaks_for_them(told: socket.socket, tm
     assert [told.recv(100), told.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
     os.kill(pid, signal.SIGTERM)
     said = b""
-    while said != b"STOPPING=1":  # its processes say nothing: systemd would refuse it
+    while said != b"STOPPING=1":  # its child processes send nothing: systemd would refuse it
         said = told.recv(100)
         assert said in {b"WATCHDOG=1", b"STOPPING=1"}
     os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""The contract's own examples, key for key."""
+"""The contract's own examples, key by key."""
 
 import json
 import re
@@ -79,7 +79,7 @@ ADMITTED = AdmittedJob(id=JOB_ID)
 
 
 def sent(body: BaseModel | Mapping[str, object]) -> Any:
-    """The body as it goes over the wire."""
+    """The body as it is sent."""
     return json.loads(bytes(cast("bytes", answer(body).body)))
 
 
@@ -151,7 +151,7 @@ def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
 
 
 def test_what_is_sent_is_what_the_document_says() -> None:
-    """These are written without their models, which the document is made from."""
+    """They are written without their models, from which the document is generated."""
     admitted = Admitted(job=ADMITTED, snapshot=replace(WEEKLY, size_mb=None))
     documented: dict[type[BaseModel], Mapping[str, object]] = {
         bodies.Snapshot: bodies.snapshot(BEFORE_MIGRATION),
@@ -196,7 +196,7 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
     }
 
 
-def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
+def test_a_failed_job_says_why_and_whether_it_needs_an_operator() -> None:
     failed = replace(
         JOB,
         state=JobState.FAILED,

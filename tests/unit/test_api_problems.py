@@ -1,4 +1,4 @@
-"""Every refusal has its place on the wire."""
+"""Every refusal has an HTTP status and a code."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_a_busy_server_is_400_and_409_on_delete(method: str, status: int) -> Non
 
 
 @pytest.mark.parametrize("kind", [errors.NodeUnavailable, errors.StoreUnavailable])
-def test_what_passes_by_itself_says_when_to_come_again(kind: type[errors.Refused]) -> None:
+def test_temporary_refusals_have_retry_after(kind: type[errors.Refused]) -> None:
     problem = problems.of_refusal(made(kind), method="POST")
 
     assert problem.status == 503

@@ -1,4 +1,4 @@
-"""What callers may send, and that all else is refused by name."""
+"""What callers may send; everything else is refused by name."""
 
 import json
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def test_a_number_is_what_it_stands_for(number: str) -> None:
         b'{"a":' * 12_000 + b"1" + b"}" * 12_000,
     ],
 )
-def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(raw: bytes) -> None:
     assert fields_of(raw) == ["body"]
 
 
@@ -227,5 +227,5 @@ def test_no_refusal_tells_a_pattern() -> None:
     not_blank = rf"^[^{NOT_STORABLE}]*[^{NOT_STORABLE}\s][^{NOT_STORABLE}]*$"
 
     assert len(found) > 5
-    # the former two of their own validators; the last in the document alone
+    # the first two have their own validators; the last one is only in the document
     assert found - set(PATTERNS) <= {storable, not_blank, r"\S"}

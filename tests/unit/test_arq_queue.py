@@ -1,4 +1,4 @@
-"""What we queue is arq's own record of a job."""
+"""Our records of queued jobs equal arq's."""
 
 from arq.jobs import deserialize_job_raw, serialize_job
 

@@ -1,6 +1,7 @@
-"""The audit log in words: every call that changes something has its own."""
+"""The audit log in words: every call that changes something has its own phrase."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -73,13 +74,33 @@ def test_each_call_that_changes_something_has_words(method: str, path: str) -> N
         ({"method": "", "path": "", "token_name": "", "unreadable": "no entry"}, None),
     ],
 )
-def test_what_is_said(fields: dict[str, str], text: str | None) -> None:
+def test_each_phrase(fields: dict[str, str], text: str | None) -> None:
     told = str(said({"token_name": "ops-night", "method": "POST"} | fields))
     assert told == (text or told)
     assert text or told.startswith("someone ")
 
 
-def test_what_is_named_can_be_linked() -> None:
+COMMANDS = sorted(
+    found
+    for path in (Path(__file__).parents[2] / "api").rglob("*.py")
+    for found in re.findall(r"await record\(.*?, f?\"([^\"]+)\"", path.read_text())
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_on_a_host_that_is_recorded_has_words(command: str) -> None:
+    fields = {"method": "CLI", "address": "root@api-1", "token": "0a1b2c3d4e5f", "path": command.format(node="hv-7")}
+    told = str(said(fields))
+    assert told.startswith("root@api-1 ")
+    assert "called" not in told
+    assert ("hv-7" in told, "token 0a1b2c3d4e5f" in told) == ("{node}" in command, "token" in command)
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) >= 7
+
+
+def test_named_objects_can_be_linked() -> None:
     told = said({"method": "POST", "path": "/ops/nodes/fra1-hv02/pause/", "token_name": "ops-night"})
     assert told.parts == ("paused ", Named(kind="node", id="fra1-hv02"))
     assert Named(kind="node", id="x").has_page

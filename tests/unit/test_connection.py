@@ -1,4 +1,4 @@
-"""How Redis is reached: settings that say what is wrong, sockets, Sentinels, TLS, and no command sent twice."""
+"""Connections to Redis: settings with clear errors, sockets, Sentinels, TLS, and no command sent twice."""
 
 import asyncio
 import socket
@@ -45,7 +45,7 @@ async def connected(settings: RedisSettings) -> AsyncIterator[Redis]:
         ({"url": "redis://localhost:sixthousand"}, "url"),
         ({"url": "redis://localhost:70000"}, "url"),
         ({"url": "redis://localhost/customers"}, "url"),
-        ({"url": "redis://localhost?socket_timeout=600"}, "url"),  # the settings have keys for these
+        ({"url": "redis://localhost?socket_timeout=600"}, "url"),  # there are settings for these
         ({"url": "redis://localhost?decode_responses=yes"}, "url"),
         ({"url": "redis://localhost?no_such_option=1"}, "url"),
         ({"url": "unix://"}, "url"),
@@ -134,7 +134,7 @@ async def test_a_command_whose_answer_was_lost_is_not_sent_twice(
         with pytest.raises(CutOff):
             await ask(client)
         assert await redis.get("counted") == b"1"
-        assert await client.incr("counted") == 2  # and the next command has a connection again
+        assert await client.incr("counted") == 2  # the next command uses a new connection
 
 
 async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, redis: Redis) -> None:
@@ -146,14 +146,14 @@ async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, 
         await redis.execute_command("CLIENT", "UNPAUSE")  # type: ignore[no-untyped-call]
 
 
-async def test_a_command_that_was_not_sent_is_not_said_to_be_lost(tmp_path: Path) -> None:
+async def test_a_command_that_was_not_sent_is_not_reported_as_lost(tmp_path: Path) -> None:
     async with connected(RedisSettings(url=f"unix://{tmp_path}/none.sock")) as client:
         with pytest.raises(RedisConnectionError) as refused:
             await client.incr("counted")
     assert not isinstance(refused.value, AnswerLost)
 
 
-async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: RedisServer, redis: Redis) -> None:
+async def test_the_connections_own_commands_do_not_count(redis_server: RedisServer, redis: Redis) -> None:
     async with (
         lossy_way(redis_server.socket) as way,
         connected(RedisSettings(url=f"unix://{way.socket}")) as client,
@@ -180,7 +180,7 @@ async def test_a_connection_that_was_idle_reads_from_a_redis_that_can_not_save(
         await client.set("kept", "1")
         async with cannot_save(redis, redis_server):
             (idle,) = client.connection_pool._available_connections
-            idle.next_health_check = 0  # it is tried with a PING, which Redis refuses
+            idle.next_health_check = 0  # it is checked with a PING, which Redis refuses
             assert await client.get("kept") == b"1"
 
 
@@ -206,7 +206,7 @@ async def test_more_callers_than_connections_wait_for_one(redis_server: RedisSer
         answers = await asyncio.gather(*(client.incr("n") for _ in range(100)))
         assert sorted(answers) == list(range(1, 101))
         clients = await redis.client_list()
-        assert len(clients) <= 4 + 2  # the test's own
+        assert len(clients) <= 4 + 2  # the test's own clients
 
 
 # --- TLS ---
@@ -214,7 +214,7 @@ async def test_more_callers_than_connections_wait_for_one(redis_server: RedisSer
 
 @pytest.fixture(scope="module")
 def tls() -> Iterator[tuple[int, Path]]:
-    """The port of a Redis that speaks TLS as `localhost`, and the folder with its authority."""
+    """The port of a Redis with TLS as `localhost`, and the folder with its authority."""
     needs("redis-server")
     needs("openssl")
     with tempfile.TemporaryDirectory(prefix="vps-tls-") as name:
@@ -281,7 +281,7 @@ async def test_another_host_or_an_unknown_authority_is_refused(
             await client.ping()
 
 
-async def test_the_hosts_name_is_not_checked_where_that_was_said(tls: tuple[int, Path]) -> None:
+async def test_the_hosts_name_is_not_checked_if_disabled(tls: tuple[int, Path]) -> None:
     port, folder = tls
     settings = RedisSettings(url=f"rediss://127.0.0.1:{port}", tls_ca_file=folder / "ca.pem", tls_check_hostname=False)
     async with connected(settings) as client:
@@ -293,7 +293,7 @@ async def test_the_hosts_name_is_not_checked_where_that_was_said(tls: tuple[int,
 
 @pytest.fixture
 def sentinel() -> Iterator[tuple[int, str]]:
-    """The port of a Sentinel, and the name of the master that it watches."""
+    """The port of a Sentinel, and the name of the primary that it watches."""
     needs("redis-server")
     with tempfile.TemporaryDirectory(prefix="vps-sentinel-") as folder:
         port, master = free_port(), free_port()

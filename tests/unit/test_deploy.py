@@ -1,4 +1,4 @@
-"""What is handed to an operator is what the programs take."""
+"""The shipped files fit the programs."""
 
 import configparser
 import os
@@ -32,14 +32,14 @@ EXAMPLES: dict[str, type[FileSettings]] = {
 # the last: production has an account for it
 PLACES = {"redis", "gateway", "node", "host", "tls_cert_file", "tls_key_file", "audit_keeper"}
 LOCKS = sorted((DEPLOY / "lock").glob("*.txt"))
-# of 100, as `systemd-analyze security` counts
+# score times ten, as `systemd-analyze security` computes it
 EXPOSURE_MAX = 15
-EXPOSURE_MAX_OF_WORKER = 27  # root over disks: see ADR 42
+EXPOSURE_MAX_OF_WORKER = 27  # root with access to disks: see ADR 42
 
 
 @pytest.fixture
 def installed_units(tmp_path: Path) -> dict[str, Path]:
-    """The units with the paths of this checkout in the place of a node's: verify wants programs that exist."""
+    """The units with this checkout's paths instead of a node's: verify requires existing programs."""
     programs = Path(sys.executable).parent
     for unit in [*UNITS, DEPLOY / "systemd" / "vps-snapshots-api.socket"]:
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/vps-snapshots/bin", str(programs)))
@@ -53,7 +53,7 @@ def no_settings_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unit_options(name: str) -> configparser.ConfigParser:
-    # one key may stand several times in a unit, and `%` is systemd's own
+    # a key may occur several times in a unit, and `%` is systemd's own
     options = configparser.ConfigParser(strict=False, interpolation=None)
     options.read(DEPLOY / "systemd" / name)
     return options
@@ -78,8 +78,8 @@ def test_each_unit_is_shut_in(name: str, installed_units: dict[str, Path]) -> No
 
 
 def test_the_worker_weighs_less_than_the_guests_beside_it() -> None:
-    """libvirt's guests are in machine.slice, with systemd's default weight of 100; what is in another slice than the
-    root has a weight only against its neighbors there."""
+    """libvirt's guests are in machine.slice, with systemd's default weight of 100. A unit in another slice than the
+    root has a weight only relative to its siblings there."""
     service = unit_options("vps-snapshots-worker.service")["Service"]
     assert service["Slice"] == "-.slice"
     assert 0 < int(service["CPUWeight"]) <= 50
@@ -130,11 +130,11 @@ def test_a_file_without_a_password_may_be_read(tmp_path: Path) -> None:
 
 
 def test_passwords_are_made_in_the_file_itself(tmp_path: Path) -> None:
-    """A password among the arguments of a program can be seen by every user."""
+    """Every user can see a password in a program's arguments."""
     file = tmp_path / "users.acl"
     file.write_text((DEPLOY / "redis" / "users.acl").read_text())
     file.chmod(0o640)
-    for _ in range(2):  # the second time, nothing is left to make
+    for _ in range(2):  # the second time, nothing is left to do
         subprocess.run([sys.executable, DEPLOY / "redis" / "passwords.py", file], check=True)
         made = re.findall(r">([0-9a-f]{64})\b", file.read_text())
         assert len(made) == len({*made}) == 6
@@ -161,7 +161,7 @@ def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-worker.service")["Service"]
     drain = WorkerSettings.model_fields["drain_seconds"].default
     assert float(service["TimeoutStopSec"]) > drain + LAST_WORDS_SECONDS + SHUTDOWN_SECONDS
-    assert service["KillMode"] == "mixed"  # SIGTERM must not reach the qemu-img in its hands
+    assert service["KillMode"] == "mixed"  # SIGTERM must not reach its running qemu-img
 
 
 def test_a_stop_gives_the_front_end_the_time_to_drain() -> None:

@@ -31,7 +31,7 @@ async def allowed_after(load: DiskLoad, pressure: Path, *percents: float) -> lis
     return found
 
 
-async def test_one_job_fewer_with_each_look_and_never_none(pressure: Path) -> None:
+async def test_one_job_fewer_with_each_reading_and_at_least_one(pressure: Path) -> None:
     changes: list[int] = []
     load = load_of(pressure, changes)
     assert await allowed_after(load, pressure, 41, 60, 80, 80, 80) == [3, 2, 1, 1, 1]
@@ -45,7 +45,7 @@ async def test_between_the_limit_and_its_half_the_number_stays(pressure: Path) -
 
 
 @pytest.mark.parametrize("said", [None, "", "full avg10=99.00 avg60=0.00 avg300=0.00 total=1\n"])
-async def test_without_a_pressure_all_jobs_are_allowed_and_it_is_told_once(pressure: Path, said: str | None) -> None:
+async def test_without_pressure_all_jobs_are_allowed_and_one_line_is_logged(pressure: Path, said: str | None) -> None:
     load = load_of(pressure, [])
     assert await allowed_after(load, pressure, 50, 50) == [3, 2]
     pressure.unlink()

@@ -1,6 +1,6 @@
-"""What a domain's XML makes us hold, leave out and refuse, without a hypervisor.
+"""What a snapshot holds, leaves out and refuses, decided from a domain's XML without a hypervisor.
 
-Each file in `domains/` begins with its verdict: `holds: vda /path`, `left out: vdb WHY`, `refused: WHY`,
+Each file in `domains/` begins with the expected result: `holds: vda /path`, `left out: vdb WHY`, `refused: WHY`,
 `state: nvram /path`, `backing: vdb=/path:format ends`, `firmware: uefi`, `generation id`.
 """
 
@@ -60,8 +60,8 @@ def test_every_refusal_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\tb", "a\rb", "  a  ", 'it\'s > "it"'])
-def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
-    # as libvirt's virBufferEscapeString does: quotes and brackets, no line breaks
+def test_libvirts_escaping_is_read_correctly(text: str) -> None:
+    # as libvirt's virBufferEscapeString does: quotes and brackets, but no line breaks
     printed = text.replace("&", "&amp;").replace("'", "&apos;").replace('"', "&quot;").replace(">", "&gt;")
     others = "<!-- it's a\nb --><m><![CDATA[<a b='\n'>]]></m>"
     xml = f"<domain>{others}<name>{printed}</name><source\n file='{printed}'/></domain>"
@@ -89,5 +89,5 @@ def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
         ),
     ],
 )
-def test_what_the_xml_does_not_name_lies_where_that_libvirt_keeps_it(uri: str, variables: Path, tpms: Path) -> None:
+def test_unnamed_files_are_at_that_libvirts_default_paths(uri: str, variables: Path, tpms: Path) -> None:
     assert places_of(uri) == Places(variables=variables, tpms=tpms)

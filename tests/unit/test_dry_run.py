@@ -1,4 +1,4 @@
-"""What a dry run allows, the job does: over random states of a server, and nothing is lost where either says no."""
+"""If a dry run succeeds, the job does too: tried with random states of a server. If either refuses, nothing is lost."""
 
 import copy
 import random
@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 
 def a_server(chance: random.Random) -> FakeServer:
-    """In a state that other people's tools, owners and time have left."""
+    """A server in a state that other tools, owners and time may leave."""
     targets = ("vda", "vdb", "vdc", "vdd")[: chance.randint(1, 4)]
     server = FakeServer(
         name="server-1",
@@ -42,7 +42,7 @@ def a_server(chance: random.Random) -> FakeServer:
 
 
 async def with_a_past(chance: random.Random, hypervisor: FakeHypervisor) -> None:
-    """A snapshot, and what has become of the server since."""
+    """Create a snapshot, and apply what may happen to the server afterward."""
     server = hypervisor.server(SERVER)
     power, server.power, in_use, server.in_use = server.power, Power.OFF, server.in_use, ""
     await hypervisor.take_snapshot(SERVER, SPEC)
@@ -74,7 +74,7 @@ async def with_a_past(chance: random.Random, hypervisor: FakeHypervisor) -> None
 
 
 @pytest.mark.parametrize("first", range(0, STATES, BATCH))
-async def test_what_a_dry_run_allows_the_job_does(first: int) -> None:
+async def test_if_a_dry_run_succeeds_so_does_the_job(first: int) -> None:
     for number in range(first, first + BATCH):
         chance = random.Random(number)  # noqa: S311 - a state that can be had again, not a secret
         hypervisor = FakeHypervisor([a_server(chance)])
@@ -122,7 +122,7 @@ async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool
         label = server.contents[NEW_TAG].consistency
         assert dry.facts.contents is not None
         told = dry.facts.contents.consistency
-        # on a busy machine a guest that needs a second press is not off in time
+        # on a busy machine, a guest that needs a second shutdown request is not off in time
         assert label == told or (told, label) == (Consistency.CLEAN_SHUTDOWN, Consistency.FORCED_OFF)
         assert (Step.STOPPING in end.steps) is not (live and found.power is Power.ON)
         assert [disk.bitmaps for disk in server.disks.values()] == [disk.bitmaps for disk in found.disks.values()]
@@ -130,7 +130,7 @@ async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool
 
 
 @pytest.mark.parametrize("kind", [JobKind.CREATE, JobKind.RESTORE])
-async def test_what_a_stop_takes_away_is_foretold_and_told(kind: JobKind) -> None:
+async def test_what_a_stop_takes_away_is_predicted_and_reported(kind: JobKind) -> None:
     server = FakeServer(name="server-1", server_id=SERVER, account_id=77, reduced=["2 vCPUs instead of 4"])
     hypervisor = FakeHypervisor([server])
     await hypervisor.take_snapshot(SERVER, SPEC)

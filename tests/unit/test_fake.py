@@ -1,4 +1,4 @@
-"""The switches of the fake hypervisor: that a fault does to the fake what it does to real disks."""
+"""The faults of the fake hypervisor: each has the same effect as on real disks."""
 
 import asyncio
 import subprocess
@@ -42,7 +42,7 @@ def _server() -> FakeServer:
 
 
 async def all_effects(fake: FakeHypervisor) -> None:
-    """A call of each kind, so that every effect takes place at least once."""
+    """Make a call of each kind, so that every effect occurs at least once."""
     await fake.domains()
     await fake.adopt("server-1", server_id=1, account_id=77)
     await fake.hold(1)
@@ -83,7 +83,7 @@ async def test_every_effect_can_fail(fake: FakeHypervisor, effect: Effect) -> No
         await all_effects(fake)
 
 
-async def test_a_fault_strikes_as_often_as_is_asked(fake: FakeHypervisor) -> None:
+async def test_a_fault_occurs_as_often_as_requested(fake: FakeHypervisor) -> None:
     fake.faults.fail(Effect.START, times=2)
     for _ in range(2):
         with pytest.raises(StartFailed):
@@ -187,7 +187,7 @@ async def test_a_torn_disk_that_is_touched_before_its_repair_is_a_misuse(fake: F
     assert fake.misuse
 
 
-async def test_what_qemu_does_under_a_running_guest_is_not_torn_by_our_end(fake: FakeHypervisor) -> None:
+async def test_qemus_own_change_is_not_torn_when_the_worker_dies(fake: FakeHypervisor) -> None:
     await fake.take_snapshot(1, SPEC)
     await fake.start(1)
     fake.faults.fail(Effect.DELETE_TAG, "vda", at=Moment.AFTER, error=Killed())
@@ -197,7 +197,7 @@ async def test_what_qemu_does_under_a_running_guest_is_not_torn_by_our_end(fake:
     assert await fake.snapshots(1) == []
 
 
-async def test_what_hangs_goes_on_when_it_is_let_go(fake: FakeHypervisor) -> None:
+async def test_a_hanging_call_continues_when_it_is_released(fake: FakeHypervisor) -> None:
     released = fake.faults.hang(Effect.SNAPSHOT_DISK)
     call = asyncio.ensure_future(fake.take_snapshot(1, SPEC))
     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What an agent says is up to the guest's owner: nothing of it breaks the worker or is taken for a freeze."""
+"""The guest's owner controls the agent's answers: none of them breaks the worker or is mistaken for a freeze."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agen
 
 
 class Domain:
-    """A running one."""
+    """A running domain."""
 
     def isActive(self) -> bool:  # noqa: N802 - libvirt's name
         return True
@@ -33,7 +33,7 @@ Says = Callable[..., list[str]]
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """The agent's answers, one for each command; SILENT: none. Returns the commands as they come."""
+    """Sets the agent's answers, one per command (SILENT: none), and returns the received commands."""
 
     def use(*answers: str) -> list[str]:
         left, asked = list(answers), list[str]()
@@ -57,12 +57,12 @@ def said(value: object) -> str:
 
 
 @pytest.mark.parametrize("answer", [said("molten"), said({}), said(None), "{}", "[]", "not JSON", DEEP, SILENT])
-def test_an_agent_that_makes_no_sense_is_none(says: Says, answer: str) -> None:
+def test_an_agent_with_invalid_answers_counts_as_none(says: Says, answer: str) -> None:
     says(answer)
     assert not guest_agent.refuse_frozen(Domain())
 
 
-def test_a_frozen_guest_is_anothers(says: Says) -> None:
+def test_a_frozen_guest_is_refused(says: Says) -> None:
     says(said("frozen"))
     with pytest.raises(ServerInUse):
         guest_agent.refuse_frozen(Domain())

@@ -1,4 +1,4 @@
-"""What lies below an image, whatever its owner has written into the header."""
+"""The backing chain of an image, whatever its owner has written to the header."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The journal: what it has returned from is there for the next process."""
+"""The journal: data is durable when a call returns, so that the next process finds it."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(path: Path) -> Iterator[Callable[[], Journal]]:
-    """Opens the journal as one more process would; closed when the test is over."""
+    """Opens the journal as another process would; closed after the test."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(closing(Journal(path)))
 
@@ -63,7 +63,7 @@ def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(opened:
     assert (entry.task, entry.step, entry.facts, entry.outcome) == (TASK, Step.REVERTING, FACTS, None)
 
 
-def test_a_job_that_was_begun_before_there_were_traces_goes_on(opened: Callable[[], Journal], path: Path) -> None:
+def test_a_job_from_before_tracing_continues(opened: Callable[[], Journal], path: Path) -> None:
     opened().begin(TASK, Step.PREFLIGHT)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE jobs SET task = json_remove(task, '$.traceparent')")
@@ -73,7 +73,7 @@ def test_a_job_that_was_begun_before_there_were_traces_goes_on(opened: Callable[
     assert entry.task == replace(TASK, traceparent="")
 
 
-def test_a_job_that_is_begun_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:
+def test_a_job_that_is_started_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:
     journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
     journal.enter(TASK.job_id, Step.STARTING, FACTS)
@@ -90,7 +90,7 @@ def test_interruptions_count_for_one_step(opened: Callable[[], Journal]) -> None
     assert [entry.interruptions for entry in journal.owed()] == [0]
 
 
-def test_an_outcome_is_owed_until_it_is_published(opened: Callable[[], Journal]) -> None:
+def test_an_outcome_is_pending_until_it_is_published(opened: Callable[[], Journal]) -> None:
     journal = opened()
     entry = journal.begin(TASK, Step.PREFLIGHT)
     journal.conclude(entry, OUTCOME, safety_kept_seconds=0)
@@ -117,7 +117,7 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callabl
     assert journal.due_safety_tags() == []
 
 
-def test_what_was_due_before_tags_had_an_age_is_due(opened: Callable[[], Journal], path: Path) -> None:
+def test_tags_due_in_an_older_journal_are_still_due(opened: Callable[[], Journal], path: Path) -> None:
     journal = opened()
     journal.track_safety_tag(TASK.server_id, "vps-safety-replaced", kept_seconds=0)
     journal.begin(TASK, Step.PREFLIGHT)
@@ -132,7 +132,7 @@ def test_what_was_due_before_tags_had_an_age_is_due(opened: Callable[[], Journal
 
 
 @pytest.mark.parametrize("facts", ['{"was_running": true}', '{"was_running": true, "found_out_later": {"a": 1}}'])
-def test_what_an_older_or_a_newer_version_knew_of_a_job_can_be_read(
+def test_a_job_of_an_older_or_newer_version_can_be_read(
     opened: Callable[[], Journal], tmp_path: Path, facts: str
 ) -> None:
     journal = opened()
@@ -152,13 +152,13 @@ def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[],
     assert entry is not None
     journal.conclude(entry, OUTCOME, safety_kept_seconds=KEPT_FOR_A_PERSON)
     assert journal.due_safety_tags() == []
-    assert journal.safety_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
+    assert journal.safety_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that it is not mistaken for an orphan
     assert journal.droppable_tags(TASK.server_id) == frozenset()
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, of 6 MiB."""
+    """A folder on a separate disk of 6 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False)
@@ -228,7 +228,7 @@ def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path, before: i
     path = tmp_path / "journal.sqlite"
     umask = os.umask(0o022)
     try:
-        if before is not None:  # of an older worker, outside of its unit
+        if before is not None:  # of an older worker, without its systemd unit
             with closing(sqlite3.connect(path)) as old:
                 old.execute("PRAGMA journal_mode = WAL")
                 old.execute("CREATE TABLE some (x)")
@@ -271,7 +271,7 @@ FORMER = {1: (FORMER_JOBS, FORMER_TAGS), 2: (FORMER_JOBS, FORMER_TAGS, "CREATE T
 
 
 def make_former(path: Path, version: int) -> None:
-    """With a job that has not ended, a tag that is due and one that is not."""
+    """Make a journal of an earlier version: an unfinished job, a tag that is due, and one that is not."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in (*FORMER[version], f"PRAGMA user_version = {version}", "PRAGMA journal_mode = WAL"):
             db.execute(statement)
@@ -288,7 +288,7 @@ def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrate
     left: list[Path] = []
 
     def keep(_statement: str) -> None:
-        """What a kill leaves now: the files are in the kernel's cache, whoever has written them."""
+        """Copy what a kill would leave now: the files as the kernel's cache has them."""
         left.append(tmp_path / f"left-{len(left)}")
         left[-1].mkdir()
         for file in tmp_path.glob("journal.sqlite*"):
@@ -316,7 +316,7 @@ def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrate
     ]
     assert len(left) > len(FORMER[2])
     for folder in (*left, tmp_path):
-        for _ in range(2):  # and once more
+        for _ in range(2):  # repeated
             with closing(Journal(folder / path.name)) as journal:
                 (entry,) = journal.owed()
                 assert (entry.task, entry.step) == (TASK, Step.REVERTING)
@@ -343,7 +343,7 @@ def test_a_job_of_a_newer_version_that_has_not_ended_is_left_to_that_version(pat
         assert db.execute("SELECT * FROM jobs").fetchall() == before
 
 
-def test_a_job_of_a_newer_version_that_has_ended_keeps_no_other_from_its_way(path: Path) -> None:
+def test_an_ended_job_of_a_newer_version_does_not_block_others(path: Path) -> None:
     with closing(Journal(path)) as journal:
         entry = journal.begin(TASK, Step.PREFLIGHT)
         journal.conclude(replace(entry, facts=replace(FACTS, frozen=True)), OUTCOME, safety_kept_seconds=1)
@@ -359,7 +359,7 @@ def test_a_job_of_a_newer_version_that_has_ended_keeps_no_other_from_its_way(pat
             journal.find(TASK.job_id)
 
 
-def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: Path) -> None:
+def test_a_job_has_a_version_that_an_older_reader_ignores(path: Path) -> None:
     with closing(Journal(path)) as journal:
         journal.begin(TASK, Step.PREFLIGHT)
     with closing(sqlite3.connect(path)) as db:
@@ -368,7 +368,7 @@ def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: P
     assert TypeAdapter(Task).validate_json(text) == TASK
 
 
-def test_what_the_hypervisor_said_of_many_failures_stays_short() -> None:
+def test_the_hypervisors_messages_of_many_failures_stay_short() -> None:
     facts = Facts()
     for step in range(10):
         facts = facts.failed(Failure(code="disk_failed", detail="vda"), f"{step}: {'x' * 100_000} the reason {step}")

@@ -1,4 +1,4 @@
-"""What stands in the log, and what never does."""
+"""The content of the log, and what it never contains."""
 
 import json
 import os
@@ -85,7 +85,7 @@ print(generate_latest(registry).decode())
 """
 
 
-def test_what_is_worth_a_look_is_counted_by_its_name() -> None:
+def test_warnings_and_errors_are_counted_by_name() -> None:
     done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, check=True, timeout=30)
     assert [line for line in done.stdout.splitlines() if line.startswith("vps_snapshots_log")] == [
         'vps_snapshots_log_events_total{event="library",level="error"} 2.0',
@@ -107,5 +107,5 @@ def test_on_a_terminal_the_lines_are_coloured_for_a_person() -> None:
     assert "{" not in text.splitlines()[0]
 
 
-def test_debug_is_heard_when_asked_for() -> None:
+def test_debug_lines_are_logged_on_request() -> None:
     assert "unheard" in said("level=10")

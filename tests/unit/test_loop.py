@@ -1,4 +1,4 @@
-"""The loop in which programs repeat their work."""
+"""The loop with which programs repeat work."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ class Away(Exception):
 
 
 def failing(*errors: Exception | None) -> Callable[[], Coroutine[None, None, None]]:
-    """Work whose rounds raise these in turn (None: a good round), and which is then cancelled."""
+    """Work whose rounds raise these in turn (None: a successful round), and which is then cancelled."""
     left = list(errors)
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""The manual pages are made from what the commands say of themselves."""
+"""The manual pages are generated from the commands' own help."""
 
 import typer
 

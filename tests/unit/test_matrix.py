@@ -1,4 +1,4 @@
-"""What `make matrix` reads of a run and writes in docs/versions.md, and the setting that it is built on."""
+"""How `make matrix` parses a run and writes docs/versions.md, and the setting on which it is based."""
 
 import os
 import subprocess

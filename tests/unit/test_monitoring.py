@@ -1,4 +1,4 @@
-"""The rules, the dashboard and the runbook are one: what one names, the others have."""
+"""Rules, dashboard and runbook are consistent: each name in one of them exists in the others."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_each_alert_says_how_bad_it_is_and_leads_to_its_section_of_the_runbook(a
     assert [word for word in ("**Customer impact:**", "**Check:**", "**Action:**") if word not in section[1]] == []
 
 
-def test_the_runbook_has_no_section_of_an_alert_that_is_none() -> None:
+def test_the_runbook_has_no_section_of_an_unknown_alert() -> None:
     assert set(re.findall(r"\n### (VpsSnapshots\w+)\n", RUNBOOK)) == set(ALERTS)
 
 
@@ -74,14 +74,14 @@ def test_the_runbook_names_panels_that_the_dashboard_has() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_each_metric_is_ours_says_what_it_is_and_has_a_base_unit(family: Any) -> None:
-    if family.name.startswith("process_"):  # Prometheus's own names of these
+    if family.name.startswith("process_"):  # Prometheus's own names for these
         return
     assert family.name.startswith("vps_snapshots_")
     assert re.match(r"\S.*\.$", family.documentation)
     assert not re.search(r"_(ms|milliseconds|minutes|hours|mb|kb|gb|percent)(_|$)", family.name)
 
 
-def test_the_dashboards_panels_do_not_lie_over_each_other() -> None:
+def test_the_dashboards_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]

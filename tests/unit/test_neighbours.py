@@ -1,4 +1,4 @@
-"""The look at the files of other domains, where some storage takes its time."""
+"""The check of other domains' files when some storage is slow."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ OURS, THEIRS = "uuid-1", "uuid-2"
 
 
 class Slow:
-    """A connection whose look at all files ends when it is told to."""
+    """A connection whose check of all files ends when the test lets it."""
 
     def __init__(self) -> None:
         self.looks: list[asyncio.Future[sharing.Uses]] = []
@@ -50,7 +50,7 @@ def patient_for(seconds: float, slow: Slow) -> neighbours.Neighbours:
     return neighbours.Neighbours(slow, SYSTEM, look_seconds=seconds)  # type: ignore[arg-type] # all that it asks
 
 
-async def test_all_who_wait_share_one_look(disk: FileDisk) -> None:
+async def test_all_waiting_callers_share_one_scan(disk: FileDisk) -> None:
     slow = Slow()
     found = patient_for(60, slow)
     waiting = [asyncio.ensure_future(found.refuse_shared(1, [disk])) for _ in range(3)]
@@ -61,7 +61,7 @@ async def test_all_who_wait_share_one_look(disk: FileDisk) -> None:
     assert len(slow.looks) == 1
 
 
-async def test_storage_that_does_not_answer_keeps_nobody_waiting_and_costs_one_look(disk: FileDisk) -> None:
+async def test_unresponsive_storage_blocks_nobody_and_costs_one_scan(disk: FileDisk) -> None:
     slow = Slow()
     found = patient_for(0.0, slow)
     for _ in range(3):
@@ -72,7 +72,7 @@ async def test_storage_that_does_not_answer_keeps_nobody_waiting_and_costs_one_l
     slow.looks[0].set_result({})
 
 
-async def test_what_a_look_saw_that_came_too_late_is_not_used(disk: FileDisk) -> None:
+async def test_the_result_of_a_late_scan_is_not_used(disk: FileDisk) -> None:
     slow = Slow()
     found = patient_for(0.0, slow)
     await found.refuse_shared(1, [disk])
@@ -84,7 +84,7 @@ async def test_what_a_look_saw_that_came_too_late_is_not_used(disk: FileDisk) ->
     slow.looks[1].set_exception(HypervisorUnavailable("gone"))
 
 
-async def test_a_look_that_failed_is_made_again(disk: FileDisk) -> None:
+async def test_a_failed_scan_is_repeated(disk: FileDisk) -> None:
     slow = Slow()
     found = patient_for(60, slow)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The pages for operators agree with the programs, and all documents' links lead somewhere."""
+"""The operators' pages agree with the programs, and no link in the documents is broken."""
 
 import re
 import tomllib
@@ -52,6 +52,11 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     assert dead == []
 
 
+def test_no_document_has_an_empty_heading_or_doubled_bold_marks() -> None:
+    broken = re.compile(r"^#+ *$|\*{4}", re.MULTILINE)
+    assert [str(path) for path in DOCUMENTS if broken.search(_CODE.sub("code", path.read_text()))] == []
+
+
 def test_the_index_has_every_page() -> None:
     index = text_of("README")
     assert sorted(path.stem for path in FOLDER.glob("*.md")) == sorted(PAGES)
@@ -89,7 +94,7 @@ def every_block() -> list[Block]:
 
 
 def test_every_block_says_what_it_is() -> None:
-    """What is no block of a known kind would be run by no test."""
+    """No test would run a block of an unknown kind."""
     for name in PAGES:
         text = text_of(name)
         assert text.count("```") == 2 * len(blocks(name)), name

@@ -1,4 +1,4 @@
-"""The Debian packages: what each has, and what the lock pins for its Debian."""
+"""The Debian packages: their contents, and what the lock pins for their Debian release."""
 
 import tomllib
 from pathlib import Path
@@ -43,8 +43,8 @@ def test_a_lock_is_for_the_python_of_the_target_not_for_the_one_that_builds(side
     lock = DEPLOY / "lock" / f"{side}.txt"
     of_debian_12 = {entry.name for entry in pinned_for(lock, python=RELEASES["12"].python, machine="x86_64")}
     of_debian_13 = {entry.name for entry in pinned_for(lock, python=RELEASES["13"].python, machine="x86_64")}
-    assert of_debian_12 - of_debian_13 == ({"async-timeout"} if side != "cli" else set())  # of Python < 3.11.3
-    assert "colorama" not in of_debian_12 | of_debian_13  # of Windows
+    assert of_debian_12 - of_debian_13 == ({"async-timeout"} if side != "cli" else set())  # for Python < 3.11.3
+    assert "colorama" not in of_debian_12 | of_debian_13  # for Windows
     assert all(entry.hashes for entry in pinned(lock))
 
 
@@ -68,7 +68,7 @@ def test_a_version_that_the_changelog_does_not_begin_with_is_not_released(versio
         dated(CHANGELOG, version, "2026-11-28")
 
 
-def test_a_version_of_which_nothing_is_said_is_not_released() -> None:
+def test_a_version_without_changes_is_not_released() -> None:
     with pytest.raises(NotReadyError):
         section("## 1.1.0 (2026-11-28)\n\n## 1.0.0 (2026-01-02)\n- a\n", "1.1.0")
 

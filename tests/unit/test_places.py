@@ -1,4 +1,4 @@
-"""Places of event streams, also where several processes share them."""
+"""Slots of event streams, also if several processes share them."""
 
 import os
 import signal

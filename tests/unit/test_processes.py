@@ -1,4 +1,4 @@
-"""The parent of several processes of a front end, which here only say that they run."""
+"""The parent process of a front end with several processes, which only report here that they are running."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0
 
 
 class FrontEnd:
-    """A front end of two processes. `serve`: what each does; it can tell the test its index."""
+    """A front end of two processes. `serve`: the work of each; it can send its index to the test."""
 
     def __init__(
         self, folder: Path, serve: Callable[[Process], None], *, before: Callable[[], Any] = lambda: None
@@ -65,7 +65,7 @@ class FrontEnd:
 
 
 def wait(process: Process) -> None:
-    """Until SIGTERM, which kills it, or the end of its parent."""
+    """Wait until SIGTERM, which kills it, or until its parent ends."""
     assert process.shared is not None
     select.select([process.shared.parent], [], [])
 
@@ -96,7 +96,7 @@ def test_a_process_that_the_kernel_does_not_fork_is_started_later(tmp_path: Path
 
 
 def test_an_orphan_that_ends_is_nobody(tmp_path: Path) -> None:
-    """The process 1 of a container gets them from the kernel."""
+    """In a container, the kernel gives orphans to process 1."""
 
     def have_another_child() -> None:
         if not os.fork():

@@ -1,4 +1,4 @@
-"""What nodes and gateways say to each other fits the store's own types, and nothing that is out of bounds."""
+"""Messages between nodes and gateways match the store's own types, and nothing is out of bounds."""
 
 import dataclasses
 import re
@@ -93,7 +93,7 @@ def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Mes
     ],
     ids=lambda own: type(own).__name__,
 )
-def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
+def test_a_nodes_message_arrives_unchanged(own: Any) -> None:
     message = getattr(protocol, type(own).__name__)
     sent = message.model_validate(own, context="fitting").model_dump_json()
     assert protocol.told(type(own), message.model_validate(from_json(sent))) == own
@@ -133,12 +133,12 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
         ),
     ],
 )
-def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> None:
+def test_a_gateways_answer_arrives_unchanged(call: str, answer: Any) -> None:
     kind: TypeAdapter[Any] = protocol.CALLS[call].answer
     assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
 
 
-def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
+def test_an_older_gateway_gets_nothing_that_it_would_refuse() -> None:
     take = protocol.CALLS["take"]
     ask = take.ask.fitting(running=(), free=1, seconds=5, begin=True)
     assert set(from_json(take.said(ask, 1))) == {"running", "free", "seconds"}
@@ -181,7 +181,7 @@ def test_every_text_and_list_that_a_node_sends_has_a_bound(message: type[protoco
     def look(schema: Any, where: str) -> None:
         if not isinstance(schema, dict):
             return
-        bounds = {"maxLength", "pattern", "enum", "const", "format"}  # the only format is that of moments
+        bounds = {"maxLength", "pattern", "enum", "const", "format"}  # the only format is that of timestamps
         if schema.get("type") == "string" and not (bounds & schema.keys()):
             unbounded.append(where)
         if schema.get("type") == "array" and "maxItems" not in schema:
@@ -209,7 +209,7 @@ def test_every_text_and_list_that_a_node_sends_has_a_bound(message: type[protoco
         ("unix://relative", False),
     ],
 )
-def test_a_node_speaks_in_the_clear_to_nobody_else(url: str, fits: bool) -> None:
+def test_a_node_sends_plain_text_to_nobody_else(url: str, fits: bool) -> None:
     if fits:
         GatewayAddress(urls=(url,))
     else:
@@ -224,3 +224,23 @@ async def test_an_allowance_is_spent_and_comes_back() -> None:
     assert allowance._left < 1
     await allowance.take(1)
     assert allowance._left < 1
+
+
+def lists_of(message: type[protocol.Message]) -> list[str]:
+    return [name for name, field in message.model_fields.items() if str(field.annotation).startswith("tuple[")]
+
+
+PARTS = [kind for kind in vars(protocol).values() if isinstance(kind, type) and issubclass(kind, protocol.Message)]
+LISTS = [(kind, name) for kind in PARTS for name in lists_of(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), LISTS, ids=str)
+def test_a_long_list_ends_at_its_first_invalid_item(kind: type[protocol.Message], name: str) -> None:
+    """Errors of all items would keep a gateway, which serves all nodes, busy for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({name: [[]] * 10_000})
+    assert len([error for error in refused.value.errors() if error["loc"][0] == name and error["loc"][1:]]) == 1
+
+
+def test_each_list_is_tried() -> None:
+    assert {(protocol.Report, "servers"), (protocol.Publish, "snapshots"), (protocol.Contents, "disks")} <= {*LISTS}

@@ -1,4 +1,4 @@
-"""The reader of qcow2 tables, on images of qemu-img's own and on forged ones."""
+"""The reader of qcow2 tables, with images of qemu-img and with forged ones."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class TestWhatTheTablesSay:
         ("option", "version"),
         [("cluster_size=64k", 3), ("cluster_size=512", 3), ("cluster_size=2M", 3), ("compat=0.10", 2)],
     )
-    def test_they_say_what_qemu_img_made(self, tmp_path: Path, option: str, version: int) -> None:
+    def test_they_equal_qemu_imgs_own_report(self, tmp_path: Path, option: str, version: int) -> None:
         path = make_image(tmp_path / "disk.qcow2", "-o", option)
         found = qcow2_tables.read(str(path))
         assert (found.version, found.virtual_bytes) == (version, SIZE)
@@ -146,7 +146,7 @@ class TestWhetherTheDiskIsAtATag:
         qemu_img("snapshot", "-c", TAG, str(path))
         assert is_at(path)
 
-    def test_a_tag_that_the_image_has_twice_is_none(self, image: Path) -> None:
+    def test_a_duplicate_tag_does_not_count(self, image: Path) -> None:
         qemu_img("snapshot", "-c", TAG, str(image))
         assert not is_at(image)
 
@@ -157,7 +157,7 @@ class TestWhetherTheDiskIsAtATag:
 
 class TestForgedImages:
     @pytest.mark.parametrize("what", ["missing", "folder", "fifo", "empty", "raw", "NUL in its path", "loop"])
-    def test_what_is_no_image_is_refused(self, tmp_path: Path, what: str) -> None:
+    def test_a_file_that_is_not_an_image_is_refused(self, tmp_path: Path, what: str) -> None:
         path = tmp_path / "x"
         match what:
             case "folder":
@@ -191,7 +191,7 @@ class TestForgedImages:
             (40, ">Q", 1 << 40),
             (40, ">Q", (1 << 64) - 65536),
             (60, ">I", 65537),  # snapshots
-            (60, ">I", 65536),  # more than the table has: zeros, then the file's end
+            (60, ">I", 65536),  # more than the table has: zeros, then the end of the file
             (64, ">Q", 1),  # snapshot table
             (64, ">Q", 1 << 62),
             (64, ">Q", (1 << 64) - 65536),
@@ -231,7 +231,7 @@ class TestForgedImages:
 
     def test_an_image_made_to_cost_much_is_read_within_bounds(self, tmp_path: Path) -> None:
         path = tmp_path / "large"
-        with path.open("wb") as file:  # sparse: one L1 table of 32 MiB, 4096 snapshots of the longest names
+        with path.open("wb") as file:  # sparse: one L1 table of 32 MiB, 4096 snapshots with the longest names
             file.write(header(cluster_bits=21, l1_entries=4 << 20, l1_at=1 << 21, snapshots=4096, snapshots_at=1 << 26))
             file.seek(1 << 26)
             for _ in range(1000):
@@ -259,7 +259,7 @@ NUMBERS = st.one_of(
 @given(
     patches=st.lists(st.tuples(st.booleans(), st.integers(0, 103), st.sampled_from([1, 2, 4, 8]), NUMBERS), max_size=6)
 )
-def test_whatever_the_header_and_the_snapshot_table_say_it_is_read_or_refused(
+def test_any_header_and_snapshot_table_is_read_or_refused(
     template: tuple[Path, bytes, int], patches: list[tuple[bool, int, int, int]]
 ) -> None:
     path, content, table = template
@@ -296,7 +296,7 @@ def snapshot_table(path: Path) -> int:
 
 
 def set_id(path: Path, number: int, snapshot_id: str) -> None:
-    """Of an entry of this image; as long as the one that it had."""
+    """Change the ID of a snapshot entry in this image to one of the same length."""
     assert number == 0
     with path.open("r+b") as file:
         at = snapshot_table(path)

@@ -1,4 +1,4 @@
-"""What a server that runs would lose with its next start."""
+"""What a running server would lose at its next start."""
 
 import xml.etree.ElementTree as ET
 
@@ -57,5 +57,7 @@ def size(cpus: str, mib: int) -> ET.Element:
         (size("", 1024), size("<currentMemory unit='KiB'>65536</currentMemory>", 1024), []),
     ],
 )
-def test_less_is_told_and_not_what_libvirt_rounds(running: ET.Element, configured: ET.Element, less: list[str]) -> None:
+def test_reductions_are_reported_unless_libvirt_rounded(
+    running: ET.Element, configured: ET.Element, less: list[str]
+) -> None:
     assert [*less_with_the_next_start(running, configured)] == less

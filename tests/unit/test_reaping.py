@@ -1,4 +1,4 @@
-"""Running a command below a process that reaps what it leaves behind."""
+"""Running a command below a process that reaps its orphans."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is written down of snapshots in a domain's metadata: read back as it was, whoever has been at it."""
+"""The records of snapshots in a domain's metadata: read back unchanged, whatever others have edited."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -74,7 +74,7 @@ def test_hostile_texts_too(text: str) -> None:
         "text",
     ],
 )
-def test_what_cannot_be_read_takes_nothing_down_and_stays(entry: str) -> None:
+def test_unreadable_entries_break_nothing_and_stay(entry: str) -> None:
     xml = records.with_record(None, RECORD).replace("</snapshots>", f"{entry}</snapshots>")
     assert records.read(xml) == {"vps-7": RECORD}
     other = replace(RECORD, spec=replace(SPEC, tag="vps-9"))

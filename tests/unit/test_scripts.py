@@ -1,4 +1,4 @@
-"""The Lua scripts and their modules: each carries what it uses, and nothing else."""
+"""The Lua scripts and their modules: each script includes exactly what it uses."""
 
 import itertools
 import re
@@ -18,19 +18,19 @@ MODULES = ["states", *sorted(file.name[:-4] for file in (STORE / "shared").iterd
 
 
 def code(lua: str) -> str:
-    """Without comments and texts."""
+    """The code without comments and strings."""
     return re.sub(r"--.*|'[^'\n]*'", "", lua)
 
 
 def defined(lua: str) -> set[str]:
-    """What a module offers: its functions and constants."""
+    """The names that a module defines: functions and constants."""
     functions = re.findall(r"^local function (\w+)", lua, re.MULTILINE)
     constants = re.findall(r"^local ([A-Z_, ]+) =", lua, re.MULTILINE)
     return {*functions, *(name for line in constants for name in line.split(", "))}
 
 
 def used(lua: str, offered: set[str]) -> set[str]:
-    """Which of the offered names a script uses; a field of that name, as in `{enqueue = 1}` or `job.read`, is none."""
+    """The defined names that a script uses. Fields with such a name, `{enqueue = 1}` or `job.read`, do not count."""
     return {name for name in offered if re.search(rf"(?<![\w.:]){name}\b(?!\s*=[^=])", code(lua))}
 
 
@@ -47,7 +47,7 @@ def test_the_first_line_names_what_is_used_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{module}" for module in MODULES if module != "states")])
-def test_no_line_is_longer_than_those_of_our_python(name: str) -> None:
+def test_no_line_is_longer_than_pythons_limit(name: str) -> None:
     assert [line for line in scripts.source(name).splitlines() if len(line) > 120] == []
 
 
@@ -57,7 +57,7 @@ def test_everything_that_a_module_offers_is_used() -> None:
         name
         for offered in OFFERS.values()
         for name in offered
-        if sum(len(re.findall(rf"\b{name}\b", code(lua))) for lua in sources) < 2  # more than its definition
+        if sum(len(re.findall(rf"\b{name}\b", code(lua))) for lua in sources) < 2  # used nowhere but in its definition
     }
     assert not unused
 
@@ -111,7 +111,7 @@ WRITES = re.compile(
 
 
 def writing() -> set[str]:
-    """The functions of modules that write, themselves or by another one."""
+    """The functions of modules that write, directly or through another one."""
     source = "".join(scripts.source(f"shared/{module}") for module in MODULES)
     bodies = dict(re.findall(r"^local function (\w+)(.*?)^end", source, re.MULTILINE | re.DOTALL))
     found = {name for name, body in bodies.items() if WRITES.search(body)}
@@ -123,7 +123,7 @@ def writing() -> set[str]:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_that_only_reads_says_so(name: str) -> None:
     lua = scripts.source(name)
-    # `take` writes a counter, by `try`, and so does what uses it
+    # `take` writes a counter with `try`, and so does everything that uses it
     writes = WRITES.search(lua) is not None or bool(used(lua, writing() - {"take", "count_call"}))
     notes = bool({"notes", "caller"} & set(scripts.includes(lua))) and not writes
     assert scripts.only_reads(name) == (not writes)
@@ -131,7 +131,7 @@ def test_a_script_that_only_reads_says_so(name: str) -> None:
     assert scripts.text(name).startswith("#!lua flags=no-writes\n") == (not writes and not notes)
 
 
-# What each of them adds to a full Redis is bounded by the snapshots, the jobs and the nodes that it has already.
+# What each of them adds to a full Redis is bounded by the snapshots, jobs and nodes that it already holds.
 WHEN_FULL = {
     *("access/append_audit", "access/close_session", "access/keep_audit"),
     *("access/revoke_credentials", "access/revoke_token"),
@@ -143,7 +143,7 @@ WHEN_FULL = {
 }
 
 
-def test_what_a_full_redis_still_does_is_known() -> None:
+def test_scripts_for_a_full_redis_are_listed() -> None:
     assert {name for name in SCRIPTS if scripts.runs_when_full(name)} == WHEN_FULL
     assert scripts.when_full("nodes/lease").startswith("#!lua flags=allow-oom\n")
 
@@ -157,14 +157,14 @@ def test_only_the_clock_reads_redis_own() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if "REPL_NONE" in scripts.source(name)])
 def test_a_script_whose_writes_are_not_persisted_reads_the_time_before(name: str) -> None:
-    """The clock's own note would have them persisted again."""
+    """The clock's own write would otherwise persist them again."""
     lua = scripts.source(name)
     assert "now_ms()" in lua[: lua.index("redis.set_repl(redis.REPL_NONE)")]
 
 
-# What a script reads whole, and why that is never more than 2,000 entries.
+# What a script reads as a whole, and why it never has more than 2,000 entries.
 BOUNDED = {
-    "'server:' .. server_id .. ':snapshots'": "5 of a server, and its failed ones: failed_snapshots_per_server",
+    "'server:' .. server_id .. ':snapshots'": "LISTED_MOST of snapshots, and what is created beside them",
     "'server:' .. ask.server .. ':snapshots'": "as above",
     "'account:' .. job.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
     "'account:' .. ask.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",

@@ -1,4 +1,4 @@
-"""Each side's programs run with the packages of its lock, and no side installs what only the other needs."""
+"""Each side's programs run with the packages of its lock, and no side installs what only the other one needs."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from deploy.packages.lock import pinned, pinned_for
 
 LOCK = Path(__file__).parents[2] / "deploy" / "lock"
-# Imports a program where only the named distributions can be found, and ours.
+# Imports a program with only the named distributions and ours available.
 ALONE = """
 import sys
 from importlib.metadata import packages_distributions
@@ -60,7 +60,7 @@ def test_a_node_has_no_http_server_and_a_front_end_no_libvirt() -> None:
 
 
 def test_only_a_node_has_arq() -> None:
-    """What arq's metadata says of redis-py then binds nobody else."""
+    """arq's requirement of redis-py then binds no other program."""
     assert {
         side: "arq" in {entry.name for entry in pinned(LOCK / f"{side}.txt")} for side in ("front-end", "node")
     } == {
@@ -71,7 +71,7 @@ def test_only_a_node_has_arq() -> None:
 
 @pytest.mark.parametrize("side", ["front-end", "node", "cli", "simulated"])
 def test_pip_has_nothing_against_a_locked_side(side: str) -> None:
-    """`pip check`, before anything is installed: each package finds the versions that it asks for."""
+    """`pip check` before anything is installed: each package finds the versions that it requires."""
     here = {"python": platform.python_version(), "machine": platform.machine()}
     locked = {canonicalize_name(entry.name): entry.version for entry in pinned_for(LOCK / f"{side}.txt", **here)}
     extras = ("front-end", "worker") if side == "simulated" else (side,)
@@ -87,7 +87,7 @@ def test_pip_has_nothing_against_a_locked_side(side: str) -> None:
 
 
 def _wanted(name: str, extra: str = "") -> list[Requirement]:
-    """What a package asks for, but for what it asks of itself."""
+    """The requirements of a package, except those on itself."""
     stated = [Requirement(line) for line in requires(name) or ()]
     return [
         one

@@ -1,4 +1,4 @@
-"""What a program imports at its start: each library that it may never need costs every start time and memory."""
+"""A program's imports at its start: a library that it may never need would cost time and memory at every start."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Copies of UEFI variables and TPM state, in folders that others can write to."""
+"""Copies of UEFI variables and TPM state in folders that others can write to."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ TAG = "vps-801"
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Copies:
-    """Of a server with variables and a TPM, both in use."""
+    """The copies of a server with UEFI variables and a TPM, both in use."""
     for folder in ("disks", "vars", "tpm/uuid/tpm2"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "disks" / "vda.qcow2").write_bytes(b"a disk")
@@ -44,7 +44,7 @@ def beside_the_disk(copies: Copies) -> list[str]:
     return sorted(path.name for path in copies.images[0].parent.iterdir() if path != copies.images[0])
 
 
-def test_both_go_back_as_they_were_and_leave_nothing_when_deleted(copies: Copies) -> None:
+def test_both_are_restored_unchanged_and_a_delete_leaves_nothing(copies: Copies) -> None:
     copies.save(TAG)
     assert beside_the_disk(copies) == ["vda.qcow2.vps-801.nvram", "vda.qcow2.vps-801.tpm"]
     assert copies.tags() == {TAG: {Kind.NVRAM, Kind.TPM}}
@@ -71,8 +71,8 @@ def test_one_that_differs_is_enough(copies: Copies, changed: str) -> None:
     assert not copies.is_at(TAG)
 
 
-def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
-    # A step back must not need the room that the step forward has lacked.
+def test_unchanged_files_are_not_written_again(copies: Copies) -> None:
+    # A rollback must not need the space that the step forward lacked.
     copies.save(TAG)
     (variables(copies).parent / "VARS.fd.new").mkdir()  # no new file can be written
     copies.restore(TAG)
@@ -81,7 +81,7 @@ def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
         copies.restore(TAG)
 
 
-def test_what_could_not_be_put_back_is_known_before(copies: Copies, tmp_path: Path) -> None:
+def test_an_impossible_restore_is_refused_before(copies: Copies, tmp_path: Path) -> None:
     copies.save(TAG)
     copies.refuse_unrestorable(TAG)
     full = Copies(images=copies.images, parts=[StatePart(kind=Kind.NVRAM, path=Path("/proc/VARS.fd"))])
@@ -89,7 +89,7 @@ def test_what_could_not_be_put_back_is_known_before(copies: Copies, tmp_path: Pa
         full.refuse_unrestorable(TAG)
 
 
-def test_what_was_lost_comes_back_for_those_who_may_open_the_disks(copies: Copies) -> None:
+def test_lost_files_come_back_with_the_disks_permissions(copies: Copies) -> None:
     copies.save(TAG)
     os.chown(copies.images[0], os.geteuid(), os.getegid())
     variables(copies).unlink()
@@ -104,7 +104,7 @@ def test_what_was_lost_comes_back_for_those_who_may_open_the_disks(copies: Copie
     assert tpm(copies).read_bytes() == b"tpm A"
 
 
-def test_what_is_not_there_yet_has_no_copy_and_stays_what_it_becomes(copies: Copies) -> None:
+def test_a_missing_file_has_no_copy_and_a_later_one_stays(copies: Copies) -> None:
     variables(copies).unlink()
     tpm(copies).unlink()
     copies.save(TAG)
@@ -206,7 +206,7 @@ def test_an_image_with_a_long_name_has_copies_too(copies: Copies) -> None:
     assert [*long.tags()] == ["vps-safety-0123456789abcdef0123456789abcdef"]
 
 
-def test_a_tpm_of_another_version_is_told_and_left_alone(copies: Copies, tmp_path: Path) -> None:
+def test_a_tpm_of_another_version_is_reported_and_left_alone(copies: Copies, tmp_path: Path) -> None:
     copies.save(TAG)
     older = StatePart(kind=Kind.TPM, path=tmp_path / "tpm" / "uuid" / "tpm1.2", folder=True)
     today = Copies(images=copies.images, parts=[older])
@@ -240,8 +240,8 @@ def contents(*, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: boo
     ("held", "now", "present", "copied", "words"),
     [
         (contents(), both(), both(), both(), None),
-        (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they come back
-        (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # it had never run
+        (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they are restored
+        (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # the TPM had never run
         (contents(tpm=False), both(), both(), both(tpm=False), "has TPM state, but the snapshot holds none"),
         (contents(), both(tpm=False), both(tpm=False), both(), "holds TPM state, but the server has none"),
         (contents(), both(), both(), both(nvram=False), "copy of the UEFI variables is missing"),

@@ -1,4 +1,5 @@
-"""The tables are whole: every kind has a procedure, every step a function and a way out, every state its followers."""
+"""The tables are complete: each kind has a procedure, each step a function and a failure path, each state
+successors."""
 
 from importlib.resources import files
 
@@ -27,7 +28,7 @@ def test_every_state_says_what_may_follow_and_two_are_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", list(JobKind))
-def test_the_steps_that_a_customer_is_told_of_are_the_procedures(kind: JobKind) -> None:
+def test_the_documented_steps_are_the_procedures(kind: JobKind) -> None:
     assert STEPS[kind] == tuple(PROCEDURES[kind].steps)
 
 

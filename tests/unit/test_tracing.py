@@ -1,4 +1,4 @@
-"""How traces are turned on, and what of them stands in the log."""
+"""How tracing is enabled, and what the log contains about it."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def said(program: str, **environment: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def test_what_the_exporter_complains_of_is_said_once_a_minute() -> None:
+def test_the_exporters_errors_are_logged_once_a_minute() -> None:
     assert [(line["event"], line.get("cause")) for line in said(COMPLAINING)] == [
         ("tracing.exporting", None),
         ("tracing.trouble", "no answer, try 0"),
@@ -76,7 +76,7 @@ def test_a_standard_variable_that_means_nothing_is_refused() -> None:
     assert "ConfigurationError: tracing, from the environment (OTEL_*): schedule_delay_millis" in bad.stderr
 
 
-def test_a_line_tells_the_trace_that_its_caller_has_begun() -> None:
+def test_a_log_line_has_its_callers_trace() -> None:
     program = """
 from structlog import get_logger
 from worker.program import logs, tracing

@@ -1,4 +1,4 @@
-"""Volumes of storage pools that a test's libvirt can't have: those of LVM, iSCSI and Ceph."""
+"""Volumes of storage pools that a test's libvirt cannot have: LVM, iSCSI and Ceph."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from drivers.kvm.volumes import paths_by
 
 
 class Pools:
-    """As much of a libvirt connection as is asked: one active pool with one volume of this kind."""
+    """The part of a libvirt connection that is used: one active pool with one volume of this kind."""
 
     def __init__(self, kind: int) -> None:
         self._kind = kind
@@ -40,7 +40,7 @@ class Pools:
         (99, "99"),
     ],
 )
-def test_a_volume_that_is_no_file_is_told_by_its_kind(kind: int, word: str) -> None:
+def test_a_volume_that_is_not_a_file_is_named_by_its_kind(kind: int, word: str) -> None:
     with pytest.raises(NoVolumeFile, match=f"is not a file but of type {word}, which cannot be snapshotted"):
         paths_by(Pools(kind))("vg", "lv")
 
@@ -50,7 +50,7 @@ def test_a_file_is_where_libvirt_says() -> None:
 
 
 class Silent:
-    """A libvirt whose storage daemon does not answer; `alive`: it itself does."""
+    """A libvirt whose storage daemon does not answer; `alive`: whether libvirt itself does."""
 
     def __init__(self, *, alive: bool) -> None:
         self._alive = alive

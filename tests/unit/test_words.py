@@ -19,7 +19,7 @@ def test_a_span_has_its_two_largest_units(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "now"), (42, "42 s ago"), (200, "3 min ago"), (-7300, "in 2 h")])
-def test_a_moment_is_told_in_one_unit(seconds: float, text: str) -> None:
+def test_a_time_is_shown_in_one_unit(seconds: float, text: str) -> None:
     assert words.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == text
 
 

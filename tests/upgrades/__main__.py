@@ -1,5 +1,5 @@
-"""`make upgrades`: a cell goes from former releases to this checkout and back, and from this checkout to the following
-release and back.
+"""`make upgrades`: upgrade a cell from earlier releases to this checkout and back, and from this checkout to a
+simulated next release and back.
 
 FROM="v1.0.0 today": tags or commits; by default the newest tag, if there is one, the last commit without gateways, and
 this checkout.
@@ -21,7 +21,7 @@ def main() -> int:
     names = (os.environ.get("FROM") or f"{newest_tag() or ''} {FIRST} today").split()
     failed = 0
     for name in names:
-        folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # short, for the sockets' sake
+        folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # a short path: sockets are below it
         before = today() if name == "today" else of_commit(name, folder / "before")
         after = following(folder / "after") if name == "today" else today()
         print(f"from {before.name} to {after.name} and back, in {folder}")

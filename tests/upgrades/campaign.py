@@ -1,4 +1,4 @@
-"""A cell goes to another release and back: front ends, gateways and nodes, one after the other, under load."""
+"""Upgrade and downgrade a cell under load: front ends, gateways and nodes, one after the other."""
 
 import asyncio
 import signal
@@ -17,18 +17,18 @@ from tests.upgrades.load import Restoring
 from tests.upgrades.releases import Release
 from worker.store.model import JobState
 
-ENDS_SECONDS = 60.0  # for what has begun to end
+ENDS_SECONDS = 60.0  # until started jobs have ended
 LOADED = [first + n for first in FIRST.values() for n in range(1, SERVERS)]
 
 
 @dataclass(kw_only=True)
 class Upgrade:
-    """What has happened. Each violation is a promise that was broken."""
+    """The results. Each violation is a broken promise."""
 
     cell: Cell
     say: Callable[[str], None] = print
     customers: list[Restoring] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)  # jobs that were at work when their node changed
+    held: list[str] = field(default_factory=list)  # jobs that were running when their node changed
     violations: list[str] = field(default_factory=list)
 
     @asynccontextmanager
@@ -64,27 +64,27 @@ class Upgrade:
         await self.change_nodes(release)
 
     async def up_from_the_first(self, first: Release, release: Release) -> None:
-        """The order of deploy/README.md from a release without gateways. Until the last node is changed, Redis keeps
-        the account of the nodes."""
+        """Upgrade from a release without gateways in the order of deploy/README.md. Redis keeps the nodes' account
+        until the last node is upgraded."""
         self.cell.allow(first, beside=release)
         await self.change_front_ends(release)
         self.cell.allow(first, release)
         await self.cell.start_gateways(release)
         await self.cell.let_nodes_in()
-        self.say(f"gateways are of {release.name}")
+        self.say(f"gateways run {release.name}")
         await self.change_nodes(release)
         self.cell.forbid("worker")
 
     async def back_to_the_first(self, first: Release, release: Release) -> None:
-        """No job may be at work on a node that goes back: the first release does not know all steps."""
+        """Downgrade to the first release, after draining each node, because that release does not know all steps."""
         self.cell.allow(release, first, beside=release)
         for node in NODES:
             await self._admitted()
             await self._drain(node)
             await self.cell.children[f"worker-{node}"].stop()
             await self.cell.start_node(node, first)
-            await self._order(f"nodes/{node}/resume/", reason="it is of the former release")
-            self.say(f"node {node} is of {first.name}")
+            await self._order(f"nodes/{node}/resume/", reason="it has the previous release")
+            self.say(f"node {node} runs {first.name}")
         for place in range(len(self.cell.ports)):
             await self.cell.children[f"gateway-{place}"].stop()
         await self.change_front_ends(first)
@@ -101,17 +101,17 @@ class Upgrade:
             await self._admitted()
             await self.cell.children[f"api-{place}"].stop()
             await self.cell.start_front_end(place, release)
-            self.say(f"front end {place} is of {release.name}")
+            self.say(f"front end {place} runs {release.name}")
 
     async def change_gateways(self, release: Release) -> None:
         for place in range(len(self.cell.ports)):
             await self._admitted()
             await self.cell.children[f"gateway-{place}"].stop()
             await self.cell.start_gateway(place, release)
-            self.say(f"gateway {place} is of {release.name}")
+            self.say(f"gateway {place} runs {release.name}")
 
     async def change_nodes(self, release: Release) -> None:
-        """The worker of the first is stopped, that of the second killed. Both have jobs at work."""
+        """Stop the worker of the first node and kill that of the second. Both have running jobs."""
         for node, number in zip(NODES, (signal.SIGTERM, signal.SIGKILL), strict=True):
             await self._admitted()
             job = await self._hold(node)
@@ -125,7 +125,7 @@ class Upgrade:
             )
 
     async def look(self) -> None:
-        """Whether each job that was admitted was completed, and once; and each guest runs, and no disk has more."""
+        """Check that each admitted job was completed once, each guest is running, and no disk has other snapshots."""
         cell, violations = self.cell, self.violations
         for some in self.customers:
             violations += some.violations
@@ -136,7 +136,7 @@ class Upgrade:
         held = {int(tag.removeprefix("vps-")) for tags in map(_tags, cell.servers().values()) for tag in tags}
         listed = (await cell.customer().call("GET", "/api/v1/snapshots/?page_size=500")).body["results"]
         if held != {snapshot["id"] for snapshot in listed}:
-            violations.append(f"the disks hold {held}, the API lists {listed}")
+            violations.append(f"the disks have {held}, the API lists {listed}")
         violations += [f"{s.name} is {s.power}" for s in cell.servers().values() if s.power is not Power.ON]
         violations += [f"an error was logged: {line}" for line in cell.errors()]
 
@@ -148,7 +148,7 @@ class Upgrade:
                 await some.admits(since=now)
 
     async def _hold(self, node: str) -> str:
-        """A job that has begun on the node, and goes on only in another process."""
+        """A job that has started on the node and can continue only in another process."""
         server = FIRST[node]
         self.cell.work_slowly(node, hang=(server,))
         client = self.cell.customer()
@@ -179,7 +179,7 @@ class Upgrade:
     async def _ended(self, job: str) -> None:
         done = await self.cell.operator().follow(f"/api/v1/ops/jobs/{job}/", timeout_seconds=ENDS_SECONDS)
         if done["state"] != JobState.COMPLETED:
-            self.violations.append(f"a job that was at work did not complete: {done}")
+            self.violations.append(f"a running job did not complete: {done}")
 
     async def _all_ended(self) -> None:
         async with asyncio.timeout(ENDS_SECONDS):
@@ -194,7 +194,7 @@ def _tags(server: FakeServer) -> set[str]:
 
 
 async def up_and_back(folder: Path, before: Release, after: Release, *, say: Callable[[str], None] = print) -> Upgrade:
-    """`folder`: with a short path, for the sockets."""
+    """`folder`: a short path, because sockets are below it."""
     before.check()
     after.check()
     async with running(folder, before) as cell:

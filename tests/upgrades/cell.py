@@ -1,5 +1,5 @@
-"""A cell whose programs can each be of another release: two front ends, two gateways, two nodes with the simulated
-hypervisor, and a Redis with the accounts of production."""
+"""A cell in which each program can have another release: two front ends, two gateways, two nodes with the simulated
+hypervisor, and a Redis with production's accounts."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from worker.store.model import AccountId
 
 ACCOUNT = AccountId(77)
 NODES = ("n1", "n2")
-SERVERS = 3  # of each node
+SERVERS = 3  # per node
 FIRST = {"n1": 12_001, "n2": 12_101}  # its first server
 HELD = Effect.SNAPSHOT_DISK
 BRIEF_SECONDS = 0.2
@@ -38,9 +38,9 @@ HANGS_SECONDS = 3600.0
 
 @dataclass(kw_only=True)
 class Cell:
-    folder: Path  # with a short path, for the sockets
+    folder: Path  # a short path: sockets are below it
     redis: RedisServer
-    runs: dict[str, Release] = field(default_factory=dict)  # program and number or node -> what it is of
+    runs: dict[str, Release] = field(default_factory=dict)  # program and number or node -> release
     children: dict[str, Child] = field(default_factory=dict)
     ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))  # of the front ends
     customer_token: str = ""
@@ -57,7 +57,7 @@ class Cell:
         return Client(self.urls[place], self.operator_token)
 
     async def begin(self, release: Release) -> None:
-        """All programs are of that release."""
+        """Run all programs with that release."""
         self.allow(release)
         await self._make_tokens()
         await asyncio.gather(*(self.start_front_end(place, release) for place in range(len(self.ports))))
@@ -69,8 +69,8 @@ class Cell:
         await asyncio.gather(*(self.start_node(node, release) for node in NODES))
 
     def allow(self, *releases: Release, beside: Release | None = None) -> None:
-        """Redis gets the accounts of these releases; where several have an account, that of the last one. `beside`: the
-        front ends may also do, key by key, what those of that release may."""
+        """Create the Redis accounts of these releases; if several have an account, the last one counts. `beside`:
+        the front ends also get, key by key, the permissions of that release."""
         accounts = {name: rules for release in releases for name, rules in release.accounts.items()}
         if beside is not None:
             accounts["api"] = [*accounts["api"], *(rule for rule in beside.accounts["api"] if rule.startswith("("))]
@@ -78,7 +78,7 @@ class Cell:
             self._redis("ACL", "SETUSER", name, "reset", *rules)
 
     def forbid(self, account: str) -> None:
-        """Redis loses the account, and ends its connections."""
+        """Delete the account in Redis and close its connections."""
         self._redis("ACL", "DELUSER", account)
 
     # --- programs ---
@@ -108,13 +108,13 @@ class Cell:
                 file.write_text((await Credentials(redis).create(node)).secret)
 
     async def start_node(self, node: str, release: Release) -> None:
-        """Return once jobs for its servers are admitted."""
+        """Return when jobs for its servers are admitted."""
         settings = {
             "NODE": node,
             "DRIVER": "fake",
             "FAKE_SERVERS": "0",
             "STATE_DIR": str(self.folder / node),
-            "DRAIN_SECONDS": "0",  # jobs are cut off: the next process has to go on
+            "DRAIN_SECONDS": "0",  # jobs are interrupted: the next process must continue them
             "MAX_JOBS": str(2 * SERVERS),
         }
         if release.has_gateway:
@@ -134,7 +134,7 @@ class Cell:
         await until_told(is_up)
 
     async def end_node(self, node: str, number: signal.Signals) -> None:
-        """With its children, which a machine would lose too."""
+        """Kill it with its child processes, as on a machine that fails."""
         child = self.children[f"worker-{node}"]
         if number is signal.SIGKILL:
             child.kill()
@@ -154,8 +154,8 @@ class Cell:
     # --- nodes ---
 
     def work_slowly(self, node: str, *, hang: tuple[int, ...] = ()) -> None:
-        """Each effect takes a moment, so that an upgrade finds jobs at work. `hang`: servers whose disks are not
-        snapshotted before the next call of this."""
+        """Delay each effect, so that an upgrade interrupts running jobs. `hang`: servers whose disks are not
+        snapshotted until the next call of this method."""
         brief = [Rule(effect=effect, seconds=BRIEF_SECONDS) for effect in BRIEF]
         hanging = [Rule(effect=HELD, server_id=server, seconds=HANGS_SECONDS) for server in hang]
         write_rules(self.folder / node / "faults.json", [*brief, *hanging])
@@ -177,7 +177,7 @@ class Cell:
         return {server.server_id or 0: server for servers in known for server in servers}
 
     def completed(self) -> Counter[str]:
-        """How often each job was completed, by the logs of the nodes."""
+        """How often each job was completed, according to the nodes' logs."""
         lines = [line for node in NODES for line in self.log_of(node)]
         return Counter(line["job_id"] for line in lines if line.get("event") == "job.completed")
 
@@ -185,7 +185,7 @@ class Cell:
         return self._log(f"worker-{node}", since=since)
 
     def errors(self) -> list[dict[str, Any]]:
-        """What any program has logged as an error."""
+        """Errors that any program has logged."""
         return [
             line for name in self.children for line in self._log(name) if line.get("level") in {"error", "critical"}
         ]
@@ -210,7 +210,7 @@ class Cell:
             "REDIS__URL": f"unix://{self.redis.socket}",
             "REDIS__USERNAME": account,
             "REDIS__PASSWORD": password_of(account),
-            "AUDIT_KEEPER": "false",  # it has an account of its own
+            "AUDIT_KEEPER": "false",  # the keeper has its own account
         }
 
     def _redis(self, *words: str) -> None:
@@ -244,7 +244,7 @@ async def _listens(socket: Path) -> bool:
 
 @asynccontextmanager
 async def running(folder: Path, release: Release) -> AsyncIterator[Cell]:
-    """`folder`: with a short path."""
+    """`folder`: a short path, because sockets are below it."""
     (folder / "redis").mkdir()
     redis = RedisServer(folder / "redis")
     redis.start()

@@ -1,4 +1,4 @@
-"""Releases of the service, each run from the files of its commit, with the libraries of this checkout."""
+"""Releases of the service, each run from the files of its commit with the libraries of this checkout."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-FIRST = "0a79ed0"  # of the time before gateways: its nodes reach Redis
+FIRST = "0a79ed0"  # before gateways: its nodes connect to Redis
 PARTS = ("api", "worker", "drivers")
 MODULES = {"api": "api.main", "gateway": "api.gateway.main", "worker": "worker.main"}
 ACCOUNTS = "deploy/redis/users.acl"
@@ -17,7 +17,7 @@ ACCOUNTS = "deploy/redis/users.acl"
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """`tree` has its packages. `accounts`: the rules of each account of its users.acl, without Redis's own account."""
+    """`tree` has its packages. `accounts`: the rules of each account in its users.acl, without Redis's own account."""
 
     name: str
     tree: Path
@@ -28,7 +28,7 @@ class Release:
         return (self.tree / "api" / "gateway").exists()
 
     def command(self, program: str, *arguments: str) -> tuple[str, ...]:
-        """-P: without the folder that we are in, which has the packages of this checkout."""
+        """-P: do not import from the current folder, which has the packages of this checkout."""
         return (sys.executable, "-P", "-c", f"from {MODULES[program]} import main; main()", *arguments)
 
     @property
@@ -36,7 +36,7 @@ class Release:
         return {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": ""}
 
     def check(self) -> None:
-        """Its programs import its own packages, and not those of this checkout."""
+        """Check that its programs import its own packages and not those of this checkout."""
         asked = f"import {', '.join(PARTS)}; print(*(m.__path__[0] for m in ({', '.join(PARTS)})))"
         command = (sys.executable, "-P", "-c", asked)
         said = subprocess.run(
@@ -50,11 +50,11 @@ def today() -> Release:
 
 
 def following(folder: Path) -> Release:
-    """What the release after this one may bring without a new version of any record: this checkout with a further
-    protocol between nodes and gateways, a column of the journal, a field of a job's record and a fact of a job."""
+    """A simulated next release that needs no new version of any record: this checkout with one more protocol between
+    nodes and gateways, a column of the journal, a field of a job's record and a fact of a job."""
     folder.mkdir()
     for part in PARTS:
-        shutil.copytree(CHECKOUT / part, folder / part)  # with what Python has compiled, and times that fit it
+        shutil.copytree(CHECKOUT / part, folder / part)  # with compiled files and matching times
     for file, (before, after) in CHANGES.items():
         path = folder / file
         text = path.read_text()
@@ -63,7 +63,7 @@ def following(folder: Path) -> Release:
     return Release(name="following", tree=folder, accounts=today().accounts)
 
 
-# File -> what stands there, once, and what stands there in the following release.
+# File -> a text that occurs once, and its replacement in the next release.
 CHANGES = {
     "worker/store/nodes/protocol.py": ("PROTOCOLS = frozenset({", "PROTOCOLS = frozenset({1000, "),
     "worker/store/shared/enqueue.lua": ("  job.v, job.state,", "  job.new = 'new'\n  job.v, job.state,"),
@@ -89,14 +89,14 @@ def of_commit(commit: str, folder: Path) -> Release:
 
 
 def newest_tag() -> str | None:
-    """Of a release; None if there is none yet."""
+    """The newest release tag; None if there is none."""
     command = ["git", "tag", "--list", "v*", "--sort=-version:refname"]
     found = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.split()
     return found[0] if found else None
 
 
 def _accounts(file: Path) -> dict[str, list[str]]:
-    """A selector, which stands in parentheses, is one rule."""
+    """A selector in parentheses is one rule."""
     found = {}
     for line in file.read_text().splitlines():
         (_, name, *rules), *selectors = [part.split() for part in line.split(" (")]

@@ -1,4 +1,4 @@
-"""A cell is upgraded and goes back while it works. `make upgrades` does so from former releases, too."""
+"""Upgrade and downgrade a working cell. `make upgrades` does so from earlier releases, too."""
 
 import asyncio
 import shutil
@@ -11,10 +11,10 @@ from tests.upgrades.cell import NODES
 from tests.upgrades.releases import following, today
 
 
-def test_nothing_admitted_is_lost_or_done_twice_when_the_cell_goes_to_the_following_release_and_back() -> None:
+def test_nothing_admitted_is_lost_or_repeated_in_an_upgrade_and_downgrade() -> None:
     needs("redis-server")
-    folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # short, for the sockets' sake
+    folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # a short path: sockets are below it
     upgrade = asyncio.run(up_and_back(folder, today(), following(folder / "following"), say=lambda _: None))
-    assert upgrade.violations == [], f"{upgrade.text()}\nleft for a look: {folder}"
+    assert upgrade.violations == [], f"{upgrade.text()}\nkept for inspection: {folder}"
     assert len(upgrade.held) == 2 * len(NODES)
     shutil.rmtree(folder)

@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 # Shares of Redis's `maxmemory` at which requests are refused: first dry runs and webhook tests, which change
-# nothing; new snapshots, schedules and webhooks; then all else that a customer may ask for, such as restores. The rest
-# is for deletes and for the ends of jobs, which go on beyond `maxmemory`.
+# nothing; then new snapshots, schedules and webhooks; then everything else that customers may request, such as
+# restores. The rest is for deletes and the ends of jobs, which continue beyond `maxmemory`.
 FULL_FROM = {"looks": 0.8, "new": 0.9, "changes": 0.95}
 # While new snapshots are refused, each job that ends makes room: of history, no more than this is kept.
 KEPT_WHEN_SHORT = {"jobs_per_server": 10, "jobs_per_account": 500, "deleted_snapshots_per_account": 500}
@@ -49,7 +49,7 @@ class Bounds(BaseModel):
         description="failed snapshots kept for each account, within 7 days",
     )
     deleted_snapshots_per_account: Bound = Field(
-        default=5000,  # 3 MB
+        default=5000,  # 3 MB; 30 MB if each was edited so often that it has the most entries
         description="deleted snapshots of each account whose history is kept, within 30 days",
     )
     deliveries_per_account: Bound = Field(

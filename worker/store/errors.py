@@ -24,7 +24,9 @@ class Refused(Exception):
 
     code: ClassVar[str]
     text: ClassVar[str]
+    is_of_limit: ClassVar[bool] = False  # a limit is reached, which is the script's first text or the fact `limit`
     in_the_way: InTheWay | None = None
+    limit: int | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -33,7 +35,10 @@ class Refused(Exception):
     @classmethod
     def of(cls, *found: str, **facts: object) -> Self:
         """Create the refusal with its text."""
-        return cls(cls.text.format(*found, **facts))
+        refusal = cls(cls.text.format(*found, **facts))
+        if cls.is_of_limit:
+            refusal.limit = int(str(facts.get("limit") or found[0]))
+        return refusal
 
 
 class AccountNotFound(Refused):
@@ -60,6 +65,7 @@ class ScheduleNotFound(Refused):
 
 class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
+    is_of_limit = True
     text = "The {of} has reached the limit of {limit} {kind}. Delete one first."
 
 
@@ -70,6 +76,7 @@ class WebhookNotFound(Refused):
 
 class WebhookLimitReached(Refused):
     code = "webhook_limit_reached"
+    is_of_limit = True
     text = "The account has reached the limit of {limit} webhooks. Delete one first."
 
 
@@ -158,6 +165,7 @@ class ServerBusy(Refused):
 
 class SnapshotLimitReached(Refused):
     code = "snapshot_limit_reached"
+    is_of_limit = True
     text = "The server has reached the limit of {0} snapshots. Delete one first."
 
 
@@ -322,11 +330,13 @@ class TooManyDryRuns(Refused):
     """The account has reached its limit of unfinished dry runs."""
 
     code = "too_many_dry_runs"
+    is_of_limit = True
     text = "The account has reached the limit of {0} unfinished dry runs. Wait until one has ended."
 
 
 class TokenLimitReached(Refused):
     code = "token_limit_reached"
+    is_of_limit = True
     text = "The account has reached the limit of {0} tokens. Revoke one first."
 
 

@@ -33,8 +33,8 @@ from worker.store.unreadable import notice
 Hash = dict[str, str]
 Read = TypeVar("Read")
 Row = TypeVar("Row")
-VERSION = 1  # of each kind of record but a server's, whose version only says in which lists it is
-NUMBER_MAX = 1 << 53  # exact in Lua and in JSON
+VERSION = 1  # of each kind of record except a server's, whose version only says which lists it is in
+NUMBER_MAX = (1 << 53) - 1  # up to here, every integer is exact in Lua and in JSON
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
 _STATE_UNDER = {
@@ -180,7 +180,7 @@ def _estimated(milliseconds: Sequence[bytes]) -> int | None:
 
 
 def silent_since(silence: Sequence[bytes], *, node: str) -> datetime | None:
-    """When a silent node was heard last, from a script's answer. None: it responds, or nobody knows."""
+    """The time of a silent node's last heartbeat, from a script's answer. None: it responds, or the time is unknown."""
     return part(moment, silence[0], key=f"node:{node}", otherwise=None) if silence and silence[0] else None
 
 

@@ -242,7 +242,7 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Named:
-    """What a Sentinel says of the primary. `epoch`: rises with each failover. `is_up`: as far as it knows."""
+    """A Sentinel's view of the primary. `epoch`: rises with each failover. `is_up`: in that Sentinel's view."""
 
     epoch: int
     is_up: bool

@@ -23,7 +23,7 @@ from importlib.resources import files
 from itertools import takewhile
 
 from worker.store.bounds import FULL_FROM, KEPT_WHEN_SHORT, Bounds
-from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, STEPS, JobKind
+from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, SNAPSHOTS_PER_SERVER_MOST, STEPS, JobKind
 
 GUARD = "shared/guard"
 ENTER = "access/enter"
@@ -116,6 +116,7 @@ def source(name: str) -> str:
             "FULL_FROM": FULL_FROM,
             "KEPT_WHEN_SHORT": KEPT_WHEN_SHORT,
             "SNAPSHOTS_PER_SERVER": SNAPSHOTS_PER_SERVER,
+            "SNAPSHOTS_PER_SERVER_MOST": SNAPSHOTS_PER_SERVER_MOST,
         }
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()

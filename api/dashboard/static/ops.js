@@ -218,8 +218,10 @@
     if (target === ask && ctx.response.status === 200) {
       if (!ask.open) ask.showModal();
       ask.querySelector("[autofocus]")?.focus();
+      ask.scrollTop = 0; // the focus may be below a long list; the question comes first
     }
-    if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement)) {
+    // if the form is not valid, it stays open with what was typed
+    if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement) && ctx.response.status !== 400) {
       ask.close();
       notice.scrollIntoView({ block: "nearest" });
       refresh();

@@ -1,1 +1,1 @@
-"""What the front end is compared with: the same calls with the least that could answer them."""
+"""The peers of the front end: minimal programs that answer the same calls."""

@@ -1,5 +1,5 @@
-"""The baseline: an aiohttp handler with one Lua call, and nothing around it. `python -m tests.bench.peers.bare SOCKET
-PORT ACCOUNT`: all calls are of this account."""
+"""The baseline: an aiohttp handler with only one Lua call. `python -m tests.bench.peers.bare SOCKET PORT ACCOUNT`:
+all calls belong to this account."""
 
 import sys
 

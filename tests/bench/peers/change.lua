@@ -1,5 +1,5 @@
 -- Admit a create, restore or delete and write its essentials: the snapshot, the job, its place in the node's queue, the
--- lists of the account and of the server, one event. No caller, no limit, no key of the caller, no audit.
+-- lists of the account and of the server, one event; without a caller, a limit, an idempotency key or an audit entry.
 -- ARGV: kind, account, id (of the server for a create, else of the snapshot), job, name, description
 -- Answers {'ok', id, server, server's name, name, created_ms, description} or {code}.
 local kind, account, id, job, name, description = unpack(ARGV)

@@ -1,4 +1,4 @@
-"""Draws what the benchmarks have measured: `python -m tests.bench.peers.plots FOLDER`.
+"""Plots the results of the benchmarks: `python -m tests.bench.peers.plots FOLDER`.
 
 Reads FOLDER/NAME.json, writes FOLDER/NAME.svg and prints the names of the pictures.
 """
@@ -21,7 +21,7 @@ Figures = Mapping[str, Any]
 
 
 def _bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> None:
-    """For each group one bar of each series; None: no bar."""
+    """Draw a bar of each series in each group; None: no bar."""
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         places = [place + number * width for place, value in enumerate(values) if value is not None]

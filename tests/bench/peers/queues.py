@@ -1,8 +1,8 @@
-"""Other job queues on Redis, each with the settings that its documentation gives for low latency; jobs that do nothing.
-`python -m tests.bench.peers.queues NAME SOCKET SECONDS SLOTS`, for a worker, or `… NAME SOCKET`, which queues.
+"""Other job queues on Redis, with the settings that their documentation recommends for low latency, and jobs that do
+nothing. `python -m tests.bench.peers.queues NAME SOCKET SECONDS SLOTS` is a worker, `… NAME SOCKET` queues.
 
-A worker prints as `tests.node_process` does. Who queues reads lines `COUNT SECONDS`, queues so many jobs that far apart
-on the average, and prints `queued ID MOMENT` for each, the moment before it was queued.
+A worker prints the same lines as `tests.node_process`. The other program reads lines `COUNT SECONDS`, queues that many
+jobs with that mean interval, and prints `queued ID MOMENT` for each, with the time before it was queued.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ async def saq(*, works: bool) -> Put:
     from saq.queue.redis import RedisQueue  # noqa: PLC0415
 
     queue = RedisQueue(Redis.from_url(URL))
-    if works:  # the timers only serve scheduled jobs, the dashboard and aborts
+    if works:  # the timers are only for scheduled jobs, the dashboard and aborts
         timers = {"schedule": 60, "worker_info": 60, "sweep": 60, "abort": 60}
         await Worker(queue, [saq_job], concurrency=SLOTS, timers=timers).start()
     await queue.connect()
@@ -59,7 +59,7 @@ async def taskiq(*, works: bool) -> Put:
     from taskiq.api import run_receiver_task  # noqa: PLC0415
     from taskiq_redis import ListQueueBroker, RedisStreamBroker  # noqa: PLC0415
 
-    # with a list, a job of a killed worker is lost; with a stream, each job is acknowledged
+    # with a list, a killed worker's job is lost; with a stream, each job is acknowledged
     broker = RedisStreamBroker(URL, consumer_id="0") if NAME == "taskiq-stream" else ListQueueBroker(URL)
     task: Any = broker.register_task(job, task_name="job")
     await broker.startup()
@@ -82,7 +82,7 @@ async def rq(*, works: bool) -> Put:
     from rq.serializers import JSONSerializer  # noqa: PLC0415
 
     redis = Redis(unix_socket_path=SOCKET)
-    if works:  # in this process: the default forks one for each job
+    if works:  # in this process: the default forks a process for each job
         SimpleWorker(["default"], connection=redis, serializer=JSONSerializer).work(logging_level="WARNING")
     queue = Queue(connection=redis, serializer=JSONSerializer)
     name = f"{__spec__.name}.blocking_job"  # not __main__
@@ -95,7 +95,7 @@ async def dramatiq(*, works: bool) -> Put:
 
     broker = RedisBroker(url=URL)
     actor = library.actor(blocking_job, broker=broker, actor_name="job")
-    if works:  # it polls, and waits that long at most: 1000 ms by default
+    if works:  # the longest interval between polls; the default is 1000 ms
         library.Worker(broker, worker_threads=SLOTS, worker_timeout=10).start()
         await asyncio.Event().wait()
     return blocking(actor.send)
@@ -114,7 +114,7 @@ async def celery(*, works: bool) -> Put:
         worker_enable_remote_control=False,
     )
     task = app.task(blocking_job, name="job")
-    if works:  # without what only serves several workers
+    if works:  # without features that only several workers need
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=ERROR"]
         app.worker_main(["worker", "--pool=threads", f"--concurrency={SLOTS}", *quiet])
     return blocking(task.delay)

@@ -1,4 +1,4 @@
-"""What both peers do in Redis: one Lua script a call. It needs redis-py only."""
+"""What both peers do in Redis: one Lua script per call. Needs only redis-py."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ Body = dict[str, Any]
 
 
 class Refused(Exception):
-    """With the code of the refusal."""
+    """Has the code of the refusal."""
 
 
 class PeerStore:
@@ -32,7 +32,7 @@ class PeerStore:
         return found.decode() if found else None
 
     async def create(self, account: str, server: int, name: str, description: str) -> tuple[str, Body]:
-        """The job, and the body of the answer. Raises Refused."""
+        """Return the job and the body of the answer. Raises Refused."""
         job, made = await self._changed("create", account, str(server), name, description)
         body = _shown([*made[:2], made[3], b"in_progress", b"", made[4], made[5], made[2]])
         return job, body | {"message": CREATING}
@@ -51,7 +51,7 @@ class PeerStore:
         return {"count": count, "results": [_shown(row) for row in rows]}
 
     async def show(self, account: str, snapshot: str) -> Body:
-        """The body of one snapshot, with all that ours has. Raises Refused."""
+        """Return the body of one snapshot, with all fields of ours. Raises Refused."""
         raw = await self.redis.hgetall(f"snapshot:{snapshot}")  # type: ignore[misc]  # typed for both clients
         if raw.get(b"account") != account.encode():
             raise Refused("snapshot_not_found")

@@ -1,5 +1,5 @@
-"""FastAPI and uvicorn: a body that pydantic checks, a token that is looked up in Redis, then the Lua call of the
-baseline. `python -m tests.bench.peers.with_fastapi SOCKET PORT`."""
+"""FastAPI and uvicorn: a body that pydantic validates, a token lookup in Redis, and the Lua call of the baseline.
+`python -m tests.bench.peers.with_fastapi SOCKET PORT`."""
 
 import sys
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-# The contract's four calls as someone does them at a prompt: contract.sh URL TOKEN SERVER_ID
+# The contract's four calls at a shell prompt: contract.sh URL TOKEN SERVER_ID
 set -euo pipefail
 url=$1/api/v1 token=$2 server=$3
 

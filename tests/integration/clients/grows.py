@@ -1,4 +1,4 @@
-"""Reads answers that have a word which the client was not made for, with the client of openapi-python-client."""
+"""Reads answers with an enum value that the client does not know, with the client of openapi-python-client."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-// Reads answers that have a word which the client was not made for, with the schemas that hey-api makes for zod.
+// Reads answers with an enum value that the client does not know, with the schemas that hey-api makes for zod.
 import { readFileSync } from 'node:fs'
 import * as schemas from './zod/zod.gen.ts'
 

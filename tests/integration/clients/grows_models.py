@@ -1,4 +1,4 @@
-"""Reads answers that have a word which the client was not made for, with the models of datamodel-codegen."""
+"""Reads answers with an enum value that the client does not know, with the models of datamodel-codegen."""
 
 import json
 import sys

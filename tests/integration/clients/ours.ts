@@ -1,4 +1,4 @@
-// Our own client for TypeScript, at a real service: ours.ts URL TOKEN SERVER_ID
+// Our own TypeScript client with a real service: ours.ts URL TOKEN SERVER_ID
 import { createHmac } from 'node:crypto'
 import { Client, InvalidSignature, NameTaken, NotFound, verifyMessage } from './client/index.js'
 

@@ -1,4 +1,4 @@
-// How our own client for TypeScript waits: at a service of its own, and in time that passes only by waiting.
+// How our own TypeScript client waits: with a simulated service and a clock that only waiting advances.
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Client, StillRunning } from './client/index.js'
@@ -26,7 +26,7 @@ const server = createServer((request, response) => {
 await new Promise<void>((listens) => server.listen(0, '127.0.0.1', listens))
 const client = new Client(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, 'vps_x')
 
-// what the client waits for passes at once, and is noted
+// the client's waits pass at once and are recorded
 const later = globalThis.setTimeout
 const clock = Date.now
 let waited: number[] = []
@@ -57,7 +57,7 @@ const polled = await wait()
 callsLeft = 50
 endsAt = Infinity
 const still = await wait({ timeoutSeconds: 40 })
-// a stream that is alive and silent: each look at the clock is seconds later
+// a stream that is open but silent: each reading of the clock is seconds later
 hasStream = true
 callsLeft = 600
 endsAt = 4

@@ -1,4 +1,4 @@
-"""A customer's program in Python, on the client made from the document: create, follow, restore, undo, delete."""
+"""A customer's Python program with the client generated from the document: create, follow, restore, undo, delete."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-// A customer's program in TypeScript, on the types made from the document: create, follow, restore, undo, delete.
+// A customer's TypeScript program with the types generated from the document: create, follow, restore, undo, delete.
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema.ts";
 

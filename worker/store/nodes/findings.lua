@@ -18,6 +18,10 @@ if #found == 0 then
   forget_findings(ask.node, ask.server)
   return {''}
 end
+local list, text = 'node:' .. ask.node .. ':findings', cjson.encode(found)
+if not may_add(ask.node, math.max(0, #text - redis.call('HSTRLEN', list, ask.server))) then
+  return refuse_claim(ask, 'findings', 'too_many', 'server:' .. ask.server)
+end
 redis.call('ZADD', 'findings', now_ms(), ask.server)
-redis.call('HSET', 'node:' .. ask.node .. ':findings', ask.server, cjson.encode(found))
+redis.call('HSET', list, ask.server, text)
 return {''}

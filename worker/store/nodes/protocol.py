@@ -75,6 +75,12 @@ def _fitted(most: int) -> BeforeValidator:
     return BeforeValidator(fit)
 
 
+def _most(many: int) -> Any:
+    """A list of at most so many items. The first invalid item ends its validation: errors of all items of a long list
+    would keep a gateway busy for seconds."""
+    return Field(max_length=many, fail_fast=True)
+
+
 def _final(state: JobState) -> JobState:
     if not state.is_final:
         raise ValueError("a job that has ended is completed or failed")
@@ -130,8 +136,8 @@ class LeftOut(Message):
 
 
 class Contents(Message):
-    disks: Annotated[tuple[HeldDisk, ...], Field(max_length=64)]
-    left_out: Annotated[tuple[LeftOut, ...], Field(max_length=64), _fitted(64)] = ()
+    disks: Annotated[tuple[HeldDisk, ...], _most(64)]
+    left_out: Annotated[tuple[LeftOut, ...], _most(64), _fitted(64)] = ()
     firmware: Word = "bios"
     nvram: Flag = False
     tpm: Flag = False
@@ -147,7 +153,7 @@ class Failure(Message):
 class Note(Message):
     code: NoteCode
     detail: Text
-    disks: Annotated[tuple[Word, ...], Field(max_length=64), _fitted(64)] = ()
+    disks: Annotated[tuple[Word, ...], _most(64), _fitted(64)] = ()
 
 
 class Outcome(Message):
@@ -157,7 +163,7 @@ class Outcome(Message):
     size_mb: Count | None = None
     snapshot_status: SnapshotStatus | None = None
     undoable_seconds: Seconds | None = None
-    notes: Annotated[tuple[Note, ...], Field(max_length=64), _fitted(64)] = ()
+    notes: Annotated[tuple[Note, ...], _most(64), _fitted(64)] = ()
     contents: Contents | None = None
     cause: Cause = ""
 
@@ -169,8 +175,8 @@ class StepBegun(Message):
 
 
 class JobReport(Message):
-    steps: Annotated[tuple[StepBegun, ...], Field(max_length=200), _fitted(200)] = ()
-    log: Annotated[tuple[LogLine, ...], Field(max_length=100), _fitted(100)] = ()
+    steps: Annotated[tuple[StepBegun, ...], _most(200), _fitted(200)] = ()
+    log: Annotated[tuple[LogLine, ...], _most(100), _fitted(100)] = ()
     resumed: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
 
 
@@ -191,7 +197,7 @@ class NodeFacts(Message):
     worker: Word
     hypervisor: Word
     emulator: Word
-    pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
+    pools: Annotated[tuple[Pool, ...], _most(64)]
     slots: Count = 0
     slots_max: Count = 0
     boot: Word = ""
@@ -234,7 +240,7 @@ class Hello(Message):
 
     model_config = ConfigDict(extra="ignore")
 
-    protocols: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)]
+    protocols: Annotated[tuple[Count, ...], Field(min_length=1), _most(16)]
     node: NodeName
     owner: Hex32  # identifies this process as holder of the lease
     machine: Place
@@ -250,7 +256,7 @@ class TakeLease(Message):
 
 
 class Take(Message):
-    running: Annotated[tuple[JobNumber, ...], Field(max_length=1000)]
+    running: Annotated[tuple[JobNumber, ...], _most(1000)]
     free: Annotated[int, Field(strict=True, ge=1, le=100)]
     seconds: Annotated[float, Field(ge=0, le=TAKE_SECONDS, allow_inf_nan=False)]
     begin: Flag = False
@@ -274,19 +280,19 @@ class Finish(Message):
 
 
 class Report(Message):
-    servers: Annotated[tuple[ReportedServer, ...], Field(max_length=5000)]
+    servers: Annotated[tuple[ReportedServer, ...], _most(5000)]
     about: NodeFacts | None
 
 
 class Publish(Message):
     server_id: ServerNumber
-    snapshots: Annotated[tuple[PublishedSnapshot, ...], Field(max_length=500)]
-    begun: Annotated[tuple[BegunJob, ...], Field(max_length=100)]
+    snapshots: Annotated[tuple[PublishedSnapshot, ...], _most(500)]
+    begun: Annotated[tuple[BegunJob, ...], _most(100)]
 
 
 class AskKnown(Message):
     server_id: ServerNumber
-    on_disk: Annotated[tuple[SnapshotNumber, ...], Field(max_length=500)]
+    on_disk: Annotated[tuple[SnapshotNumber, ...], _most(500)]
 
 
 class Lose(Message):
@@ -302,7 +308,7 @@ class Regain(Message):
 
 class TellFindings(Message):
     server_id: ServerNumber
-    findings: Annotated[tuple[Finding, ...], Field(max_length=200), _fitted(200)]
+    findings: Annotated[tuple[Finding, ...], _most(200), _fitted(200)]
 
 
 class Greeting(Message):

@@ -8,11 +8,9 @@
 -- {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
 local MOST = 1000 -- snapshots per call
-local SLOTS_MOST = 20 -- per server: more than can be on its disks after a loss of Redis
 local JOBS_MOST = 100 -- unfinished jobs per server: more than a node runs at a time
 local NAME_BYTES, DESCRIPTION_BYTES, CONTENTS_BYTES = 256, 4096, 65536
 local BEGUN_MOST, BEGUN_MS = 500, 500 * 60000 -- jobs that a node may add: a burst of 500, then one a minute
-local TOLD_BYTES, TOLD_MS = 64 * 2 ^ 20, 86400000 -- of snapshots that a node adds: so much at once, and in a day
 local RECORD_BYTES = 1500 -- of a snapshot, besides its texts
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
@@ -63,9 +61,10 @@ local function why_not_snapshot(snapshot)
   if snapshot.status ~= 'completed' and not (snapshot.status == 'in_progress' and making[snapshot.id]) then
     return 'status_impossible'
   end
-  if redis.call('SCARD', key .. ':counted') >= SLOTS_MOST then return 'too_many' end
+  local counted = redis.call('SCARD', key .. ':counted') -- its account's own limit may be lost with Redis
+  if counted >= SNAPSHOTS_PER_SERVER_MOST or is_list_full(server_id) then return 'too_many' end
   local bytes = RECORD_BYTES + #snapshot.name + #snapshot.description + #(snapshot.contents or '')
-  return take('node:' .. node .. ':told', TOLD_BYTES, TOLD_MS, bytes) == 0 and 'too_many' or nil
+  return not may_add(node, bytes) and 'too_many' or nil
 end
 
 local function add_job(begun)

@@ -4,19 +4,19 @@
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
 -- the pool with the least, boot: the boot ID of its host's kernel, or '', digest: of the servers}
 -- Answers {'reported', conflicts, fresh, gone, accounts, when an operator last requested a reconciliation, or '',
--- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
+-- reasons of what was omitted}, {'lease_lost'} or {'claim_refused', reason}.
 -- conflicts: servers that another node has; they stay there until that node no longer reports them, or an operator
 -- places them here. fresh: servers whose snapshots the node must publish before one can be created: they are new here,
 -- or Redis has lost its data. gone: servers that the node had before. accounts: {server, account, ...} of those that
 -- the node reports with a wrong account.
 local ask = cjson.decode(ARGV[1])
 local MOST = 2000 -- servers of one node
-local CHANGED_MOST = 400 -- servers that one report adds or takes away; the next report goes on with the others
-local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: so many at once, then one a minute
-local NAME_BYTES, ID_DIGITS = 256, 19
+local CHANGED_MOST = 400 -- servers that one report adds or removes; the next report continues with the others
+local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: this many at once, then one a minute
+local NAME_BYTES = 256
 local CONFLICT_MS = 60000 -- much longer than the end of a migration takes
 local REPORTED_MS = 60000 -- interval at which a report is processed completely even without known changes
-local is_clean = true -- there is nothing to tell the node, and the records of its servers are up to date
+local is_clean = true -- the answer has nothing for the node, and the records of its servers are up to date
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
@@ -37,8 +37,9 @@ local function leave_out(reason, id)
   left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
 end
 
+-- A record with an ID that a Lua number does not represent exactly could not be read.
 local function is_number(text)
-  return fits(text, ID_DIGITS) and string.find(text, '^[1-9]%d*$') ~= nil
+  return string.find(text, '^[1-9]%d*$') and number(text) ~= nil
 end
 
 -- Another node has the server. This is reported only if it lasts, because a migration may be ending.
@@ -51,7 +52,7 @@ local function contest(id, holder)
   end
 end
 
--- The valid account is that of the record. After a change, a node reports the former one for a while.
+-- The valid account is that of the record. After a change, a node reports the previous one for a while.
 local function account_of(found, known)
   local account = known.account or found.account
   if found.account ~= account then

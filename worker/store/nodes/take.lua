@@ -1,7 +1,7 @@
 -- include: records, nodes, queue, begin, pause
 -- Select the jobs in a node's queue that it must start now, and if requested begin those that have not begun. While
--- the node is paused, no job starts; a resume wakes the node. Jobs that are over or belong to another node are removed
--- from the queue.
+-- the node is paused, no job starts; a resume wakes the node. Jobs that have ended or belong to another node are
+-- removed from the queue.
 -- Also when full.
 -- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: ids, begin, left and late (see
 -- `nodes/begin`)}

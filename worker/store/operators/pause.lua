@@ -10,10 +10,10 @@ local function turn()
   local key = 'node:' .. ask.node
   if redis.call('SISMEMBER', 'nodes', ask.node) == 0 then return {'refused', 'node_not_found'} end
   local boot, told_by, owner = unpack(redis.call('HMGET', key, 'boot', 'boot_told_by', 'owner'))
-  -- a process that has just begun may be on a host that has just been started, and has not said so yet
+  -- a new process may be on a host that has just booted and may not have reported this yet
   local is_known = boot and (told_by or owner) == owner
   if ask.until_back and not is_known then return {'refused', 'node_boot_unknown'} end
-  still_paused(ask.node) -- one whose end has come and which its node, being silent, has not ended
+  still_paused(ask.node) -- its end may have passed without its silent node having ended it
   if ask.reason == '' then
     resume_node(ask.node)
     wake(ask.wake)

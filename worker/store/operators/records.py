@@ -70,7 +70,7 @@ class OpsServer:
     job_state: JobState | None = None  # state of the job that holds it
     off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
     is_silent: bool = False  # its node does not respond: all this is as it was
-    silent_since: datetime | None = None  # when a silent node was heard last; None: never
+    silent_since: datetime | None = None  # time of a silent node's last heartbeat; None: never
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ local function jobs(digits)
   end
 end
 
--- By a name or its beginning. Entries of what is gone, as of tokens that have expired, are passed over.
+-- By a name or its prefix. Entries of deleted objects and expired tokens are skipped.
 local function by_name(list, kind, show)
   local from, before, looked = '[' .. lower, #hits, 0
   while looked < LOOKS do

@@ -1,10 +1,11 @@
--- include: clock, ids, records
+-- include: clock, ids, rate, records
 -- Checks the claims of nodes. A claim that contradicts the records changes nothing, is counted, and is reported to
 -- operators.
 
 local REFUSED_KEPT_MS = 30 * 86400 * 1000
 local REFUSED_LISTED = 10000
 local MOST_MB = 2 ^ 43 -- 8 EiB, the largest size of a qcow2 image
+local TOLD_BYTES, TOLD_MS = 64 * 2 ^ 20, 86400000 -- of the texts that a node adds: so much at once, and in a day
 local MOVING_MS = 600000 -- how long a server's former node may still finish its work on it
 
 local refused_before = {} -- by the same script
@@ -46,6 +47,11 @@ end
 -- Whether the value is a text of at most that many bytes.
 local function fits(text, bytes)
   return type(text) == 'string' and #text <= bytes
+end
+
+-- Whether the node may add texts of so many bytes now.
+local function may_add(node, bytes)
+  return bytes == 0 or take('node:' .. node .. ':told', TOLD_BYTES, TOLD_MS, bytes) == 1
 end
 
 local POWERS = {on = true, off = true, paused = true}

@@ -85,7 +85,7 @@ local function keep_job(id, job, kept_ms)
     return
   end
   redis.call('PEXPIRE', 'job:' .. id, kept_ms)
-  -- these lists include dry runs, which must not push out other jobs
+  -- these lists include dry runs, which must not displace other jobs
   local looks = redis.call('ZCARD', mine .. ':dry_runs')
   keep_latest(mine .. ':jobs:server:' .. job.server, history_bound('jobs_per_server') + looks, id)
   keep_latest(mine .. ':jobs', history_bound('jobs_per_account') + looks, id)

@@ -8,7 +8,7 @@ local function resume_node(node)
   redis.call('SREM', 'nodes:paused', node)
 end
 
--- A pause ends by itself: no call tells the audit log of it. why: what has ended it.
+-- A pause has ended by itself, so no call adds an audit entry. why: what ended it.
 local function end_pause(node, why)
   local by, reason = unpack(redis.call('HMGET', 'node:' .. node, 'paused_by', 'paused_reason'))
   resume_node(node)
@@ -16,7 +16,7 @@ local function end_pause(node, why)
     at_ms = string.format('%.0f', now_ms()), method = 'SERVICE', path = '/ops/nodes/' .. node .. '/resume/',
     reason = why .. ' (paused by ' .. (by or '') .. ': ' .. (reason or '') .. ')',
   })
-  -- pcall: a node that may work again does, even if a full Redis or a log without a keeper takes no entry
+  -- pcall: the node resumes even if a full Redis, or a log without a keeper, accepts no entry
   local waiting = redis.pcall('LLEN', 'audit:new')
   if type(waiting) == 'number' and waiting < AUDIT_MOST then redis.pcall('RPUSH', 'audit:new', entry) end
 end
@@ -27,14 +27,14 @@ local function is_paused(node)
   return since and (number(until_ms) or math.huge) > now_ms()
 end
 
--- A node's record, {field, value, ...}, for read-only scripts: without a pause that is over.
+-- A node's record, {field, value, ...}, for read-only scripts: without a pause that has ended.
 local function node_as_paused(node)
   local record = named(redis.call('HGETALL', 'node:' .. node))
   if not is_paused(node) then record.paused_ms = nil end
   return flattened(record)
 end
 
--- Whether the node is paused now; removes a pause that is over.
+-- Whether the node is paused now; removes a pause that has ended.
 local function still_paused(node)
   if is_paused(node) then return true end
   if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then end_pause(node, 'its end had come') end

@@ -8,6 +8,13 @@ local function by_name(id, name)
   return string.lower(name) .. '\0' .. id
 end
 
+local LISTED_MOST = 300 -- of a server, with failed and lost ones: some scripts go through the whole list
+
+-- Whether a node can add no more to the list of a server's snapshots.
+local function is_list_full(server_id)
+  return redis.call('ZCARD', 'server:' .. server_id .. ':snapshots') >= LISTED_MOST
+end
+
 -- Count a snapshot toward its server's limit, and reserve its name unless another snapshot has it. is_free: no snapshot
 -- has the name.
 local function take_slot(id, snapshot, is_free)
