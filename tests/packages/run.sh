@@ -82,7 +82,7 @@ bare() { # RELEASE: the tar of a minimal system
     tar -C "$work/bare-$1" -cf "$tar.new" . && mv "$tar.new" "$tar"
     rm -rf --one-file-system "$work/bare-$1"
 }
-# fresh RELEASE NAME: a system that reaches the mirrors that this machine reaches, and starts no service.
+# fresh RELEASE NAME: a system that can reach this machine's mirrors and starts no service.
 fresh() {
     root=$work/$2
     mkdir "$root"
@@ -139,7 +139,7 @@ container() { # RELEASE
     echo "built, and its program runs"
 }
 
-# prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh when it boots.
+# prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh at boot.
 prepare_machine() {
     local packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
     packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
@@ -164,7 +164,7 @@ boot() {
         -kernel "${kernel[0]}" -initrd "${initrd[0]}" -append 'root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0' \
         -drive "file=$work/image,format=raw,if=virtio" -device virtio-rng-pci -serial stdio </dev/null |
         tee "$work/console" | sed -un 's/^machine: /    /p' >&2
-    grep -q '^machine: all hold' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
+    grep -q '^machine: all tests passed' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
     rm "$work/image"
 }
 
@@ -179,7 +179,7 @@ if [ "$mode" = units ]; then
         prepare_machine "$release"
         boot
     done
-    say "all hold"
+    say "all tests passed"
     exit
 fi
 checks=("${releases[@]/#/packages }")
@@ -193,4 +193,4 @@ if [ -n "${TRANSCRIPT:-}" ]; then
     done
     say "see $TRANSCRIPT"
 fi
-say "all hold, after $SECONDS s"
+say "all tests passed, after $SECONDS s"
