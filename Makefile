@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages test-units transcript release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb check-packages test-packages test-units transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint bench-neighbors cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
@@ -55,7 +55,9 @@ test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
 test-fast: setup lint ## run lint and unit tests: less than a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
 
-check: setup-tests lint ## run what CI runs: lint, all tests, and `make newest`
+# The packages are tried beside the linters and not beside the tests, which have limits of time.
+check: setup-tests ## run what CI runs: lint, the packages in a short form (as root), all tests, and `make newest`
+	$(MAKE) --no-print-directory --jobs=2 lint $(if $(or $(CI),$(filter 0,$(shell id -u))),check-packages)
 	$(PYTEST) -n $(WORKERS)
 	$(MAKE) --no-print-directory newest
 
@@ -127,6 +129,10 @@ deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each
 test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
+
+check-packages: setup
+	@deploy/setup.sh packaging
+	@DEBIAN="$(DEBIAN)" tests/packages/run.sh short
 
 test-units: setup ## boot Debian 12 and 13 in virtual machines, and enable, restart, kill and hang the units under systemd (as root; DEBIAN=12)
 	@deploy/setup.sh packaging
@@ -219,6 +225,13 @@ bench-admission: setup ## measure jobs admitted per second, compared with plain 
 # uv only resolves; the lock has pip's format. dev.txt comes first: it constrains the versions of the others.
 UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
+# It does not read pip's settings.
+ifdef PIP_INDEX_URL
+lock: export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_CERT
+lock: export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
 lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
 	$(UV) pyproject.toml --all-extras --group build --group dev -o deploy/lock/dev.txt

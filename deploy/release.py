@@ -5,6 +5,7 @@ is pushed.
 """
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,9 @@ def release() -> None:
     tag, dist = f"v{released}", PROJECT / "dist" / released
     if _git("status", "--porcelain"):
         raise NotReadyError("the checkout has changes that are not committed")
+    _git("var", "GIT_COMMITTER_IDENT")  # fails if git cannot commit
+    if os.geteuid() != 0:
+        raise NotReadyError("run this as root: the packages are tried in chroots")
     if _git("tag", "--list", tag):
         raise NotReadyError(f"{tag} exists: set the next version in pyproject.toml")
     if dist.exists():

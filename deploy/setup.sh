@@ -36,8 +36,8 @@ if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR
 TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2 libvirt-clients)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
-# Only for `make deb` and `make test-packages`
-PACKAGING_PACKAGES=(debhelper debootstrap lintian)
+# Only for `make deb` and `make test-packages`, which has chroots without a network, and builds an image without a daemon
+PACKAGING_PACKAGES=(buildah debhelper debootstrap iproute2 lintian)
 # If PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv)
 DEBIAN_PYTHON_HEADERS=(python3-dev)

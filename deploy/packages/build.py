@@ -56,7 +56,7 @@ def debs(release: Release, *, wheel: Path, revision: str, folder: Path, dist: Pa
     environment = os.environ | {"BUNDLED_DEPENDS": release.depends}
     subprocess.run(["debian/rules", "binary"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     for made in folder.parent.glob("*.deb"):
-        made.replace(dist / made.name)
+        shutil.move(made, dist / made.name)  # which may be another file system
 
 
 def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machine: str) -> None:

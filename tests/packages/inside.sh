@@ -1,26 +1,28 @@
 #!/usr/bin/env bash
-# In a chroot, as root: inside.sh packages | checkout. See run.sh.
+# In a chroot, as root: inside.sh download | packages | checkout. See run.sh.
 set -euo pipefail
-export DEBIAN_FRONTEND=noninteractive
 cell=/run/cell
 pids=()
 
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT # a program that is left would hold the port of the next run
+redis=
+# run.sh reads the output to its end, so it would wait for a program that is left
+trap 'kill "${pids[@]}" $redis 2>/dev/null || true' EXIT
 transcript=/srv/transcript
 step() { # SECONDS is bash's: since the start
-    printf '    %s\n' "$*" >&2
+    printf '%s\n' "$*" >&2
     printf '\n### %s\n\nAfter %s s:\n\n' "$*" "$SECONDS" >>$transcript
 }
 shows() { # COMMAND...: into the transcript, with its output
     printf '    $ %s\n' "$*" >>$transcript
     "$@" 2>&1 | sed 's/^/    /' >>$transcript || die "$*"
 }
-die() { printf '    FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
+die() { printf 'FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
 holds() { "$@" || die "$*"; }
-absent() { ! "$@" 2>/dev/null || die "not absent: $*"; }
+absent() { ! "$@" >/dev/null 2>&1 || die "not absent: $*"; }
+apt() { apt-get -q -y --no-install-recommends "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }; }
 install() {
     printf '    $ apt-get install%s\n' "$(printf ' %s' "${@##*/}")" >>$transcript
-    apt-get -q -y --no-install-recommends --allow-downgrades install "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }
+    apt --allow-downgrades install "$@"
 }
 until_true() { # for at most 60 s
     for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done
@@ -89,8 +91,7 @@ stop_front() { # the worker, which started first, runs on
     pids=("$worker")
 }
 burn() {
-    kill -9 $redis
-    wait $redis || true
+    { kill -9 $redis && wait $redis || true; } 2>/dev/null # bash tells of the kill
     rm -rf $cell/dump.rdb $cell/appendonlydir $cell/redis.sock
 }
 is_back() {
@@ -100,9 +101,13 @@ is_back() {
     call "/api/v1/snapshots/$labeled/" | grep -q '"tier": *"gold"'
 }
 
+others=(redis-server curl systemd) # what the test needs beside our packages
+try_download() {
+    apt update
+    apt --download-only install /srv/old/*.deb "${others[@]}"
+}
 try_packages() {
     step "front end and command line: no libvirt, no compiler"
-    apt-get -q update >/dev/null
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
     absent dpkg-query -W libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
@@ -110,7 +115,7 @@ try_packages() {
     bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
 
     step "node: Debian's libvirt"
-    install /srv/old/vps-snapshots-worker_*.deb redis-server curl systemd
+    install /srv/old/vps-snapshots-worker_*.deb "${others[@]}"
     absent dpkg-query -W gcc
     /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
     absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'

@@ -1,77 +1,144 @@
 #!/usr/bin/env bash
-# Builds the packages twice and compares them, runs lintian, and tests the packages and install.sh in fresh chroots of each
-# Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR, and keeps the bare systems
-# in .chroots. TRANSCRIPT: a file for the commands that were run in the chroots with the packages. DEBS: a folder with
-# packages to test; nothing is then built, compared or installed from the checkout.
+# Builds the packages twice and compares them, runs lintian, builds the image of the Containerfile, and tests the packages and
+# install.sh in fresh chroots of each Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR
+# (default: this machine's), and keeps the bare systems in .chroots. TRANSCRIPT: a file for the commands that were run in the
+# chroots with the packages. DEBS: a folder with packages to test; nothing is then built, compared or installed from the checkout.
+# `run.sh short`, which CI runs: the same, but install.sh runs once for each release, under one of the umasks.
 # `run.sh units`: instead, boots each Debian release in a virtual machine and tests the units under systemd (machine.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-here=$PWD
+mode=${1:-full}
 releases=(${DEBIAN:-12 13})
 declare -A codenames=([12]=bookworm [13]=trixie)
-mirror=${MIRROR:-http://deb.debian.org/debian}
+declare -A masks=([12]='077 000' [13]='000 077')
+[ "$mode" != short ] || masks=([12]=077 [13]=000)
 python=${VENV:-.venv}/bin/python
-chroots=${CHROOTS:-$here/.chroots}
-work=$(mktemp -d)
-mounted=()
+chroots=${CHROOTS:-$PWD/.chroots}
+work=$chroots/work
 
 say() { printf 'packages: %s\n' "$*" >&2; }
-clean() {
-    for path in "${mounted[@]}"; do umount "$path" || true; done
-    rm -rf --one-file-system "$work"
-}
-trap clean EXIT
 [ "$(id -u)" -eq 0 ] || { say "run this as root"; exit 1; }
+if [ -z "${PACKAGES_NAMESPACE:-}" ]; then
+    # in namespaces of its own: whatever ends this script, no mount and no program is left
+    exec env PACKAGES_NAMESPACE=1 unshare --mount --mount-proc --pid --fork --kill-child "$PWD/tests/packages/run.sh" "$@"
+fi
+trap 'exit 1' INT TERM # the first process of a namespace is not ended by a signal that it does not handle
+mkdir -p "$work"
+mount -t tmpfs -o size=80% tmpfs "$work" # dpkg waits for the disk after each file
+
+# shellcheck disable=SC2016  # apt-get reads the name in the format
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | grep -m 1 ^http || true)}
+mirror=${mirror:-http://deb.debian.org/debian}; mirror=${mirror%/}
+eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy | sed 's/^/export /')"
+mapfile -t network < <(env | grep -E '^(PIP_(INDEX_URL|TRUSTED_HOST|CERT|DEFAULT_TIMEOUT)|https?_proxy|no_proxy)=' || true)
+
+# at_once STEP...: functions with their arguments, side by side. Ends the script if one fails.
+at_once() {
+    local step pids=() failed=
+    for step; do
+        { $step 2>&1 | sed -u "s/^/$step: /" >&2; } &
+        pids+=($!)
+    done
+    for step; do
+        wait "${pids[0]}" || failed+=" [$step]"
+        pids=("${pids[@]:1}")
+    done
+    [ -z "$failed" ] || { say "FAILED:$failed"; exit 1; }
+}
+quietly() { # COMMAND...
+    local log
+    log=$(mktemp -p "$work")
+    "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; echo "failed: $*" >&2; exit 1; }
+}
 
 build() { # FOLDER RELEASE...
-    local folder=$1 options=()
+    local folder=$1
     shift
-    for release; do options+=(--debian "$release"); done
-    "$python" -m deploy.packages "$folder" "${options[@]}" >"$work/build.log" 2>&1 ||
-        { tail -n 20 "$work/build.log" >&2; exit 1; }
+    quietly "$python" -m deploy.packages "$work/$folder" "${@/#/--debian=}"
+}
+compare() { # RELEASE
+    build again "$1"
+    for file in "$work"/again/*; do cmp "$file" "$work/first/${file##*/}"; done
+    echo "built twice, with the same bytes"
+}
+lint() { # RELEASE
+    lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*~deb"$1"_*.deb
+    echo "no errors"
 }
 next_revision() { # DEB FOLDER: the same files, as the package that comes after it
-    local tree=$work/next.tree
+    local tree
+    tree=$(mktemp -d -p "$work")
     dpkg-deb -R "$1" "$tree"
     sed -i 's/^\(Version: .*\)-1~/\1-2~/' "$tree/DEBIAN/control"
-    dpkg-deb --root-owner-group -Zgzip -z1 -b "$tree" "$2" >/dev/null
+    dpkg-deb --root-owner-group -Znone -b "$tree" "$2" >/dev/null
     rm -r "$tree"
 }
 
 bare() { # RELEASE: the tar of a minimal system
     local tar=$chroots/debian-$1.tar
-    [ -e "$tar" ] || {
-        say "Debian $1: debootstrap from $mirror"
-        mkdir -p "$chroots"
-        debootstrap --variant=minbase --include=ca-certificates "${codenames[$1]}" "$work/bare" "$mirror" >"$work/bare.log"
-        tar -C "$work/bare" -cf "$tar.new" . && mv "$tar.new" "$tar"
-        rm -rf --one-file-system "$work/bare"
-    }
-    echo "$tar"
+    [ ! -e "$tar" ] || return 0
+    echo "debootstrap from $mirror"
+    quietly debootstrap --variant=minbase --include=ca-certificates "${codenames[$1]}" "$work/bare-$1" "$mirror"
+    tar -C "$work/bare-$1" -cf "$tar.new" . && mv "$tar.new" "$tar"
+    rm -rf --one-file-system "$work/bare-$1"
 }
-
 # fresh RELEASE NAME: a system that can reach this machine's mirrors and starts no service.
 fresh() {
     root=$work/$2
-    mkdir -p "$root" && tar -C "$root" -xf "$(bare "$1")"
+    mkdir "$root"
+    tar -C "$root" -xf "$chroots/debian-$1.tar"
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" && chmod 755 "$root/usr/sbin/policy-rc.d"
     cp /etc/resolv.conf /etc/hosts "$root/etc/"
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
     mkdir -p "$chroots/debs-$1" "$root/proc"
-    mount -t proc proc "$root/proc" && mounted=("$root/proc" "${mounted[@]}")
-    mount --bind "$chroots/debs-$1" "$root/var/cache/apt/archives" && mounted=("$root/var/cache/apt/archives" "${mounted[@]}")
+    mount -t proc proc "$root/proc"
+    mount --bind "$chroots/debs-$1" "$root/var/cache/apt/archives"
 }
-inside() { chroot "$root" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "${PIP[@]}" "$@"; }
-mapfile -t PIP < <(env | grep -E '^PIP_(INDEX_URL|CERT|DEFAULT_TIMEOUT)=' || true)
+within=()
+inside() {
+    "${within[@]}" chroot "$root" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
+        "${network[@]}" "$@"
+}
+without_network() {
+    # shellcheck disable=SC2016  # $@ is for the inner shell
+    local within=(unshare --net bash -c 'ip link set lo up && exec "$@"' bash)
+    "$@"
+}
 
-build_and_compare() {
-    say "building for Debian ${releases[*]}, and for ${releases[0]} again"
-    build "$work/first" "${releases[@]}"
-    build "$work/second" "${releases[0]}"
-    for file in "$work"/second/*; do cmp "$file" "$work/first/${file##*/}"; done
-    say "lintian"
-    lintian --allow-root --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*.deb
+packages() { # RELEASE
+    local deb
+    fresh "$1" "packages-$1"
+    mkdir "$root/srv/old" "$root/srv/new"
+    for deb in "$debs"/*~deb"$1"_*.deb; do
+        cp "$deb" "$root/srv/old"
+        next_revision "$deb" "$root/srv/new"
+    done
+    cp deploy/redis/users.acl tests/packages/inside.sh "$root/srv/"
+    inside bash /srv/inside.sh download
+    without_network inside bash /srv/inside.sh packages # our packages download nothing, and each release has its own port 8080
+    [ -z "${DEBS:-}" ] || return 0
+    for mask in ${masks[$1]}; do
+        echo "install.sh under umask $mask"
+        fresh "$1" "checkout-$1-$mask"
+        git archive --prefix=srv/checkout/ HEAD | tar -C "$root" -x
+        cp tests/packages/inside.sh "$root/srv/"
+        (umask "$mask" && inside bash /srv/inside.sh checkout)
+    done
 }
+
+# On the bare system in place of the base image, because a machine that tests may reach no registry of images.
+container() { # RELEASE
+    local tool=(buildah --root "$work/images" --runroot "$work/images-run" --storage-driver vfs) made
+    made=$("${tool[@]}" from scratch)
+    quietly "${tool[@]}" add "$made" "$chroots/debian-$1.tar" /
+    quietly "${tool[@]}" commit --rm "$made" "docker.io/library/debian:$1-slim"
+    quietly "${tool[@]}" bud --isolation chroot --pull-never --file deploy/Containerfile --tag vps-snapshots "$debs"
+    made=$("${tool[@]}" from --pull-never vps-snapshots)
+    [ "$("${tool[@]}" run --isolation chroot "$made" -- id -u)" = 65534 ] || { echo "the image runs as root"; exit 1; }
+    quietly "${tool[@]}" run --isolation chroot "$made" -- vps-snapshots-api serve --help
+    echo "built, and its program runs"
+}
+
 # prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh at boot.
 prepare_machine() {
     local packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
@@ -80,9 +147,8 @@ prepare_machine() {
     cp "$debs"/*~deb"$1"_*.deb tests/packages/machine.sh "$root/srv/"
     git archive HEAD deploy | tar -C "$root/srv" -x
     # shellcheck disable=SC2016  # $@ is for the inner shell
-    inside env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -q update && apt-get -q -y --no-install-recommends install "$@" /srv/*.deb' \
-        sh "${packages[@]}" >"$work/machine.log" 2>&1 || { tail -n 20 "$work/machine.log" >&2; exit 1; }
-    umount "$root/var/cache/apt/archives" "$root/proc" && mounted=("${mounted[@]:2}")
+    quietly inside sh -c 'apt-get -q update && apt-get -q -y --no-install-recommends install "$@" /srv/*.deb' sh "${packages[@]}"
+    umount "$root/var/cache/apt/archives" "$root/proc"
     rm "$root/usr/sbin/policy-rc.d"
     cp tests/packages/machine.service "$root/etc/systemd/system/"
     ln -s /etc/systemd/system/machine.service "$root/etc/systemd/system/multi-user.target.wants/"
@@ -101,9 +167,13 @@ boot() {
     grep -q '^machine: all tests passed' "$work/console" || { tail -n 200 "$work/console" >&2; exit 1; }
     rm "$work/image"
 }
+
 debs=${DEBS:-$work/first}
-if [ "${1:-}" = units ]; then
-    [ -n "${DEBS:-}" ] || { say "building for Debian ${releases[*]}"; build "$work/first" "${releases[@]}"; }
+say "Debian ${releases[*]}"
+building=()
+[ -n "${DEBS:-}" ] || building=("build first ${releases[*]}")
+at_once "${building[@]}" "${releases[@]/#/bare }"
+if [ "$mode" = units ]; then
     for release in "${releases[@]}"; do
         say "Debian $release: a virtual machine"
         prepare_machine "$release"
@@ -112,27 +182,15 @@ if [ "${1:-}" = units ]; then
     say "all tests passed"
     exit
 fi
-[ -n "${DEBS:-}" ] || build_and_compare
-
-for release in "${releases[@]}"; do
-    say "Debian $release: install, use, upgrade, roll back, purge"
-    fresh "$release" "packages-$release"
-    mkdir "$root/srv/old" "$root/srv/new"
-    for deb in "$debs"/*~deb"$release"_*.deb; do
-        cp "$deb" "$root/srv/old"
-        next_revision "$deb" "$root/srv/new"
+checks=("${releases[@]/#/packages }")
+[ -n "${DEBS:-}" ] || checks+=("compare ${releases[0]}" "${releases[@]/#/lint }")
+[[ " ${releases[*]} " != *" 13 "* ]] || checks+=("container 13")
+at_once "${checks[@]}"
+if [ -n "${TRANSCRIPT:-}" ]; then
+    cat tests/packages/transcript.md >"$TRANSCRIPT"
+    for release in "${releases[@]}"; do
+        { printf '\n## Debian %s\n' "$release"; cat "$work/packages-$release/srv/transcript"; } >>"$TRANSCRIPT"
     done
-    cp deploy/redis/users.acl tests/packages/inside.sh "$root/srv/"
-    inside bash /srv/inside.sh packages
-    { printf '\n## Debian %s\n' "$release"; cat "$root/srv/transcript"; } >>"$work/transcript"
-    [ -z "${DEBS:-}" ] || continue
-    for mask in 077 000; do
-        say "Debian $release: install.sh under umask $mask"
-        fresh "$release" "checkout-$release-$mask"
-        git archive --prefix=srv/checkout/ HEAD | tar -C "$root" -x
-        cp tests/packages/inside.sh "$root/srv/"
-        (umask "$mask" && inside bash /srv/inside.sh checkout)
-    done
-done
-[ -z "${TRANSCRIPT:-}" ] || { cat tests/packages/transcript.md "$work/transcript" >"$TRANSCRIPT"; say "see $TRANSCRIPT"; }
-say "all tests passed"
+    say "see $TRANSCRIPT"
+fi
+say "all tests passed, after $SECONDS s"

@@ -74,8 +74,9 @@ def test_pip_has_nothing_against_a_locked_side(side: str) -> None:
     """`pip check` before anything is installed: each package finds the versions that it requires."""
     here = {"python": platform.python_version(), "machine": platform.machine()}
     locked = {canonicalize_name(entry.name): entry.version for entry in pinned_for(LOCK / f"{side}.txt", **here)}
-    extra = {"simulated": "worker"}.get(side, side)
-    wanted = [*_wanted("vps-snapshots", extra), *(one for name in locked for one in _wanted(name))]
+    extras = ("front-end", "worker") if side == "simulated" else (side,)
+    ours = [one for extra in extras for one in _wanted("vps-snapshots", extra)]
+    wanted = [*ours, *(one for name in locked for one in _wanted(name))]
     against = [
         f"{one} is not {locked.get(canonicalize_name(one.name))}"
         for one in wanted
