@@ -81,6 +81,7 @@ class Client:
         self._headers = {} if account is None else {"X-Account-Id": str(account)}
         self._is_operator: bool | None = None if account is None else False
         self._allowance: tuple[int, int] | None = None
+        self.resolved: dict[tuple[str, str], str] = {}  # IDs by kind and text: see `resolve`
 
     @property
     def seconds_for_each_call(self) -> float:

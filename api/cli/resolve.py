@@ -1,7 +1,11 @@
-"""IDs from what people type: the first digits of a job's ID, the name of a server, snapshot or token."""
+"""IDs from what people type: the first digits of a job's ID, the name of a server, snapshot or token.
+
+Each text is looked up once in a command, so that the command changes the object that its question named: while the
+question waits, a name can be given to another object.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from api.cli.client import Body, Client, Query
 from api.cli.exits import CliError, Exit
@@ -26,7 +30,7 @@ async def job(client: Client, text: str) -> str:
     async def of_all() -> list[str]:
         return [hit["id"] for hit in await _hits(client, "job", digits)]
 
-    return _one("job", text, await client.either(of_all, of_account))
+    return await _once(client, "job", text, lambda: client.either(of_all, of_account))
 
 
 async def jobs(client: Client, texts: list[str]) -> list[str]:
@@ -48,7 +52,7 @@ async def server(client: Client, text: str) -> int:
     async def of_all() -> list[str]:
         return [hit["id"] for hit in await _hits(client, "server", text) if hit["exact"]]
 
-    return int(_one("server", text, await client.either(of_all, of_account)))
+    return int(await _once(client, "server", text, lambda: client.either(of_all, of_account)))
 
 
 async def server_if_any(client: Client, text: str | None) -> int | None:
@@ -67,7 +71,7 @@ async def snapshot(client: Client, text: str) -> int:
     async def of_all() -> list[str]:
         return [hit["id"] for hit in await _hits(client, "snapshot", text) if hit["exact"]]
 
-    return int(_one("snapshot", text, await client.either(of_all, of_account)))
+    return int(await _once(client, "snapshot", text, lambda: client.either(of_all, of_account)))
 
 
 async def snapshot_if_any(client: Client, text: str | None) -> int | None:
@@ -78,7 +82,11 @@ async def token(client: Client, text: str) -> str:
     """The ID of a token, from its ID or name. Raises CliError."""
     if _TOKEN_ID.fullmatch(text):
         return text
-    return _one("token", text, [hit["id"] for hit in await _hits(client, "token", text) if hit["exact"]])
+
+    async def of_all() -> list[str]:
+        return [hit["id"] for hit in await _hits(client, "token", text) if hit["exact"]]
+
+    return await _once(client, "token", text, of_all)
 
 
 async def listed(
@@ -88,24 +96,40 @@ async def listed(
     digits of it, or its field `named`. Raises CliError."""
     if _JOB_ID.fullmatch(text):
         return text
-    pages = [await client.collect_pages(path, query, limit=LISTED) for query in queries]
-    return _among([one for page in pages for one in page["results"]], kind, text, named)
+
+    async def of_account() -> list[str]:
+        pages = [await client.collect_pages(path, query, limit=LISTED) for query in queries]
+        return _among([one for page in pages for one in page["results"]], text, named)
+
+    return await _once(client, kind, text, of_account)
 
 
 async def in_whole_list(client: Client, kind: str, path: str, text: str, *, named: str) -> str:
     """Like `listed`, for a list without pages."""
-    return text if _JOB_ID.fullmatch(text) else _among((await client.get(path))["results"], kind, text, named)
+    if _JOB_ID.fullmatch(text):
+        return text
+
+    async def of_account() -> list[str]:
+        return _among((await client.get(path))["results"], text, named)
+
+    return await _once(client, kind, text, of_account)
 
 
-def _among(results: list[Body], kind: str, text: str, named: str) -> str:
+def _among(results: list[Body], text: str, named: str) -> list[str]:
     ids = [one["id"] for one in results if one[named] == text]
     if not ids and _DIGITS.fullmatch(text.lower()):
         ids = [one["id"] for one in results if one["id"].startswith(text.lower())]
-    return _one(kind, text, ids)
+    return ids
 
 
 async def _hits(client: Client, kind: str, text: str) -> list[Body]:
     return list((await client.get("ops/search/", {"q": f"{kind} {text}"}))["results"])
+
+
+async def _once(client: Client, kind: str, text: str, look_up: Callable[[], Awaitable[list[str]]]) -> str:
+    if (kind, text) not in client.resolved:
+        client.resolved[kind, text] = _one(kind, text, await look_up())
+    return client.resolved[kind, text]
 
 
 def _one(kind: str, text: str, ids: list[str]) -> str:

@@ -1,11 +1,10 @@
 """How much one node may do."""
 
-import asyncio
 import time
 
 
 class Allowance:
-    """A rate limit in units per second, with a burst of `at_once` units. Callers above the limit wait."""
+    """A rate limit in units per second, with a burst of `at_once` units. Units above the limit are owed."""
 
     def __init__(self, *, per_second: float, at_once: float) -> None:
         self._per_second = per_second
@@ -13,12 +12,11 @@ class Allowance:
         self._left = at_once
         self._at = time.monotonic()
 
-    async def take(self, units: float) -> None:
-        """Wait until the units are available. Callers are served in order."""
+    def take(self, units: float) -> float:
+        """Take the units, and return the seconds that the caller must wait until they are available."""
         self._refill()
         self._left -= units
-        if self._left < 0:
-            await asyncio.sleep(-self._left / self._per_second)
+        return max(0.0, -self._left / self._per_second)
 
     def may_take(self) -> bool:
         """Take one unit, if it is available now."""

@@ -42,6 +42,7 @@ SILENT_SECONDS = 10.0  # the limit for an answer to a ping or a close
 FRAMES_WAITING = 4  # frames of one connection that are read and not yet handled
 PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # pings and pongs from one connection; more close it
 CONNECTIONS_PER_SECOND, CONNECTIONS_AT_ONCE = 2.0, 50  # new connections of one node; more are refused
+OWED_SECONDS = 10.0  # a node whose calls have to wait longer opens no new connection, so that it soon has paid
 READ_BYTES = 4096  # how much is read before what it contains is looked at: it may be thousands of pings
 
 log = structlog.stdlib.get_logger()
@@ -88,7 +89,8 @@ class Gateway:
             return self._turned_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable")
         if credential is None:
             return self._turned_away(connection, HTTPStatus.UNAUTHORIZED, "unauthorized")
-        if not self._allowances_of(credential.node).connections.may_take():
+        allowances = self._allowances_of(credential.node)
+        if allowances.calls.take(0) > OWED_SECONDS or not allowances.connections.may_take():
             return self._turned_away(connection, HTTPStatus.TOO_MANY_REQUESTS, "crowded")
         self._metrics.handshake("accepted")
         self._admitted[connection] = credential

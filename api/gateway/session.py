@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NewType
 
@@ -116,8 +116,7 @@ class Session:
         """Answer calls until the connection ends."""
         try:
             async for frame in self._connection:
-                await self._allowances.bytes.take(len(frame))
-                await self._allowances.calls.take(1 + len(frame) / SENT_BYTES_OF_A_CALL)
+                await self._pay(calls=1 + len(frame) / SENT_BYTES_OF_A_CALL, sent=len(frame))
                 await self._open.acquire()
                 if self._is_cut:  # ignore calls that it sent before
                     break
@@ -129,6 +128,15 @@ class Session:
             pass
         finally:
             await self._end()
+
+    async def _pay(self, *, calls: float, sent: int = 0) -> None:
+        """Wait until the node may do so much more, or the connection has ended: ended ones would otherwise stay, and
+        count toward the limit for all nodes."""
+        seconds = max(self._allowances.calls.take(calls), self._allowances.bytes.take(sent))
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._connection.wait_closed()
 
     def _begin(self, frame: str | bytes) -> None:
         call_id, name, ask = _read(frame)
@@ -191,17 +199,16 @@ class Session:
         if self._store is None:
             raise CallRefused("no_hello", "the first call must be hello")
         more = REPUBLISH_CALLS - 1 if name == "republish" else 0
-        await self._allowances.calls.take(more + _items(message) / ITEMS_OF_A_CALL)
-        if self._is_cut:  # while the call waited
-            raise StoreUnavailable.of()
-        if name == "take_lease" and not self._had_lease:
-            await self._first_lease()
-            self._had_lease = True
+        await self._pay(calls=more + _items(message) / ITEMS_OF_A_CALL)
         async with self._allowances.known if name == "known" else nullcontext():
+            if self._is_cut:  # while the call waited
+                raise StoreUnavailable.of()
+            if name == "take_lease" and not self._had_lease:
+                await self._first_lease()
+                self._had_lease = True
             answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
             text = call.answer.dump_json(answer).decode()
-            await self._allowances.bytes.take(len(text))
-            await self._allowances.calls.take(len(text) / ANSWER_BYTES_OF_A_CALL)
+            await self._pay(calls=len(text) / ANSWER_BYTES_OF_A_CALL, sent=len(text))
         return text
 
     async def _validated(self, call: Call, ask: Any) -> Message:
@@ -212,7 +219,7 @@ class Session:
         except ValidationError as error:
             raise CallRefused("bad_ask", _where(error)) from None
         finally:
-            await self._allowances.calls.take((time.thread_time() - began) * CALLS_OF_A_SECOND)
+            await self._pay(calls=(time.thread_time() - began) * CALLS_OF_A_SECOND)
 
     def _greet(self, hello: Hello) -> Greeting:
         common = PROTOCOLS & set(hello.protocols)

@@ -523,20 +523,34 @@ async def test_a_large_message_counts_as_many_calls(redis_server: RedisServer, f
     assert len(answers[0]["detail"]) <= 1000
 
 
+def open_connections(reached: Reached) -> float | None:
+    return reached.metrics.registry.get_sample_value("vps_snapshots_gateway_connections")
+
+
 async def test_a_call_that_waits_while_its_node_is_cut_does_nothing(cell: Cell, redis_server: RedisServer) -> None:
-    async with gateway(redis_server.socket, node="n3", calls_per_second=100, calls_at_once=2) as reached:
+    async with gateway(redis_server.socket, node="n3", calls_per_second=1, calls_at_once=3) as reached:
         secret = (await Credentials(cell.redis).create("n1")).secret
         async with raw(reached, secret=secret) as connection:
             assert "answer" in await ask(connection, "hello", **HELLO)
-            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))  # has to wait for a second
+            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))  # would have to wait long
             await Credentials(cell.redis).revoke("n1")
             await gone(connection)
-
-        async def is_over() -> bool:  # with all its calls
-            return reached.metrics.registry.get_sample_value("vps_snapshots_gateway_connections") == 0
-
-        await until_told(is_over)
+        await until(lambda: open_connections(reached) == 0)  # with all its calls
     assert not await cell.raw("HEXISTS", f"server:{SERVER}", "unpublished")
+
+
+async def test_a_node_that_owes_calls_opens_no_more_connections(cell: Cell, redis_server: RedisServer) -> None:
+    """Otherwise, its connections that wait would reach the limit for all nodes, and it would owe ever more."""
+    async with gateway(redis_server.socket, calls_per_second=1, calls_at_once=3) as reached:
+        async with greeted(reached) as connection:
+            await connection.send(json.dumps({"id": 2, "call": "republish", "ask": {}}))
+        await until(lambda: open_connections(reached) == 0)
+        with pytest.raises(InvalidStatus, match="429"):
+            async with raw(reached):
+                pass
+        secret = (await Credentials(cell.redis).create("n2")).secret
+        async with raw(reached, secret=secret) as other:
+            assert "answer" in await ask(other, "hello", **(HELLO | {"node": "n2"}))
 
 
 async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached) -> None:

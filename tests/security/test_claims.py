@@ -271,6 +271,12 @@ async def test_the_bytes_of_snapshots_that_a_node_adds_are_bounded(hostile: Host
     known = await hostile.node.publish(ITS_SERVER, [replace(large, id=SnapshotId(n + 1)) for n in range(10)], [])
     assert len(known) == 5
     assert await hostile.told() == {b"n2:publish:too_many": 5}
+    with_contents = published(
+        1, contents=Contents(disks=(HeldDisk(target="vda", path="/" + "x" * 4000, virtual_bytes=1),))
+    )
+    await hostile.node.publish(ITS_SERVER, [with_contents], [])
+    assert await hostile.cell.raw("HEXISTS", "snapshot:1", "contents") == 0
+    assert await hostile.told() == {b"n2:publish:too_many": 6}
 
 
 async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Hostile) -> None:

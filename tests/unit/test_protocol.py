@@ -217,13 +217,13 @@ def test_a_node_sends_plain_text_to_nobody_else(url: str, fits: bool) -> None:
             GatewayAddress(urls=(url,))
 
 
-async def test_an_allowance_is_spent_and_comes_back() -> None:
-    allowance = Allowance(per_second=1000, at_once=5)
-    for _ in range(5):
-        await allowance.take(1)
-    assert allowance._left < 1
-    await allowance.take(1)
-    assert allowance._left < 1
+def test_an_allowance_is_spent_and_comes_back() -> None:
+    slow, fast = (Allowance(per_second=per_second, at_once=5) for per_second in (0.001, 1e9))
+    assert [slow.take(1) for _ in range(5)] == [0.0] * 5
+    assert 900 < slow.take(1) <= 1000
+    assert not slow.may_take()
+    fast.take(6)
+    assert fast.may_take()
 
 
 def lists_of(message: type[protocol.Message]) -> list[str]:

@@ -33,11 +33,11 @@ end
 if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the beginning of the job
 -- The outcome counts, even if the node has added so much that its texts do not fit.
 local texts = {ask.result.contents, ask.result.notes, ask.result.failure_cause}
-local fits = keep_report(ask.job, job, ask.report)
+local is_kept = keep_report(ask.job, job, ask.report)
 if not may_add(ask.node, bytes_of(texts)) then
-  fits, ask.result.contents, ask.result.notes, ask.result.failure_cause = false, '', '', ''
+  is_kept, ask.result.contents, ask.result.notes, ask.result.failure_cause = false, '', '', ''
 end
-if not fits then refuse_claim(ask, 'finish', 'too_many', 'job:' .. ask.job) end
+if not is_kept then refuse_claim(ask, 'finish', 'too_many', 'job:' .. ask.job) end
 if job.step then redis.call('HSET', key, 'step', job.step) end
 -- A customer who sees the end may request the next job at once, before the node reports its servers' power again.
 local server = named(redis.call('HGETALL', 'server:' .. job.server))

@@ -12,9 +12,9 @@ local refused = refuse_foreign_job(ask, 'progress', job)
 if refused then return refused end
 if not STEPS_OF[job.kind][ask.step] then return refuse_claim(ask, 'progress', 'step_unknown', 'job:' .. ask.job) end
 if job.state ~= 'in_progress' then return {''} end
-local fits = keep_report(ask.job, job, ask.report)
+local is_kept = keep_report(ask.job, job, ask.report)
 job.step = ask.step
 redis.call('HSET', key, 'step', job.step)
-if not fits then return refuse_claim(ask, 'progress', 'too_many', 'job:' .. ask.job) end
+if not is_kept then return refuse_claim(ask, 'progress', 'too_many', 'job:' .. ask.job) end
 tell(ask.job, job)
 return {''}

@@ -56,8 +56,9 @@ local function why_not_snapshot(snapshot)
       or not fits(snapshot.contents or '', CONTENTS_BYTES) then
     return 'malformed'
   end
-  local of = redis.call('HGET', 'snapshot:' .. snapshot.id, 'server')
-  if of then return of ~= server_id and 'other_server' or nil end
+  local of, had = unpack(redis.call('HMGET', 'snapshot:' .. snapshot.id, 'server', 'contents'))
+  if of and of ~= server_id then return 'other_server' end
+  if of then return not had and not may_add(node, #(snapshot.contents or '')) and 'too_many' or nil end
   if snapshot.status ~= 'completed' and not (snapshot.status == 'in_progress' and making[snapshot.id]) then
     return 'status_impossible'
   end

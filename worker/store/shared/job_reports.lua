@@ -33,17 +33,17 @@ end
 local function keep_report(job_id, job, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   local log = latest(report.log)
-  local fits = may_add(job.node, EVENT_BYTES + STEP_BYTES * math.min(#report.steps, MOST) + bytes_of(log))
+  local has_room = may_add(job.node, EVENT_BYTES + STEP_BYTES * math.min(#report.steps, MOST) + bytes_of(log))
   for _, step in ipairs(latest(report.steps)) do
     if is_step(job.kind, step) then
-      if fits then
+      if has_room then
         redis.call('RPUSH', steps, cjson.encode({step = step.step, ms = step.ms, attempt = step.attempt}))
       end
       if step.step ~= '' then job.step = step.step end
       if step.step == 'stopping' then note_off(job_id, job, step.ms) end
     end
   end
-  for _, line in ipairs(fits and log or {}) do redis.call('RPUSH', lines, line) end
+  for _, line in ipairs(has_room and log or {}) do redis.call('RPUSH', lines, line) end
   if is_between(report.resumed, 1, 1000) then
     redis.call('HINCRBY', 'job:' .. job_id, 'attempts', math.floor(report.resumed))
   end
@@ -53,5 +53,5 @@ local function keep_report(job_id, job, report)
   while bytes > LOG_BYTES do bytes = bytes - #redis.call('LPOP', lines) end
   redis.call('PEXPIRE', steps, STEPS_KEPT_MS)
   redis.call('PEXPIRE', lines, LOG_KEPT_MS)
-  return fits
+  return has_room
 end
