@@ -61,7 +61,10 @@ def rotate(
 
 @app.command("restore")
 def restore(context: typer.Context, node: Node, config: Config = None) -> None:
-    """Make a node's credential valid again after Redis has lost its data. Reads the credential from standard input."""
+    """Make a node's credential valid again after Redis has lost data. Reads the credential from standard input.
+
+    Others of the node, such as one from before a rotation, end after ten minutes.
+    """
     secret = sys.stdin.read().strip()
 
     async def call(redis: Redis) -> None:
@@ -70,8 +73,8 @@ def restore(context: typer.Context, node: Node, config: Config = None) -> None:
 
     try:
         with_redis(settings_of(GatewaySettings, context, config).redis, call)
-    except ValueError:
-        fail("standard input does not contain a credential", code=1)
+    except ValueError as error:
+        fail(f"standard input: {error}", code=1)
     typer.echo(f"the credential of node {node} is valid again", err=True)
 
 

@@ -296,8 +296,22 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
     assert found.node == "n2"
     await credentials.restore("n2", secret)
     assert await credentials.find(secret) == found
-    with pytest.raises(CredentialExists):
-        await credentials.restore("n2", secret_of("other"))
+    with pytest.raises(ValueError, match="another node"):
+        await credentials.restore("n3", secret)
+
+
+async def test_a_credential_is_restored_beside_one_from_before_its_rotation(cell: Cell) -> None:
+    credentials = Credentials(cell.redis)
+    former = (await credentials.create("n2")).secret
+    await credentials.restore("n2", secret_of("n2"))  # Redis was reset to a copy from before the rotation
+    found = await credentials.find(secret_of("n2"))
+    assert found is not None
+    assert found.ends_at is None
+    ending = await credentials.find(former)
+    assert ending is not None
+    assert ending.ends_at is not None
+    await credentials.restore("n2", secret_of("n2"))
+    assert await credentials.find(secret_of("n2")) == found
 
 
 # --- the calls ---

@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import PATIENCE_SECONDS, client, until_told
+from worker import publisher as publishing
 from worker.publisher import Publisher
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
+from worker.store.model import Failure, Job, JobId, JobState, ServerId, SnapshotStatus, Step
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
 
@@ -190,5 +191,37 @@ async def test_an_outcome_of_a_job_that_redis_has_lost_holds_nothing_up(own: tup
     ending = asyncio.create_task(Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
     await asyncio.to_thread(server.start)
     assert await cell.node.take_lease(seconds=60) is None
+    await cell.have()
     async with asyncio.timeout(PATIENCE_SECONDS):
         await ending
+
+
+async def test_an_outcome_waits_until_the_server_is_published_again(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(publishing, "SERVER_UNKNOWN_AGAIN_SECONDS", 0.0)
+    job_id = await begun(cell)
+    lost = {key: await cell.redis.dump(key) for key in (f"job:{job_id}", f"server:{SERVER}")}
+    await cell.redis.delete(*lost)
+    tries = 0
+
+    async def publish_again(_: ServerId) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 5 * publishing.UNKNOWN_TRIES:  # the node has thousands of servers
+            for key, record in lost.items():
+                await cell.redis.restore(key, 0, record)
+
+    await Publisher(cell.node, publish_again=publish_again).outcome(job_id, SERVER, DONE)
+    assert (await seen(cell, job_id)).state is JobState.COMPLETED
+
+
+async def test_an_outcome_of_a_server_that_stays_unknown_holds_nothing_up(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(publishing, "SERVER_UNKNOWN_SECONDS", 0.0)
+    job_id = await begun(cell)
+    await cell.redis.delete(f"job:{job_id}", f"server:{SERVER}")
+    await Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tests.conftest import RedisServer
 from tests.queueing import until, until_told
@@ -112,3 +113,14 @@ async def test_all_connections_are_left_for_others(scripts: RunsScripts) -> None
     await scripts.reconnect()
     await until(lambda: not any(connection.is_connected for connection in before))
     assert await scripts.run_script(ECHO, b"z") == b"z"
+
+
+async def test_a_connection_that_is_slow_to_open_holds_callers_up_only_once(
+    scripts: RunsScripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(scripts, Redis)
+    monkeypatch.setattr(scripts.connection_pool, "get_connection", asyncio.Event().wait)
+    first, *others = (asyncio.create_task(scripts.run_script(ECHO, b"x")) for _ in range(2 * MANY))
+    answers = await asyncio.gather(*others, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {RedisTimeoutError}
+    first.cancel()

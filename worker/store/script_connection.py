@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from redis.asyncio import ConnectionPool
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.store import trouble
 from worker.store.connection import LATE_SECONDS, TrackedConnection
@@ -306,7 +307,12 @@ class ScriptConnections:
         return pipeline.is_open and pipeline.idle_seconds < self._idle_seconds
 
     async def _opened(self, turn: int) -> _Pipeline:
-        async with self._opening:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._opening.acquire()
+        except TimeoutError:  # Redis hangs: otherwise each caller would wait for all before it
+            raise RedisTimeoutError("the connection was not opened in time") from None
+        try:
             pipeline = self._pipelines[turn]
             if pipeline is not None and (self._is_good(pipeline) or (pipeline.is_open and await pipeline.responds())):
                 return pipeline
@@ -317,3 +323,5 @@ class ScriptConnections:
                 self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
             )
             return pipeline
+        finally:
+            self._opening.release()

@@ -73,20 +73,19 @@ class Credentials(Scripts):
     ) -> NewCredential:
         """Create another credential. The former ones end after the overlap, unless they expire before. Otherwise
         like `create`. Raises CredentialNotFound or IdempotencyKeyReused."""
-        overlap_ms = max(1, round(overlap.total_seconds() * 1000))
-        return await self._new(node, lifetime, {"overlap_ms": overlap_ms}, idempotency, seed)
+        return await self._new(node, lifetime, {"overlap_ms": _milliseconds(overlap)}, idempotency, seed)
 
     async def restore(self, node: str, secret: str) -> None:
-        """Make a node's credential valid again after the store has lost its data. Does nothing if it is valid. Raises
-        ValueError if the text is not a credential, and CredentialExists if the node has another one."""
+        """Make the credential that a node has valid again after the store has lost data. Does nothing if it is valid.
+        Others of the node, such as one from before a rotation, end after OVERLAP. Raises ValueError if the text is not
+        a credential, or that of another node."""
         if not key_of(secret):
             raise ValueError("not a credential")
+        ask = {"key": key_of(secret), "salt": "", "overlap_ms": _milliseconds(OVERLAP), "may_be_first": True}
         try:
-            await self._put(node, {"key": key_of(secret), "salt": ""}, None)
+            await self._put(node, ask, None)
         except CredentialExists:
-            found = await self.find(secret)
-            if found is None or found.node != node:
-                raise
+            raise ValueError("the credential of another node") from None
 
     async def _new(
         self, node: str, lifetime: timedelta | None, more: dict[str, Any], idempotency: Idempotency | None, seed: str
@@ -172,6 +171,10 @@ class Credentials(Scripts):
                     there = await pipe.execute()
             gone |= {key for key, exists in zip(some, there, strict=True) if not exists}
         return gone
+
+
+def _milliseconds(overlap: timedelta) -> int:
+    return max(1, round(overlap.total_seconds() * 1000))
 
 
 def _key_of(row: _Row) -> str:

@@ -1,7 +1,8 @@
 -- include: clock, records, idempotency
 -- Give a node a credential.
 -- ask: {node, key, record: {field: text}, salt, lifetime_ms (missing: it never ends), overlap_ms: how long former ones
--- stay valid; missing: there must be none, idempotency (see `replay`)}
+-- stay valid; missing: there must be none, may_be_first: whether there may be none all the same, idempotency (see
+-- `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local index = 'node:' .. ask.node .. ':credentials'
@@ -18,7 +19,13 @@ end
 
 local function put()
   local former = valid()
-  if ask.overlap_ms and #former == 0 then return {'refused', 'credential_not_found'} end
+  if redis.call('EXISTS', ask.key) == 1 and redis.call('HGET', ask.key, 'node') ~= ask.node then
+    return {'refused', 'credential_exists'}
+  end
+  for _, key in ipairs(former) do
+    if key == ask.key then return {'admitted', redis.call('HGETALL', key), ask.salt} end
+  end
+  if ask.overlap_ms and #former == 0 and not ask.may_be_first then return {'refused', 'credential_not_found'} end
   if not ask.overlap_ms and #former > 0 then return {'refused', 'credential_exists'} end
   if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
   ask.record.created_ms = tostring(now_ms())
