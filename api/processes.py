@@ -177,14 +177,16 @@ class _Parent:
         _close(self._sockets)  # otherwise connections would wait for a process until all have ended
         self._send(signal.SIGTERM)
         overdue = time.monotonic() + self._drain_seconds + OVERDUE_SECONDS
-        while self._running:
+        while True:
+            for index, code in self._ended():  # before it waits: several that end together may send only one signal
+                if code:
+                    log.error("api.process_ended", process=index, code=code)
+            if not self._running:
+                return
             if time.monotonic() > overdue:
                 self._send(signal.SIGKILL)
             alive.tell(alive.ALIVE)
             _next_signal(until=max(overdue, time.monotonic() + AGAIN_SECONDS))
-            for index, code in self._ended():
-                if code:
-                    log.error("api.process_ended", process=index, code=code)
 
     def _send(self, signum: signal.Signals) -> None:
         for pid in self._running:  # not reaped yet, so each PID still belongs to its process

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -155,6 +157,27 @@ async def test_settings_that_cannot_be_used_end_all_of_them(program: Program, mo
     assert refused.returncode == 2
     assert "tracing, from the environment (OTEL_*)" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+BOTH_ENDED = """
+import os, signal, socket
+from api import processes
+
+def start(index):
+    pid = os.fork()
+    if not pid:
+        os._exit(processes.MISCONFIGURED)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+with processes._signals_blocked():
+    processes._Parent(start, [[socket.socket()], [socket.socket()]], drain_seconds=3600).run()
+"""
+
+
+def test_two_that_ended_before_the_parent_looked_are_both_noticed() -> None:
+    """Their two signals arrive as one."""
+    assert subprocess.run([sys.executable, "-c", BOTH_ENDED], timeout=60, check=False).returncode == 2
 
 
 async def test_without_its_parent_none_is_left(program: Program, cell: Cell) -> None:

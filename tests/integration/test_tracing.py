@@ -155,8 +155,7 @@ async def test_one_trace_leads_from_the_callers_request_to_each_step(start: Call
         job = await cell.completed(await cell.create(traceparent=f"00-{TRACE}-{CALLERS_SPAN}-01"))
         job_span = await collector.seen(named("job create"))
 
-        posted = [span for span in collector.of_trace(TRACE) if span.attributes.get("http.response.status_code") == 201]
-        (request,) = posted
+        request = await collector.seen(lambda span: span.attributes.get("http.response.status_code") == 201)
         assert (request.name, request.parent, request.service) == (f"POST {ROUTE}", CALLERS_SPAN, "vps-snapshots-api")
         assert request.attributes["http.route"] == ROUTE
         assert request.attributes["vps_snapshots.request.id"] == job_span.attributes["vps_snapshots.request.id"]
