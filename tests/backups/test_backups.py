@@ -16,7 +16,7 @@ def test_backups_beside_snapshots_are_correct_or_reported_broken() -> None:
         needs(program)
     needs_root()
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # a short path: sockets are below it
-    tally = asyncio.run(campaign(folder, rounds=8, seed=20261, quiet=True))
+    tally = asyncio.run(campaign(folder, rounds=6, seed=20261, quiet=True))
     assert tally.violations == [], f"{tally.text()}\nkept for inspection: {folder}"
     assert tally.compared >= 4
     shutil.rmtree(folder)
