@@ -42,6 +42,7 @@ class Bounds(BaseModel):
     )
     failed_snapshots_per_server: Bound = Field(
         default=20,  # nobody reads a longer list
+        le=200,  # of the 300 that a server's list may have (`shared/snapshots.lua`), the others are for complete ones
         description="failed snapshots kept for each server, within 7 days",
     )
     failed_snapshots_per_account: Bound = Field(
