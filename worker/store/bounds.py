@@ -40,8 +40,9 @@ class Bounds(BaseModel):
         default=50,  # each waits for the node, and unlike other jobs, several can exist for one server
         description="unfinished dry runs of an account; more are refused",
     )
-    failed_snapshots_per_server: Bound = Field(
+    failed_snapshots_per_server: int = Field(
         default=20,  # nobody reads a longer list
+        ge=1,
         le=200,  # of the 300 that a server's list may have (`shared/snapshots.lua`), the others are for complete ones
         description="failed snapshots kept for each server, within 7 days",
     )
