@@ -1,4 +1,4 @@
--- include: states
+-- include: refusals, states
 -- Records: hashes of text, and the formats of their fields.
 
 -- The required fields of records, and their formats.
