@@ -58,7 +58,7 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted this long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # how long a gateway may only return errors until the next one is tried
 
-_TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
+_DISTINGUISHED_CODES = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
 
 log = structlog.stdlib.get_logger()
 
@@ -200,7 +200,7 @@ class GatewayClient:
             log.exception("gateway.misunderstood", call=name)
             raise StoreUnavailable.of() from error
         except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
-            if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
+            if isinstance(error, GatewayTrouble) and error.code in _DISTINGUISHED_CODES:
                 raise
             self._count_trouble(error)
             raise StoreUnavailable.of() from error

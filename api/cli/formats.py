@@ -94,7 +94,7 @@ def off_for(thing: Body) -> str | None:
     """How long a server's guest has been off for a job. While its node does not respond, it may run again."""
     since = thing.get("off_since")
     if since and thing.get("reachable") is False:
-        return "last heard"
+        return "at last report"
     return words.elapsed(moment(since)) if since else None
 
 

@@ -90,7 +90,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
         running = "no running jobs" if wait else f"{paused['running']} running"
         output.say(f"{paused['name']} is paused{draining.end(paused)}, {running}, {paused['queued']} queued")
 
-    end = "until its host is back" if until_back else f"until {rfc3339(until)}" if until else "until it is resumed"
+    end = "until its host has rebooted" if until_back else f"until {rfc3339(until)}" if until else "until it is resumed"
     question = None if yes else f"Drain {', '.join(nodes)}? Each starts no new jobs {end}."
     _each(context, drain, show, as_json=as_json, question=question)
 

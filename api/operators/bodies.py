@@ -204,7 +204,7 @@ class PauseBody(fields.ReasonBody):
     def audited(self) -> str:
         """The reason with the end, for the audit log."""
         if self.until_back:
-            return f"{self.reason} (until its host is back)"
+            return f"{self.reason} (until its host has rebooted)"
         return f"{self.reason} (until {absolute(self.until)})" if self.until else self.reason
 
 
