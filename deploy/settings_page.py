@@ -53,7 +53,8 @@ they are read, and which ones matter.
 {{files}}
 
 Settings in a table such as `[redis]` are listed with the table's name: `redis.url`. As an environment variable, that
-one is `{ENV_PREFIX}REDIS__URL`. In a variable, a list is JSON. In the column of defaults, "none" means that nothing is set.
+one is `{ENV_PREFIX}REDIS__URL`. In a variable, a list is JSON. In the column of defaults, "none" means that nothing is
+set.
 """
 
 

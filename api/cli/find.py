@@ -30,7 +30,10 @@ ENTRIES = 20  # of the audit log, of a token or a request
 
 def find(
     context: typer.Context,
-    text: Annotated[list[str], typer.Argument(metavar="ID OR NAME...", help="To search one kind of object, name it first: snapshot 801.")],
+    text: Annotated[
+        list[str],
+        typer.Argument(metavar="ID OR NAME...", help="To search one kind of object, name it first: snapshot 801."),
+    ],
     *,
     as_json: Json = False,
 ) -> None:

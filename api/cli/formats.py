@@ -103,7 +103,7 @@ def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
     waiting = job.get("waiting")
     if not waiting:
         return ()
-    return ("waits", waiting["detail"]), ("given up", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
+    return ("waiting", waiting["detail"]), ("fails at", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
 
 
 def is_stranded(job: Body) -> bool:

@@ -26,7 +26,7 @@ def _delivery_state(delivery: Body) -> str:
     if delivery["delivered_at"]:
         return "delivered"
     why = f": {delivery['error']}" if delivery["error"] else ""
-    return f"{'waits' if delivery['next_attempt_at'] else 'given up'}{why}"
+    return f"{'pending' if delivery['next_attempt_at'] else 'given up'}{why}"
 
 
 COLUMNS = (

@@ -55,5 +55,7 @@ def given_up(waiting: Waiting) -> str:
     """When the job will fail for waiting too long, in words."""
     if waiting.given_up_at is None:
         most = rough(waiting.given_up_after_seconds)
-        return f"It keeps waiting while {waiting.node} responds, and fails if {waiting.node} does not respond for {most}."
+        return (
+            f"It keeps waiting while {waiting.node} responds, and fails if {waiting.node} does not respond for {most}."
+        )
     return f"It fails {ago(waiting.given_up_at)} unless the node responds first."

@@ -247,9 +247,9 @@ class OpsNode(Open):
 
 
 class OpsNodeDetails(OpsNode):
-    """A node with its running jobs."""
+    """A node with its jobs in progress."""
 
-    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="its running jobs, at most 100")]
+    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="its jobs in progress, at most 100")]
 
 
 class OpsNodeList(Open):

@@ -108,7 +108,7 @@ ServerLabels = Annotated[
     fields.Labels,
     Field(
         min_length=1,
-        description="covers all servers of the account that have all of these labels, also those labelled later",
+        description="covers all servers of the account that have all of these labels, also those labeled later",
     ),
 ]
 Target = Literal["server", "labels"]
