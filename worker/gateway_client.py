@@ -63,7 +63,7 @@ _DISTINGUISHED_CODES = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROK
 log = structlog.stdlib.get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Link:
     """A connection after `hello`, and the protocol that both sides speak."""
 
@@ -173,7 +173,7 @@ class GatewayClient:
                 _, told = _read(await connection.recv())
             if isinstance(told, GatewayTrouble):
                 raise told
-            yield _Link(connection, CALLS["hello"].answer.validate_python(told).protocol)
+            yield _Link(connection=connection, protocol=CALLS["hello"].answer.validate_python(told).protocol)
 
     def _take_answer(self, frame: str | bytes) -> None:
         call_id, told = _read(frame)

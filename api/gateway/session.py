@@ -155,7 +155,7 @@ class Session:
         for task, name in self._calls.items():
             if name == "take":
                 task.cancel()
-        if self._calls:
+        if self._calls:  # each ends by itself: calls of Redis have time limits, and `_pay` ends with the connection
             await asyncio.wait(self._calls)
 
     async def _answer(self, call_id: CallId, name: str, ask: Any) -> None:
