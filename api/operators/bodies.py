@@ -32,7 +32,9 @@ from worker.store.records import NUMBER_MAX
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
-TOKEN_ID: fields.PathId[str] = fields.PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
+TOKEN_ID: fields.PathId[str] = fields.PathId(
+    name="token_id", adapter=TypeAdapter(TokenIdInPath), not_found=errors.TokenNotFound
+)
 
 
 class LimitsBody(fields.RequestBody):
