@@ -80,7 +80,7 @@ def run(config: Config = None) -> None:
 @app.command()
 def adopt(
     domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
-    server_id: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
+    server_id: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The server's ID in the public API.")],
     account: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
@@ -114,13 +114,14 @@ def rebuild(config: Config = None) -> None:
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
     typer.echo(
-        f"{servers} servers will be published again with the worker's next report, within {REPORT_SECONDS:.0f} s"
+        f"{servers} server{'' if servers == 1 else 's'} will be published again with the worker's next report, within"
+        f" {REPORT_SECONDS:.0f} s"
     )
 
 
 @app.command()
 def list_in_virsh(
-    server_id: Annotated[int, typer.Argument(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
+    server_id: Annotated[int, typer.Argument(min=1, max=NUMBER_MAX, help="The server's ID in the public API.")],
     config: Config = None,
 ) -> None:
     """Add a server's snapshots to libvirt's own list, for `virsh snapshot-list`.

@@ -177,7 +177,7 @@ def create_by_label(  # noqa: PLR0913 - an option is a parameter
     consistency: Consistency = None,
     as_json: options.Json = False,
 ) -> None:
-    """Create a schedule of all servers with these labels, also of those that are labelled later."""
+    """Create a schedule for all servers with these labels, including servers labeled later."""
     body = {"server_labels": options.label_pairs(label)}
     body |= _given(name=name, when=when, keep=keep, consistency=consistency, time_zone=time_zone)
     body |= _hours(expire_after) | _minutes(window)

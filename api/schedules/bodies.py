@@ -23,7 +23,7 @@ WINDOW_BY_LABEL = 60  # minutes: its servers must not all be stopped at once
 
 ScheduleIdInPath = Annotated[ScheduleId, *fields.hex_id("schedule", "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e")]
 SCHEDULE_ID: fields.PathId[ScheduleId] = fields.PathId(
-    "schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound
+    name="schedule_id", adapter=TypeAdapter(ScheduleIdInPath), not_found=errors.ScheduleNotFound
 )
 
 
@@ -108,7 +108,7 @@ ServerLabels = Annotated[
     fields.Labels,
     Field(
         min_length=1,
-        description="covers all servers of the account that have all of these labels, also those labelled later",
+        description="covers all servers of the account that have all of these labels, also those labeled later",
     ),
 ]
 Target = Literal["server", "labels"]

@@ -139,15 +139,15 @@ class TestNames:
 
 
 class TestSnapshots:
-    async def test_one_is_protected_labelled_and_edited(self, ops: Ops, customer: Cli) -> None:
+    async def test_one_is_protected_labeled_and_edited(self, ops: Ops, customer: Cli) -> None:
         snapshot = await ops.api.have_snapshot("before")
         assert "protected" in (await customer.run("snapshot", "protect", snapshot)).out
         refused = await customer.run("snapshot", "delete", snapshot, "--yes")
         assert "snapshot_protected" in refused.err
         assert (await customer.run("snapshot", "protect", "before", "--off")).code == 0
         await customer.run("snapshot", "label", snapshot, "env=test", "team=a")
-        labelled = await customer.run("snapshot", "label", snapshot, "team=", "tier=1", "--json")
-        assert labelled.body["labels"] == {"env": "test", "tier": "1"}
+        labeled = await customer.run("snapshot", "label", snapshot, "team=", "tier=1", "--json")
+        assert labeled.body["labels"] == {"env": "test", "tier": "1"}
         edited = await customer.run("snapshot", "edit", snapshot, "--description", "d", "--expires-in", "7d", "--json")
         assert (edited.body["description"], edited.body["protected"]) == ("d", False)
         assert edited.body["expires_at"]
@@ -175,8 +175,8 @@ class TestSchedules:
 
     async def test_one_by_label_covers_servers_at_night_where_the_customer_lives(self, ops: Ops, customer: Cli) -> None:
         await ops.made("known")
-        labelled = await customer.run("server", "label", "web-server-01", "backup=nightly", "team=a", "--json")
-        assert labelled.body["labels"] == {"backup": "nightly", "team": "a"}
+        labeled = await customer.run("server", "label", "web-server-01", "backup=nightly", "team=a", "--json")
+        assert labeled.body["labels"] == {"backup": "nightly", "team": "a"}
         assert "backup=nightly" in (await customer.run("server", "label", SERVER, "team=")).out
         at = ("--when", "0 3 * * *", "--time-zone", "Europe/Berlin", "--window", "2h")
         made = await customer.run("schedule", "create-by-label", "nightly", "--label", "backup=nightly", *at, "--json")

@@ -155,7 +155,7 @@ try_packages() {
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
     stop_front
     burn
-    burnt=$SECONDS
+    burned=$SECONDS
     start_redis
 
     step "restore"
@@ -164,7 +164,7 @@ try_packages() {
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml restore "$backup"
     start_front
     until_true is_back
-    printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burnt)) >>$transcript
+    printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burned)) >>$transcript
     snapshot after-restore
     stop
     kill $redis && wait $redis

@@ -24,7 +24,7 @@ import pytest
 from drivers import child, image_chain, image_locks, qcow2, qcow2_tables
 from drivers.child import Limits
 from drivers.kvm.disks_xml import FileDisk
-from drivers.kvm.judgement import judge_disks
+from drivers.kvm.judgment import judge_disks
 from drivers.qcow2 import QemuImgFailed
 from drivers.qcow2_header import MAX_SNAPSHOTS, TablesUnreadable
 from drivers.qcow2_image import NoSuchSnapshot

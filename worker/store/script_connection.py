@@ -23,7 +23,8 @@ _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Script:
-    """A Lua script, identified by its SHA-1. `changes`: its writes must not be lost once it has answered."""
+    """A Lua script, identified by its SHA-1. `changes`: replicas must confirm its writes before its answer is
+    returned."""
 
     def __init__(self, text: str, *, changes: bool = False) -> None:
         self.text = text

@@ -226,7 +226,8 @@ class NodeStore(Scripts):
 
     @property
     def _us(self) -> dict[str, str]:
-        """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease."""
+        """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease, except
+        `republish`."""
         return {"node": self.node, "owner": self._owner} | given(credential=self._credential)
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:

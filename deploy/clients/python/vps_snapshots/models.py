@@ -287,7 +287,7 @@ class ScheduleBody(TypedDict):
     server_id: NotRequired[int]
     server_labels: NotRequired[dict[str, str]]
     """
-    covers all servers of the account that have all of these labels, also those labelled later
+    covers all servers of the account that have all of these labels, also those labeled later
     """
     name: str
     """
@@ -342,7 +342,7 @@ class ScheduleEditBody(TypedDict):
     """
     server_labels: NotRequired[dict[str, str]]
     """
-    covers all servers of the account that have all of these labels, also those labelled later
+    covers all servers of the account that have all of these labels, also those labeled later
     """
     time_zone: NotRequired[str]
     """

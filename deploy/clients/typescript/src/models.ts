@@ -417,7 +417,7 @@ export interface components {
          */
         ScheduleBody: {
             server_id?: number;
-            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            /** @description covers all servers of the account that have all of these labels, also those labeled later */
             server_labels?: {
                 [key: string]: string;
             };
@@ -474,7 +474,7 @@ export interface components {
              * @enum {string}
              */
             consistency?: "stop" | "live";
-            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            /** @description covers all servers of the account that have all of these labels, also those labeled later */
             server_labels?: {
                 [key: string]: string;
             };

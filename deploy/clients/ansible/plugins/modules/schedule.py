@@ -72,7 +72,7 @@ EXAMPLES = """
     when: "0 3 * * *"
     keep: 3
 
-- name: Have a snapshot of each labelled server at night, in Berlin's time
+- name: Have a snapshot of each labeled server at night, in Berlin's time
   vps.snapshots.schedule:
     server_labels: {backup: nightly}
     name: nightly
