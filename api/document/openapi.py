@@ -340,7 +340,7 @@ def _link(link: Link) -> Json:
 
 def _problems() -> list[Problem]:
     """The problems, one for each code."""
-    refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
+    refused = [_of(kind, "POST") for kind in errors.REFUSALS]
     return [
         refusals.INVALID,
         *refusals.CALLERS,
@@ -369,8 +369,7 @@ def _problems_of(call: AnyCall) -> list[Problem]:
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:
-    (example,) = (example for example in refusals.REFUSALS if type(example) is refusal)
-    return problems.of_refusal(example, method=method)
+    return problems.of_refusal(errors.example(refusal), method=method)
 
 
 def _refused(found: Iterable[Problem]) -> Json:
