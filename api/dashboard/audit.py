@@ -14,8 +14,9 @@ from api.dashboard.rendering import WRONG
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.problems import FieldError, Problem, invalid
-from api.operators.audit_words import Named, said
+from api.operators.audit_words import Named
 from api.operators.bodies import AuditQuery
+from api.resources import AUDIT_WORDS
 
 AUDIT = "/ops/audit/"
 LIMIT = 50
@@ -59,7 +60,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
         by=query.by or query.token_id or query.token_name or "",
         page=page,
         fields=lambda entry: defaultdict(str, entry.fields),  # an entry has no empty fields
-        said=said,
+        said=AUDIT_WORDS.said,
         page_of=page_of_named,
         methods=METHODS,
     )

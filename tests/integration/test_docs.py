@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from api.document import samples, served
-from api.document.calls import CUSTOMERS_CALLS
 from api.document.pages import DOCS, PAGES, Site
 from api.document.reference import Reference
+from api.resources import CUSTOMERS_CALLS
 from api.settings import Live
 from api.webhooks.sender import signed
 from tests.conftest import lacking, needs

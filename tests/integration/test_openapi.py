@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession
 
 from api.document import openapi, pages, served
-from api.document.calls import on_one_page
+from api.document.listing import on_one_page
 from api.http.probes import PROBES
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
