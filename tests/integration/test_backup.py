@@ -204,7 +204,9 @@ async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp
 async def test_a_kind_of_record_that_the_backup_does_not_name_is_restored_too(node: Node, tmp_path: Path) -> None:
     """A new resource cannot be forgotten, if its list has the usual name."""
     cell, thing_id = node.cell, "0" * 31 + "a"
-    await cell.raw("HSET", f"thing:{thing_id}", "v", "1", "account", ACCOUNT, "created_ms", "1737044100000", "size", "3")
+    await cell.raw(
+        "HSET", f"thing:{thing_id}", "v", "1", "account", ACCOUNT, "created_ms", "1737044100000", "size", "3"
+    )
     await cell.raw("HSET", f"job:{thing_id}", "v", "1", "account", ACCOUNT, "created_ms", "1737044100000")
     path = await back_up(cell, tmp_path)
     record = await cell.raw("HGETALL", f"thing:{thing_id}")

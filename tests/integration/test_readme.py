@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.service import Service, free_port
 from deploy.demo.state import State
 from drivers import base
 from tests.conftest import needs
+from worker.settings import Driver
 from worker.store.errors import REFUSALS
 from worker.store.model import CANCELLED
 
