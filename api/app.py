@@ -114,7 +114,7 @@ def build(
         tokens=tokens,
         uses=uses,
         streams=streams,
-        rendering=Rendering(assets, why_read_only=lambda: watch.refused),
+        rendering=Rendering(assets, links=routes.LINKS, why_read_only=lambda: watch.refused),
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )

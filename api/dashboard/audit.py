@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
+from api.dashboard.context import Context, LocalMoment, Section, read_filters, read_page, read_query
 from api.dashboard.finding import page_of
-from api.dashboard.rendering import WRONG
+from api.dashboard.rendering import WRONG, Link
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.problems import FieldError, Problem, invalid
@@ -108,4 +108,4 @@ def _about(query: Query) -> str:
     return next((f"{kind} {value}" for kind, value in found if value is not None), "")
 
 
-PAGES: Pages = {AUDIT: show_all}
+SECTION = Section(pages={AUDIT: show_all}, link=Link(href=AUDIT, name="Audit", key="a"))
