@@ -1,72 +1,60 @@
 """The application: the handlers of each resource, and the routes that are made from its calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractResolver
 from redis.asyncio import Redis
 
-from api.credentials import calls as credentials
 from api.dashboard import routes
 from api.dashboard.assets import Assets
 from api.dashboard.context import Context
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import SessionGuard
 from api.document import served
-from api.document.calls import CALLS
-from api.events import calls as events
 from api.events.places import Places
 from api.events.streams import Streams
-from api.http import problems, reading
+from api.http import problems
 from api.http.audit_budget import AuditBudget
 from api.http.caching import conditional
-from api.http.callers import Caller, Callers, Entering
-from api.http.calls import Call, Table
+from api.http.callers import Callers
+from api.http.calls import Call
+from api.http.handling import Handler
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
 from api.http.probes import METRICS, PROBES, Probes, exposing
 from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS, CELL_TIME
 from api.http.traces import traced
-from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
 from api.measures.exposition import Exposition, SharedExposition
 from api.measures.metrics import Metrics
 from api.measures.store_watch import StoreWatch
-from api.operators import calls as operators
-from api.operators import lookups
 from api.processes import Process
-from api.schedules import calls as schedules
-from api.servers import calls as servers
+from api.resources import CALLS, RESOURCES, Parts
 from api.settings import ApiSettings, Live
-from api.snapshots import calls as snapshots
-from api.webhooks import calls as webhooks
 from api.webhooks.resolving import Resolver
 from api.webhooks.sender import Sender
 from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
-from worker.store import trouble
 from worker.store.access.audit import Audit, AuditKeeper
-from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
-from worker.store.access.tokens import Limits, Permission, Token, Tokens
+from worker.store.access.tokens import Limits, Tokens
 from worker.store.access.usage import NOTED_SECONDS, TokenUses
 from worker.store.access.writes import Writes
 from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
-from worker.store.errors import OutcomeUnknown, StoreUnavailable, too_slow
+from worker.store.errors import StoreUnavailable, too_slow
 from worker.store.operators.cell import Cell
 from worker.store.operators.operator_store import OperatorStore
-from worker.store.schedules.schedules import Schedules
 from worker.store.webhooks.deliveries import Deliveries
-from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
 FIRST_COMPARISON_SECONDS = 1.0  # how long a start waits for Redis
@@ -75,9 +63,7 @@ AUDIT_SECONDS = 0.1  # an entry appears in the log at most this much later
 LAST_NOTE_SECONDS = 1.0  # how long a stop waits to record which tokens were used
 STORE_CHECK_SECONDS = 5.0  # interval between trial writes to Redis
 
-By = TypeVar("By")
 AnyCall = Call[Any]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
@@ -108,26 +94,18 @@ def build(
         retry_within_seconds=settings.retry_within_seconds,
         waiting_seconds=settings.waiting_seconds,
     )
-    following = events.EventCalls(streams, callers)
-    for_entering: list[tuple[Table[Entering], object]] = [
-        (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
-        (jobs.call, jobs.JobCalls(store)),
-        (servers.call, servers.ServerCalls(store, live=settings.live)),
-    ]
-    for_customers: list[tuple[Table[Caller], object]] = [
-        (events.call, following),
-        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now), live=settings.live)),
-        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
-    ]
-    for_operators: list[tuple[Table[Token], object]] = [
-        (operators.call, operators.OperatorCalls(operator_store, tokens, uses)),
-        (lookups.call, lookups.LookupCalls(operator_store)),
-        (credentials.call, credentials.CredentialCalls(Credentials(redis))),
-        (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
-        (servers.ops_call, servers.OpsServerCalls(operator_store, store)),
-        (schedules.ops_call, schedules.OpsScheduleCalls(operator_store)),
-        (events.ops_call, following),
-    ]
+    parts = Parts(
+        redis=redis,
+        settings=settings,
+        now=clock.now,
+        callers=callers,
+        streams=streams,
+        store=store,
+        operators=operator_store,
+        tokens=tokens,
+        uses=uses,
+        reach=_reach(settings),
+    )
     assets = Assets()
     watch = StoreWatch(Writes(redis), check_seconds=STORE_CHECK_SECONDS, on_result=metrics.tried_to_write)
     context = Context(
@@ -136,7 +114,7 @@ def build(
         tokens=tokens,
         uses=uses,
         streams=streams,
-        rendering=Rendering(assets, why_read_only=lambda: watch.refused),
+        rendering=Rendering(assets, links=routes.LINKS, why_read_only=lambda: watch.refused),
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
@@ -160,15 +138,8 @@ def build(
     app.cleanup_ctx.extend([_comparing(clock), streams.running, watch.running, partial(_noting, uses)])
     if process.does_chores:
         _add_chores(app, redis, settings, clock=clock, metrics=metrics, resolver=resolver)
-    _serve(
-        app,
-        [
-            *_entering_handlers(for_entering, callers),
-            *_handlers(for_customers, callers.identify),
-            *_handlers(for_operators, callers.operator),
-        ],
-        seconds=settings.request_seconds,
-    )
+    handlers = [route for resource in RESOURCES for route in resource.handlers(parts)]
+    _serve(app, handlers, seconds=settings.request_seconds)
     probes = Probes(watch.check)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
@@ -305,74 +276,6 @@ def _add_chores(
 
     metrics.registry.register(view)
     app.cleanup_ctx.extend([sending, sweeping, bounding, view.running])
-
-
-def _handlers(
-    resources: list[tuple[Table[By], object]], identify: Callable[[web.Request, Permission], Awaitable[By]]
-) -> Iterator[tuple[AnyCall, Handler]]:
-    for table, resource in resources:
-        for call in table.calls:
-            yield call, _called(call, resource, identify)
-
-
-def _called(call: Call[By], resource: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
-    is_valid = _ensured(call)
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        by = await identify(request, call.permission)
-        await is_valid(request)
-        return await call.handle(resource, request, by)
-
-    return handler
-
-
-def _entering_handlers(
-    resources: list[tuple[Table[Entering], object]], callers: Callers
-) -> Iterator[tuple[AnyCall, Handler]]:
-    for table, resource in resources:
-        for call in table.calls:
-            yield call, _entered(call, resource, callers)
-
-
-def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handler:
-    """The call's script also checks the caller. Any other refusal is returned only to a caller who may make the
-    call."""
-
-    is_valid = _ensured(call)
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        by = callers.enter(request, call)
-        try:
-            if not request.content.is_eof():  # do not wait for the body of an unauthenticated caller
-                await by.identify()
-            await is_valid(request)
-            return await call.handle(resource, request, by)
-        except StoreUnavailable as error:
-            # this call has reached the limit itself, which must not refuse it
-            ignored = (StoreUnavailable, *((problems.Problem,) if isinstance(error, OutcomeUnknown) else ()))
-            if trouble.may_respond(error.__cause__):
-                with suppress(*ignored):
-                    await by.identify()
-            raise
-        except Exception:
-            await by.identify()
-            raise
-
-    return handler
-
-
-def _ensured(call: AnyCall) -> Callable[[web.Request], Awaitable[None]]:
-    """Validate the request before the handler runs, so that an invalid one changes nothing."""
-    changes, takes_body, query = call.changes, call.body is not None, call.query
-
-    async def ensure(request: web.Request) -> None:
-        reading.ensure_known_query(request, query)
-        if changes:
-            reading.ensure_no_precondition(request)
-            if not takes_body:
-                await reading.ensure_no_body(request, query)
-
-    return ensure
 
 
 def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, seconds: float) -> None:

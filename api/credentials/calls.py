@@ -7,7 +7,7 @@ from api.credentials.bodies import CredentialBody, RotationBody
 from api.http import reading
 from api.http.answers import answer
 from api.http.callers import bearer
-from api.http.calls import FOR_OPERATORS, OPS, Reply, Table, links
+from api.http.calls import FOR_OPERATORS, OPS, Phrase, Reply, Table, links
 from api.http.fields import NODE
 from api.http.marks import MADE
 from api.http.reading import in_path, operator_key
@@ -40,6 +40,7 @@ class CredentialCalls:
         Reply(201, {"new": examples.NEW}, links=NEXT),
         body={"ninety_days": examples.CREATE},
         refusals=(errors.NodeNotFound, errors.CredentialExists),
+        audit=Phrase("created {made} for {node}", "create a credential for {node}"),
     )
     async def ops_create_credential(self, request: web.Request, token: Token) -> web.Response:
         """Create a node's credential.
@@ -57,6 +58,7 @@ class CredentialCalls:
         Reply(201, {"new": examples.NEW}, links=NEXT),
         body={"ninety_days": examples.ROTATE},
         refusals=(errors.NodeNotFound, errors.CredentialNotFound),
+        audit=Phrase("created {made} for {node}", "create a credential for {node}"),
     )
     async def ops_rotate_credential(self, request: web.Request, token: Token) -> web.Response:
         """Rotate a node's credential.
@@ -78,6 +80,7 @@ class CredentialCalls:
         f"DELETE {CREDENTIALS}",
         Reply(204, text="The credentials are revoked."),
         refusals=(errors.NodeNotFound, errors.CredentialNotFound),
+        audit=Phrase("revoked the credentials of {node}", "revoke the credentials of {node}"),
     )
     async def ops_revoke_credentials(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a node's credentials.

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
+from api.dashboard.context import Context, LocalMoment, Section, read_filters, read_page, read_query
 from api.dashboard.finding import page_of
-from api.dashboard.rendering import WRONG
+from api.dashboard.rendering import WRONG, Link
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.problems import FieldError, Problem, invalid
-from api.operators.audit_words import Named, said
+from api.operators.audit_words import Named
 from api.operators.bodies import AuditQuery
+from api.resources import AUDIT_WORDS
 
 AUDIT = "/ops/audit/"
 LIMIT = 50
@@ -59,7 +60,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
         by=query.by or query.token_id or query.token_name or "",
         page=page,
         fields=lambda entry: defaultdict(str, entry.fields),  # an entry has no empty fields
-        said=said,
+        said=AUDIT_WORDS.said,
         page_of=page_of_named,
         methods=METHODS,
     )
@@ -107,4 +108,4 @@ def _about(query: Query) -> str:
     return next((f"{kind} {value}" for kind, value in found if value is not None), "")
 
 
-PAGES: Pages = {AUDIT: show_all}
+SECTION = Section(pages={AUDIT: show_all}, link=Link(href=AUDIT, name="Audit", key="a"))

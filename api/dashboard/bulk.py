@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.dashboard import cancels, retries
-from api.dashboard.context import Context, Pages
+from api.dashboard.context import Context, Section
 from api.dashboard.jobs import JOBS, NEEDED_STATE, JobsQuery, as_shown
 from api.dashboard.rendering import Question, address
 from api.dashboard.session import OperatorRequest
@@ -133,5 +133,4 @@ def _order(given: Mapping[str, Sequence[str]]) -> Selected | Matching:
     return order
 
 
-QUESTIONS: Pages = {BULK: ask}
-ACTIONS: Pages = {BULK: do}
+SECTION = Section(questions={BULK: ask}, actions={BULK: do})

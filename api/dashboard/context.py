@@ -1,7 +1,7 @@
 """What the handlers of all pages and actions share."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ValidationInfo
 
 from api.dashboard import zones
-from api.dashboard.rendering import WRONG, Rendering
+from api.dashboard.rendering import WRONG, Link, Rendering
 from api.dashboard.session import OperatorRequest, SessionGuard
 from api.events.streams import Streams
 from api.http import reading
@@ -42,6 +42,16 @@ Handler = Callable[[Context, OperatorRequest], Awaitable[web.StreamResponse]]
 Query = TypeVar("Query", bound=BaseModel)
 Item = TypeVar("Item")
 Pages = Mapping[str, Handler]  # by path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The routes of a module: pages and questions (GET), actions (POST), and its link in the header of each page."""
+
+    pages: Pages = field(default_factory=dict)
+    questions: Pages = field(default_factory=dict)
+    actions: Pages = field(default_factory=dict)
+    link: Link | None = None
 
 
 ZONE = "zone"  # the key in a validation's context

@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.dashboard import zones
-from api.dashboard.context import ZONE, Context, Pages, in_zone
+from api.dashboard.context import ZONE, Context, Section, in_zone
 from api.dashboard.rendering import Part, Question
 from api.dashboard.session import OperatorRequest
 from api.http import reading
@@ -171,5 +171,4 @@ def _order(action: Sequence[str], nodes: Sequence[str]) -> Selected:
     return reading.validated({"action": "".join(action[:1]), "nodes": tuple(nodes)}, Selected)
 
 
-QUESTIONS: Pages = {DRAIN: ask}
-ACTIONS: Pages = {DRAIN: do}
+SECTION = Section(questions={DRAIN: ask}, actions={DRAIN: do})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages
+from api.dashboard.context import Context, Section
 from api.dashboard.rendering import address
 from api.dashboard.session import OperatorRequest
 from api.http import reading
@@ -40,4 +40,4 @@ def page_of(kind: str, found: str) -> str:
     return f"/ops/{kind}s/{found}/"
 
 
-PAGES: Pages = {FIND: find}
+SECTION = Section(pages={FIND: find})

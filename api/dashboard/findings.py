@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
+from api.dashboard.context import Context, LocalMoment, Section, read_filters, read_page, read_query
+from api.dashboard.rendering import Link
 from api.dashboard.session import OperatorRequest
 from api.http.fields import PeriodQuery
 
@@ -52,4 +53,4 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     )
 
 
-PAGES: Pages = {FINDINGS: show_all}
+SECTION = Section(pages={FINDINGS: show_all}, link=Link(href=FINDINGS, name="Findings", key="f"))

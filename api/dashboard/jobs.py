@@ -10,8 +10,8 @@ from aiohttp import web
 
 from api.dashboard import retries
 from api.dashboard.cancels import is_cancellable
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query, read_reason
-from api.dashboard.rendering import Question
+from api.dashboard.context import Context, LocalMoment, Section, read_filters, read_page, read_query, read_reason
+from api.dashboard.rendering import Link, Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
 from api.http.marks import REASON, REQUEST_ID
@@ -219,6 +219,9 @@ async def resolve(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/")
 
 
-PAGES: Pages = {JOBS: show_all, JOB: show_one}
-QUESTIONS: Pages = {f"{JOB}{{action:retry|cancel|resolve}}/": ask}
-ACTIONS: Pages = {f"{JOB}retry/": retry, f"{JOB}cancel/": cancel, f"{JOB}resolve/": resolve}
+SECTION = Section(
+    pages={JOBS: show_all, JOB: show_one},
+    questions={f"{JOB}{{action:retry|cancel|resolve}}/": ask},
+    actions={f"{JOB}retry/": retry, f"{JOB}cancel/": cancel, f"{JOB}resolve/": resolve},
+    link=Link(href=JOBS, name="Jobs", key="j"),
+)

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from api.dashboard import session
-from api.dashboard.context import Context, Pages
+from api.dashboard.context import Context, Section
 from api.dashboard.session import LOGIN, LOGOUT, OperatorRequest
 from api.http import reading
 from api.http.marks import PROBLEM
@@ -52,4 +52,4 @@ async def logout(context: Context, request: OperatorRequest) -> web.Response:
     return response
 
 
-ACTIONS: Pages = {LOGOUT: logout}
+SECTION = Section(actions={LOGOUT: logout})

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from api.dashboard import draining
-from api.dashboard.context import Context, Pages, read_filters, read_page, read_query, read_reason
+from api.dashboard.context import Context, Section, read_filters, read_page, read_query, read_reason
 from api.dashboard.overview import an_hour_before, is_low
-from api.dashboard.rendering import Question
+from api.dashboard.rendering import Link, Question
 from api.dashboard.session import OperatorRequest
 from api.http import fields
 from api.http.reading import in_path
@@ -102,6 +102,9 @@ async def reconcile(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.done(request.http, text, back=f"{NODES}{name}/")
 
 
-PAGES: Pages = {NODES: show_all, NODE: show_one}
-QUESTIONS: Pages = {f"{NODE}{{action:pause|resume|reconcile}}/": ask}
-ACTIONS: Pages = {f"{NODE}pause/": pause, f"{NODE}resume/": resume, f"{NODE}reconcile/": reconcile}
+SECTION = Section(
+    pages={NODES: show_all, NODE: show_one},
+    questions={f"{NODE}{{action:pause|resume|reconcile}}/": ask},
+    actions={f"{NODE}pause/": pause, f"{NODE}resume/": resume, f"{NODE}reconcile/": reconcile},
+    link=Link(href=NODES, name="Nodes", key="n"),
+)

@@ -8,8 +8,8 @@ from typing import Literal
 from aiohttp import web
 
 from api.dashboard.charts import charts
-from api.dashboard.context import Context, Pages
-from api.dashboard.rendering import address
+from api.dashboard.context import Context, Section
+from api.dashboard.rendering import Link, address
 from api.dashboard.session import HOME, OperatorRequest
 from api.http import reading
 from api.http.fields import Query
@@ -232,4 +232,4 @@ def _names(nodes: Iterable[Node], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
-PAGES: Pages = {HOME: show}
+SECTION = Section(pages={HOME: show}, link=Link(href=HOME, name="Overview", key="o"))

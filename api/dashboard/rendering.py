@@ -50,6 +50,15 @@ READ_ONLY = {  # the banner's text, by cause
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link in the header of each page. `key` follows it, after `g`."""
+
+    href: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A list of jobs within a question, with a text for each."""
 
@@ -134,9 +143,10 @@ def _templates() -> "Environment":
 class Rendering:
     """Renders templates: whole pages, or for htmx only the content of `main`."""
 
-    def __init__(self, assets: Assets, *, why_read_only: Callable[[], str | None]) -> None:
+    def __init__(self, assets: Assets, *, links: Sequence[Link], why_read_only: Callable[[], str | None]) -> None:
         """`why_read_only`: why Redis refuses writes, one of trouble.CAUSES; None if it accepts them."""
         self._assets = assets
+        self._links = links
         self._why_read_only = why_read_only
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
@@ -149,6 +159,7 @@ class Rendering:
             .render(
                 asset=self._assets.url,
                 layout="inside.html" if is_fragment(request) else "layout.html",
+                links=self._links,
                 session=session,
                 may_change=session is not None and may_change(session),
                 path=request.path,

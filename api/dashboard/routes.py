@@ -31,36 +31,26 @@ from api.dashboard.session import EVENTS, HOME, LOGIN, local
 from api.http.problems import Problem
 from worker.store.errors import too_slow
 
-PAGES: Pages = {
-    **overview.PAGES,
-    **nodes.PAGES,
-    **jobs.PAGES,
-    **servers.PAGES,
-    **snapshots.PAGES,
-    **finding.PAGES,
-    **schedules.PAGES,
-    **findings.PAGES,
-    **audit.PAGES,
-    **tokens.PAGES,
-    **runbook.PAGES,
-}
-QUESTIONS: Pages = {
-    **nodes.QUESTIONS,
-    **draining.QUESTIONS,
-    **jobs.QUESTIONS,
-    **servers.QUESTIONS,
-    **bulk.QUESTIONS,
-    **tokens.QUESTIONS,
-}
-ACTIONS: Pages = {
-    **nodes.ACTIONS,
-    **draining.ACTIONS,
-    **jobs.ACTIONS,
-    **servers.ACTIONS,
-    **bulk.ACTIONS,
-    **tokens.ACTIONS,
-    **login.ACTIONS,
-}
+SECTIONS = (  # in the order of the links
+    overview.SECTION,
+    jobs.SECTION,
+    nodes.SECTION,
+    servers.SECTION,
+    schedules.SECTION,
+    findings.SECTION,
+    audit.SECTION,
+    tokens.SECTION,
+    snapshots.SECTION,
+    finding.SECTION,
+    runbook.SECTION,
+    draining.SECTION,
+    bulk.SECTION,
+    login.SECTION,
+)
+LINKS = [section.link for section in SECTIONS if section.link]
+PAGES: Pages = {path: handler for section in SECTIONS for path, handler in section.pages.items()}
+QUESTIONS: Pages = {path: handler for section in SECTIONS for path, handler in section.questions.items()}
+ACTIONS: Pages = {path: handler for section in SECTIONS for path, handler in section.actions.items()}
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from markupsafe import Markup
 
-from api.dashboard.context import Context, Pages
+from api.dashboard.context import Context, Section
 from api.dashboard.session import OperatorRequest
 
 if TYPE_CHECKING:
@@ -57,4 +57,4 @@ def _without_relative_links(tokens: "list[Token]") -> "list[Token]":
     return kept
 
 
-PAGES: Pages = {RUNBOOK: show}
+SECTION = Section(pages={RUNBOOK: show})

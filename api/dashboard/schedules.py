@@ -4,7 +4,8 @@ from typing import Literal
 
 from aiohttp import web
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
+from api.dashboard.context import Context, LocalMoment, Section, read_filters, read_page, read_query
+from api.dashboard.rendering import Link
 from api.dashboard.session import OperatorRequest
 from api.schedules.bodies import OpsSchedulesQuery
 
@@ -33,4 +34,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     )
 
 
-PAGES: Pages = {SCHEDULES: show_all}
+SECTION = Section(
+    pages={SCHEDULES: show_all},
+    link=Link(href=SCHEDULES, name="Schedules", key="c"),
+)

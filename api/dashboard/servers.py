@@ -2,10 +2,10 @@
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages, read_filters, read_page, read_query
+from api.dashboard.context import Context, Section, read_filters, read_page, read_query
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
-from api.dashboard.rendering import Question
+from api.dashboard.rendering import Link, Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import SERVER_ID
 from api.http.reading import in_path
@@ -94,6 +94,9 @@ async def release(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.done(request.http, f"Server {server_id} released.", back=f"{SERVERS}{server_id}/")
 
 
-PAGES: Pages = {SERVERS: show_all, SERVER: show_one}
-QUESTIONS: Pages = {f"{SERVER}{{action:take|release}}/": ask}
-ACTIONS: Pages = {f"{SERVER}take/": take, f"{SERVER}release/": release}
+SECTION = Section(
+    pages={SERVERS: show_all, SERVER: show_one},
+    questions={f"{SERVER}{{action:take|release}}/": ask},
+    actions={f"{SERVER}take/": take, f"{SERVER}release/": release},
+    link=Link(href=SERVERS, name="Servers", key="s"),
+)

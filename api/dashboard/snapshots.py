@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages
+from api.dashboard.context import Context, Section
 from api.dashboard.session import OperatorRequest
 from api.http.reading import in_path
 from api.snapshots.bodies import SNAPSHOT_ID
@@ -30,4 +30,4 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
     )
 
 
-PAGES: Pages = {SNAPSHOT: show_one}
+SECTION = Section(pages={SNAPSHOT: show_one})

@@ -6,8 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages
-from api.dashboard.rendering import Question
+from api.dashboard.context import Context, Section
+from api.dashboard.rendering import Link, Question
 from api.dashboard.session import Form, OperatorRequest
 from api.http import reading
 from api.http.marks import MADE
@@ -87,6 +87,9 @@ async def _token(context: Context, token_id: str) -> Token:
     return found
 
 
-PAGES: Pages = {TOKENS: show_all}
-QUESTIONS: Pages = {NEW: ask_for_new, REVOKE: ask_to_revoke}
-ACTIONS: Pages = {TOKENS: create, REVOKE: revoke}
+SECTION = Section(
+    pages={TOKENS: show_all},
+    questions={NEW: ask_for_new, REVOKE: ask_to_revoke},
+    actions={TOKENS: create, REVOKE: revoke},
+    link=Link(href=TOKENS, name="Tokens", key="t"),
+)

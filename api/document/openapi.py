@@ -11,7 +11,6 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from api.document import messages, refusals
-from api.document.calls import CALLS, TABLES
 from api.document.messages import MESSAGES, Message
 from api.document.served import PATH
 from api.http import problems
@@ -21,6 +20,7 @@ from api.http.probes import PROBES, Probe
 from api.http.problems import Problem, ProblemDocument
 from api.http.reading import KEY_HEADER, LAST_EVENT_HEADER
 from api.jobs.examples import REQUEST_ID
+from api.resources import CALLS, CUSTOMERS, RESOURCES
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, Permission, granting
 from worker.store.model import SnapshotStatus
@@ -129,11 +129,7 @@ def document() -> Json:
         },
         "servers": [{"url": "/", "description": "the host of this document"}],
         "tags": [
-            {"name": "snapshots", "description": "The snapshots of an account's servers."},
-            {"name": "jobs", "description": "The work of the service: follow, cancel or undo it."},
-            {"name": "servers", "description": "The state of servers that matters for snapshots."},
-            {"name": "schedules", "description": "Snapshots that are created automatically."},
-            {"name": "webhooks", "description": "Events of the account's jobs, sent to the account's URLs."},
+            *({"name": of.table.tag, "description": of.table.about} for of in CUSTOMERS if of.table.about),
             {"name": "operators", "description": "Calls for operators, which cover all accounts and nodes."},
             {"name": "service", "description": "Health checks and this document. These calls need no token."},
         ],
@@ -282,7 +278,7 @@ def _itself() -> Json:
 
 
 def _parameters() -> Json:
-    in_path = {path_id.name: path_id.adapter for table in TABLES for path_id in table.path_ids}
+    in_path = {path_id.name: path_id.adapter for resource in RESOURCES for path_id in resource.table.path_ids}
     return _HEADER_PARAMETERS | {
         name: {"in": "path", "required": True, "schema": adapter.json_schema()} for name, adapter in in_path.items()
     }
@@ -340,7 +336,7 @@ def _link(link: Link) -> Json:
 
 def _problems() -> list[Problem]:
     """The problems, one for each code."""
-    refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
+    refused = [_of(kind, "POST") for kind in errors.REFUSALS]
     return [
         refusals.INVALID,
         *refusals.CALLERS,
@@ -369,8 +365,7 @@ def _problems_of(call: AnyCall) -> list[Problem]:
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:
-    (example,) = (example for example in refusals.REFUSALS if type(example) is refusal)
-    return problems.of_refusal(example, method=method)
+    return problems.of_refusal(errors.example(refusal), method=method)
 
 
 def _refused(found: Iterable[Problem]) -> Json:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from api import resources
 from api.document.guides import FIRST, Guide, guide
 from api.document.reference import Called, Described, Reference, object_id, referred
 from api.http.calls import OPS
@@ -54,11 +55,10 @@ PAGES = (
     Page(group=CUSTOMERS, name="errors", title="Errors"),
     Page(group=CUSTOMERS, name="clients", title="Clients"),
     Page(group=CUSTOMERS, name="versions", title="Versions and deprecation"),
-    Page(group=REFERENCE, name="snapshots", title="Snapshots", tag="snapshots"),
-    Page(group=REFERENCE, name="jobs", title="Jobs", tag="jobs"),
-    Page(group=REFERENCE, name="servers", title="Servers", tag="servers"),
-    Page(group=REFERENCE, name="schedules", title="Schedules", tag="schedules"),
-    Page(group=REFERENCE, name="webhooks", title="Webhooks", tag="webhooks"),
+    *(
+        Page(group=REFERENCE, name=tag, title=tag.capitalize(), tag=tag)
+        for tag in dict.fromkeys(resource.table.tag for resource in resources.CUSTOMERS)
+    ),
     Page(group=OPERATORS, name="operators", title="Operator calls"),
     _of_operators("Cell and events", "overview/", "events/"),
     _of_operators("Nodes", "nodes/"),

@@ -54,6 +54,15 @@ class Reply:
         return self.text or f"{HTTPStatus(self.status).phrase}."
 
 
+@dataclass(frozen=True)
+class Phrase:
+    """A call in the words of the audit log: `past` if it succeeded, `infinitive` if it was refused. {snapshot} stands
+    for the ID {snapshot_id} of the path, any other name for a field of the entry."""
+
+    past: str
+    infinitive: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[By]):
     """A call of the API. Its ID in the document is the name of its handler."""
@@ -67,6 +76,7 @@ class Call(Generic[By]):
     query: type[BaseModel] | None
     examples: Mapping[str, BaseModel]  # examples of its body; without examples, it takes no body
     refusals: tuple[type[errors.Refused], ...]
+    audit: Phrase | None  # for a call that changes something
 
     @property
     def id(self) -> str:
@@ -118,13 +128,21 @@ class Table(Generic[By]):
 
     The handler's docstring is the document's text; its first line is the summary. `body` has examples of the request's
     body, which also name its model. `path_ids` are all ids in the paths. A GET needs the permission `reads`, any other
-    call `writes` or the `permission` of its row.
+    call `writes` or the `permission` of its row. `about` describes the tag, in the first table that has it.
     """
 
-    def __init__(self, tag: str, *path_ids: PathId[Any], reads: Permission = READ, writes: Permission = WRITE) -> None:
+    def __init__(
+        self,
+        tag: str,
+        *path_ids: PathId[Any],
+        about: str = "",
+        reads: Permission = READ,
+        writes: Permission = WRITE,
+    ) -> None:
+        self.tag = tag
+        self.about = about
         self.path_ids = path_ids
         self.calls: list[Call[By]] = []
-        self._tag = tag
         self._reads = reads
         self._writes = writes
 
@@ -136,6 +154,7 @@ class Table(Generic[By]):
         body: Mapping[str, BaseModel] | None = None,
         refusals: tuple[type[errors.Refused], ...] = (),
         permission: Permission | None = None,
+        audit: Phrase | None = None,
     ) -> Callable[[Handler[Resource, By]], Handler[Resource, By]]:
         method, path = route.split(" ")
 
@@ -144,13 +163,14 @@ class Table(Generic[By]):
                 Call(
                     method=method,
                     path=path,
-                    tag=self._tag,
+                    tag=self.tag,
                     permission=permission or (self._reads if method == "GET" else self._writes),
                     handle=handle,
                     replies=replies,
                     query=query,
                     examples=body or {},
                     refusals=refusals,
+                    audit=audit,
                 )
             )
             return handle

@@ -1,4 +1,4 @@
-"""RFC 9457 problem documents, and the HTTP status of each refusal."""
+"""RFC 9457 problem documents."""
 
 import json
 from collections.abc import Mapping
@@ -13,61 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.http.answers import Timestamp
 from worker.store import errors
 
-STATUS: dict[type[errors.Refused], int] = {
-    errors.AccountNotFound: 404,
-    errors.ServerNotFound: 404,
-    errors.SnapshotNotFound: 404,
-    errors.JobNotFound: 404,
-    errors.ScheduleNotFound: 404,
-    errors.ScheduleLimitReached: 400,
-    errors.WebhookNotFound: 404,
-    errors.WebhookLimitReached: 400,
-    errors.ServerBusy: 400,  # the contract's code on create and restore
-    errors.SnapshotLimitReached: 400,
-    errors.NameTaken: 400,
-    errors.SnapshotNotReady: 400,
-    errors.UndoUnavailable: 400,
-    errors.NodeNotFound: 404,
-    errors.ServerOnLiveNode: 409,
-    errors.TokenNotFound: 404,
-    errors.CredentialNotFound: 404,
-    errors.CredentialExists: 409,
-    errors.SnapshotProtected: 409,
-    errors.RecordUnreadable: 409,
-    errors.JobNotRetryable: 409,
-    errors.RetryNeedsForce: 409,
-    errors.JobNotStranded: 409,
-    errors.NodeBootUnknown: 409,
-    errors.ServerNotStranded: 409,
-    errors.JobNotCancellable: 409,
-    errors.WebhookNotReady: 409,
-    errors.WebhookDisabled: 409,
-    errors.DeliveryNotFound: 404,
-    errors.DeliveryNotRedeliverable: 409,
-    errors.RedeliveredRecently: 429,
-    errors.IdempotencyKeyReused: 422,
-    errors.ServerNotReady: 400,
-    errors.TooManyStreams: 429,
-    errors.TooManyDryRuns: 429,
-    errors.TokenLimitReached: 409,
-    errors.NodeUnavailable: 503,
-    errors.StoreNearlyFull: 503,
-    errors.StoreUnavailable: 503,
-    errors.StoreReadOnly: 503,
-    errors.OutcomeUnknown: 503,
-}
 DOCS_URL = "/docs"  # URL of the API's documentation for callers
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
-RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
-    errors.TooManyStreams: 30,
-    errors.TooManyDryRuns: 5,
-    errors.RedeliveredRecently: 60,
-    errors.NodeUnavailable: 30,
-    errors.StoreNearlyFull: 60,
-    errors.StoreUnavailable: 5,
-    errors.StoreReadOnly: 30,
-    errors.OutcomeUnknown: 5,
-}
 
 
 class Conflict(BaseModel):
@@ -150,10 +97,10 @@ def rate_limited(calls: str, wait: timedelta) -> Problem:
 
 
 def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
-    status = STATUS[type(refusal)]
+    status = refusal.status
     if isinstance(refusal, errors.ServerBusy) and method in {"DELETE", "PUT"}:
         status = 409  # the contract has no 400 on a delete
-    wait = RETRY_AFTER_SECONDS.get(type(refusal))
+    wait = refusal.retry_after_seconds
     headers = {} if wait is None else {"Retry-After": str(wait)}
     if refusal.limit is not None:
         headers["X-Limit"] = str(refusal.limit)

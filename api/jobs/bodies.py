@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
@@ -73,7 +73,7 @@ class OpsJobsQuery(fields.PeriodQuery):
         ]
         | None
     ) = None
-    kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
+    kind: Annotated[JobKind, WithJsonSchema({"enum": [*JobKind], "type": "string"})] | None = None
     node: fields.NodeInPath | None = None
     account_id: fields.OfAccount | None = None
     server_id: fields.OfServer | None = None
@@ -125,7 +125,7 @@ class OpsJobsQuery(fields.PeriodQuery):
         state, cancelled = ("failed", True) if self.state == "cancelled" else (self.state, self.cancelled)
         return JobFilter(
             state=state and JobState(state),
-            kind=self.kind and JobKind(self.kind),
+            kind=self.kind,
             node=self.node,
             account_id=self.account_id,
             server_id=self.server_id,

@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Entering
-from api.http.calls import API, FOR_OPERATORS, JOB_HEADERS, OPS, Link, Reply, Table, links
+from api.http.calls import API, FOR_OPERATORS, JOB_HEADERS, OPS, Link, Phrase, Reply, Table, links
 from api.http.fields import JOB_ID
 from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path, operator_key
@@ -34,7 +34,7 @@ RETRY = (
     *(errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
 )
 
-call: Table[Entering] = Table("jobs", JOB_ID)
+call: Table[Entering] = Table("jobs", JOB_ID, about="The work of the service: follow, cancel or undo it.")
 ops_call: Table[Token] = Table("operators", JOB_ID, **FOR_OPERATORS)
 
 
@@ -54,6 +54,7 @@ class JobCalls:
         query=DisksQuery,
         refusals=(errors.JobNotFound, errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
+        audit=Phrase("undid the restore {job}", "undo the restore {job}"),
     )
     async def undo_restore(self, request: web.Request, caller: Entering) -> web.Response:
         """Undo a restore.
@@ -113,6 +114,7 @@ class JobCalls:
         f"POST {ONE_JOB}cancel/",
         Reply(200, {"cancelled": examples.CANCELLED}, "The job, which has ended."),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
+        audit=Phrase("cancelled {job}", "cancel {job}"),
     )
     async def cancel_job(self, request: web.Request, caller: Entering) -> web.Response:
         """Cancel a job.
@@ -193,6 +195,7 @@ class OpsJobCalls:
         ),
         query=RetryQuery,
         refusals=RETRY,
+        audit=Phrase("retried {job}", "retry {job}"),
     )
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
         """Retry a failed job.
@@ -219,6 +222,7 @@ class OpsJobCalls:
         f"POST {ONE_OPS_JOB}cancel/",
         Reply(200, {"cancelled": examples.OPS_CANCELLED}),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
+        audit=Phrase("cancelled {job}", "cancel {job}"),
     )
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
         """Cancel any job.
@@ -233,6 +237,7 @@ class OpsJobCalls:
         Reply(200, {"resolved": examples.OPS_RESOLVED}),
         body={"reason": examples.REASON},
         refusals=(errors.JobNotFound, errors.JobNotStranded),
+        audit=Phrase("resolved {job}", "resolve {job}"),
     )
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
         """Resolve a stranded server.

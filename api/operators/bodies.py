@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from api.http import fields
 from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
-from api.operators.audit_words import said
+from api.operators.audit_words import AuditWords
 from api.servers.bodies import Finding
 from api.words import absolute
 from worker.store import errors
@@ -422,8 +422,8 @@ def account(record: records.AccountLimits) -> AccountLimits:
     return from_record(AccountLimits, record)
 
 
-def audit_entry(record: records.AuditEntry) -> AuditEntry:
-    return from_record(AuditEntry, record, fields=dict(record.fields), text=str(said(record.fields)))
+def audit_entry(record: records.AuditEntry, *, words: AuditWords) -> AuditEntry:
+    return from_record(AuditEntry, record, fields=dict(record.fields), text=str(words.said(record.fields)))
 
 
 def server_findings(record: records.ServerFindings) -> ServerFindings:

@@ -1,15 +1,18 @@
 """The calls of the operators: the overview, nodes, findings, the audit log and tokens."""
 
+from functools import partial
+
 from aiohttp import web
 
 from api.http import marks, reading
 from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
-from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
+from api.http.calls import FOR_OPERATORS, OPS, Link, Phrase, Reply, Table, links
 from api.http.fields import ACCOUNT_ID, NODE, PeriodQuery
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
 from api.operators import bodies, examples
+from api.operators.audit_words import AuditWords
 from api.operators.bodies import (
     TOKEN_ID,
     AuditCheckQuery,
@@ -39,10 +42,11 @@ call: Table[Token] = Table("operators", NODE, TOKEN_ID, ACCOUNT_ID, **FOR_OPERAT
 
 
 class OperatorCalls:
-    def __init__(self, operators: OperatorStore, tokens: Tokens, uses: TokenUses) -> None:
+    def __init__(self, operators: OperatorStore, tokens: Tokens, uses: TokenUses, *, words: AuditWords) -> None:
         self._operators = operators
         self._tokens = tokens
         self._uses = uses
+        self._words = words
 
     @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
@@ -88,6 +92,7 @@ class OperatorCalls:
         Reply(200, {"paused": examples.PAUSED}),
         body={"for_an_upgrade": examples.PAUSE},
         refusals=(errors.NodeNotFound, errors.NodeBootUnknown),
+        audit=Phrase("paused {node}", "pause {node}"),
     )
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
         """Pause a node.
@@ -113,6 +118,7 @@ class OperatorCalls:
         Reply(200, {"node": examples.NODE}),
         body={"reason": REASON},
         refusals=(errors.NodeNotFound,),
+        audit=Phrase("resumed {node}", "resume {node}"),
     )
     async def ops_resume_node(self, request: web.Request, token: Token) -> web.Response:
         """Resume a node.
@@ -123,7 +129,12 @@ class OperatorCalls:
         resumed = await self._operators.resume(name, idempotency=operator_key(request, token, why))
         return answer(bodies.node(resumed))
 
-    @call(f"POST {ONE_NODE}reconcile/", Reply(202, {"node": examples.NODE}), refusals=(errors.NodeNotFound,))
+    @call(
+        f"POST {ONE_NODE}reconcile/",
+        Reply(202, {"node": examples.NODE}),
+        refusals=(errors.NodeNotFound,),
+        audit=Phrase("had {node} reconciled", "have {node} reconciled"),
+    )
     async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
         """Reconcile a node.
 
@@ -149,6 +160,7 @@ class OperatorCalls:
         Reply(200, {"account": examples.ACCOUNT}),
         body={"limits": examples.LIMITS},
         refusals=(errors.AccountNotFound,),
+        audit=Phrase("set {made} for {account}", "set the limits of {account}"),
     )
     async def ops_limit_account(self, request: web.Request, _: Token) -> web.Response:
         """Limit an account.
@@ -185,7 +197,7 @@ class OperatorCalls:
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, query.cursor)
-        return cursor_answer(request, page, bodies.AuditList, bodies.audit_entry)
+        return cursor_answer(request, page, bodies.AuditList, partial(bodies.audit_entry, words=self._words))
 
     @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)
     async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:
@@ -221,6 +233,7 @@ class OperatorCalls:
         ),
         body={"token": examples.CREATE_TOKEN},
         refusals=(errors.TokenLimitReached,),
+        audit=Phrase("created {made}", "create a token"),
     )
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         """Create a token.
@@ -240,7 +253,10 @@ class OperatorCalls:
         return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     @call(
-        f"DELETE {OPS}tokens/{{token_id}}/", Reply(204, text="The token is revoked."), refusals=(errors.TokenNotFound,)
+        f"DELETE {OPS}tokens/{{token_id}}/",
+        Reply(204, text="The token is revoked."),
+        refusals=(errors.TokenNotFound,),
+        audit=Phrase("revoked {token}", "revoke {token}"),
     )
     async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a token.

@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, FOR_OPERATORS, OPS, Link, Reply, Table, links
+from api.http.calls import API, FOR_OPERATORS, OPS, Link, Phrase, Reply, Table, links
 from api.http.consistency import Choice, is_live
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
@@ -30,7 +30,7 @@ SCHEDULES = f"{API}schedules/"
 ONE_SCHEDULE = f"{SCHEDULES}{{schedule_id}}/"
 OWN = {"schedule_id": "$response.body#/id"}
 
-call: Table[Caller] = Table("schedules", SCHEDULE_ID)
+call: Table[Caller] = Table("schedules", SCHEDULE_ID, about="Snapshots that are created automatically.")
 ops_call: Table[Token] = Table("operators", **FOR_OPERATORS)
 
 
@@ -73,6 +73,7 @@ class ScheduleCalls:
         ),
         body={"nightly": examples.NIGHTLY, "by_label": examples.BY_LABEL},
         refusals=(errors.ServerNotFound, errors.ScheduleLimitReached, errors.StoreNearlyFull),
+        audit=Phrase("created {made}", "create a schedule"),
     )
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a schedule.
@@ -112,6 +113,7 @@ class ScheduleCalls:
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
         refusals=(errors.ScheduleNotFound,),
+        audit=Phrase("changed {schedule}", "change {schedule}"),
     )
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
@@ -145,7 +147,12 @@ class ScheduleCalls:
         page = await self._schedules.servers(account_id=caller.account_id, schedule_id=schedule_id, cursor=query.cursor)
         return cursor_answer(request, page, bodies.CoveredServerList, bodies.covered)
 
-    @call(f"DELETE {ONE_SCHEDULE}", Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,))
+    @call(
+        f"DELETE {ONE_SCHEDULE}",
+        Reply(204, text="The schedule is gone."),
+        refusals=(errors.ScheduleNotFound,),
+        audit=Phrase("deleted {schedule}", "delete {schedule}"),
+    )
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a schedule.
 

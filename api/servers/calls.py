@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer
 from api.http.callers import Entering
-from api.http.calls import API, FOR_OPERATORS, OPS, Reply, Table, links
+from api.http.calls import API, FOR_OPERATORS, OPS, Phrase, Reply, Table, links
 from api.http.consistency import allowed
 from api.http.fields import SERVER_ID
 from api.http.marks import ACCOUNT, MADE
@@ -24,7 +24,7 @@ ONE_SERVER = f"{OPS}servers/{{server_id}}/"
 LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 2 * SNAPSHOTS_PER_SERVER_MOST  # includes failed ones
 
-call: Table[Entering] = Table("servers", SERVER_ID)
+call: Table[Entering] = Table("servers", SERVER_ID, about="The state of servers that matters for snapshots.")
 ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)
 
 
@@ -53,6 +53,7 @@ class ServerCalls:
         Reply(200, {"restoring": examples.SERVER}, "The changed server."),
         body={"live": examples.EDIT},
         refusals=(errors.ServerNotFound,),
+        audit=Phrase("changed the settings of {server}", "change {server}"),
     )
     async def edit_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a server.
@@ -128,6 +129,7 @@ class OpsServerCalls:
         Reply(200, {"server": examples.OPS_SERVER}),
         body={"placement": examples.PLACEMENT},
         refusals=(errors.ServerNotFound, errors.NodeNotFound, errors.ServerOnLiveNode, errors.ServerBusy),
+        audit=Phrase("declared {server} on {made}, of {account}", "declare {server} on {made}"),
     )
     async def ops_declare_server(self, request: web.Request, _: Token) -> web.Response:
         """Declare a server.
@@ -146,6 +148,7 @@ class OpsServerCalls:
         Reply(200, {"server": examples.OPS_SERVER}),
         body={"to_node": examples.TO_NODE},
         refusals=(errors.ServerNotFound, errors.NodeNotFound, errors.ServerOnLiveNode),
+        audit=Phrase("placed {server} on {made}", "place {server} on {made}"),
     )
     async def ops_place_server(self, request: web.Request, _: Token) -> web.Response:
         """Place a server on another node.
@@ -162,6 +165,7 @@ class OpsServerCalls:
         Reply(200, {"server": examples.OPS_SERVER}),
         body={"to_account": examples.TO_ACCOUNT},
         refusals=(errors.ServerNotFound, errors.ServerBusy),
+        audit=Phrase("gave {server} to {account}", "give {server} to {account}"),
     )
     async def ops_give_server(self, request: web.Request, _: Token) -> web.Response:
         """Give a server to another account.
@@ -177,6 +181,7 @@ class OpsServerCalls:
         f"POST {ONE_SERVER}take/",
         Reply(200, {"taken": examples.TAKEN}),
         refusals=(errors.ServerNotFound, errors.ServerNotStranded),
+        audit=Phrase("took {server} to repair it", "take {server} to repair it"),
     )
     async def ops_take_server(self, request: web.Request, token: Token) -> web.Response:
         """Take a stranded server.
@@ -191,6 +196,7 @@ class OpsServerCalls:
         f"POST {ONE_SERVER}release/",
         Reply(200, {"server": examples.OPS_SERVER}),
         refusals=(errors.ServerNotFound, errors.ServerNotStranded),
+        audit=Phrase("released {server}", "release {server}"),
     )
     async def ops_release_server(self, request: web.Request, token: Token) -> web.Response:
         """Release a stranded server.

@@ -7,7 +7,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, page_answer
 from api.http.callers import Entering
-from api.http.calls import API, JOB_HEADERS, Link, Reply, Table
+from api.http.calls import API, JOB_HEADERS, Link, Phrase, Reply, Table
 from api.http.consistency import is_live
 from api.http.marks import MADE, REQUEST_ID, SERVER_ID
 from api.http.reading import in_path
@@ -37,7 +37,7 @@ UNDO = Link("undo_restore", JOB_OF_HEADER, "Undo the restore, once it is complet
 DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
 DRY_RUN_WAITS = "Dry run: the node is busy and will run the checks later; follow the job."
 
-call: Table[Entering] = Table("snapshots", SNAPSHOT_ID)
+call: Table[Entering] = Table("snapshots", SNAPSHOT_ID, about="The snapshots of an account's servers.")
 
 
 class SnapshotCalls:
@@ -87,6 +87,7 @@ class SnapshotCalls:
         body={"before_update": examples.CREATE},
         refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_CREATE,
+        audit=Phrase("created {made} of {server}", "create a snapshot of {server}"),
     )
     async def create_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Create a snapshot.
@@ -138,6 +139,7 @@ class SnapshotCalls:
         Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
         body={"protect": examples.EDIT},
         refusals=(errors.SnapshotNotFound, errors.StoreNearlyFull),
+        audit=Phrase("changed {snapshot}", "change {snapshot}"),
     )
     async def edit_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a snapshot.
@@ -162,6 +164,7 @@ class SnapshotCalls:
         ),
         refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
         permission=Permission.SNAPSHOTS_DELETE,
+        audit=Phrase("deleted {snapshot}", "delete {snapshot}"),
     )
     async def delete_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Delete a snapshot.
@@ -186,6 +189,7 @@ class SnapshotCalls:
         query=RestoreQuery,
         refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
+        audit=Phrase("restored {snapshot}", "restore {snapshot}"),
     )
     async def restore_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Restore a server from a snapshot.

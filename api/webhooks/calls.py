@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, Link, Reply, Table
+from api.http.calls import API, Link, Phrase, Reply, Table
 from api.http.fields import PageQuery
 from api.http.marks import MADE
 from api.http.problems import FieldError, invalid
@@ -20,7 +20,9 @@ ONE_WEBHOOK = f"{WEBHOOKS}{{webhook_id}}/"
 OWN = {"webhook_id": "$response.body#/id"}
 NOT_FOUND = (errors.WebhookNotFound,)
 
-call: Table[Caller] = Table("webhooks", WEBHOOK_ID, DELIVERY_ID)
+call: Table[Caller] = Table(
+    "webhooks", WEBHOOK_ID, DELIVERY_ID, about="Events of the account's jobs, sent to the account's URLs."
+)
 
 
 class WebhookCalls:
@@ -56,6 +58,7 @@ class WebhookCalls:
         ),
         body={"terminal": examples.CREATE},
         refusals=(errors.WebhookLimitReached, errors.StoreNearlyFull),
+        audit=Phrase("created {made}", "create a webhook"),
     )
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
@@ -86,6 +89,7 @@ class WebhookCalls:
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
         refusals=(*NOT_FOUND, errors.StoreNearlyFull),
+        audit=Phrase("changed {webhook}", "change {webhook}"),
     )
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
@@ -100,7 +104,12 @@ class WebhookCalls:
         )
         return answer(bodies.webhook(edited))
 
-    @call(f"DELETE {ONE_WEBHOOK}", Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
+    @call(
+        f"DELETE {ONE_WEBHOOK}",
+        Reply(204, text="The webhook is gone."),
+        refusals=NOT_FOUND,
+        audit=Phrase("deleted {webhook}", "delete {webhook}"),
+    )
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
@@ -113,6 +122,7 @@ class WebhookCalls:
         f"POST {ONE_WEBHOOK}rotate-secret/",
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
         refusals=(*NOT_FOUND, errors.StoreNearlyFull),
+        audit=Phrase("rotated the secret of {webhook}", "rotate the secret of {webhook}"),
     )
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.
@@ -131,6 +141,7 @@ class WebhookCalls:
         f"POST {ONE_WEBHOOK}test/",
         Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
         refusals=(*NOT_FOUND, errors.WebhookNotReady, errors.StoreNearlyFull),
+        audit=Phrase("tested {webhook}", "test {webhook}"),
     )
     async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Test a webhook.
@@ -175,6 +186,7 @@ class WebhookCalls:
             errors.DeliveryNotRedeliverable,
             errors.StoreNearlyFull,
         ),
+        audit=Phrase("had {delivery} of {webhook} sent again", "have {delivery} of {webhook} sent again"),
     )
     async def redeliver(self, request: web.Request, caller: Caller) -> web.Response:
         """Send a delivery again.
@@ -194,6 +206,7 @@ class WebhookCalls:
         f"POST {ONE_WEBHOOK}redeliver/",
         Reply(202, {"all": examples.REDELIVERY}, "How many deliveries were queued."),
         refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently, errors.StoreNearlyFull),
+        audit=Phrase("had the deliveries of {webhook} sent again", "have the deliveries of {webhook} sent again"),
     )
     async def redeliver_all(self, request: web.Request, caller: Caller) -> web.Response:
         """Send all failed deliveries again.

@@ -15,9 +15,10 @@ from typing import Any
 
 from deploy.demo.client import Answer
 from deploy.demo.guest import GuestFailed
-from deploy.demo.service import SERVER_ID, Driver, Service, ServiceFailed, free_port
+from deploy.demo.service import SERVER_ID, Service, ServiceFailed, free_port
 from deploy.demo.state import State
 from deploy.lab.console import Ready
+from worker.settings import Driver
 
 JOB_SECONDS = 180.0  # limit for one job; on an idle machine each takes 2 s to 6 s
 FREED_SECONDS = 30.0  # limit for the node to free the space of a deleted snapshot

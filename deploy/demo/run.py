@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from deploy.demo.guest import Guest, GuestFailed
-from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Service, ServiceFailed, ensure_port_free
+from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Service, ServiceFailed, ensure_port_free
 from deploy.demo.state import State, StateRefused
+from worker.settings import Driver
 
 _MANUAL = """
 The service is running: {url}
@@ -52,7 +53,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 url=service.url,
                 account=ACCOUNT_ID,
                 servers=", ".join(f'{one["id"]} "{one["name"]}"' for one in await service.servers()),
-                what="simulated servers" if driver is Driver.FAKE else "a real guest in QEMU",
+                what="a real guest in QEMU" if driver is Driver.KVM else "simulated servers",
                 folder=folder,
                 metrics=" and ".join(service.metrics_urls),
                 clean="make clean" if folder in _DEFAULT_FOLDERS.values() else f"STATE_DIR={folder} make clean",

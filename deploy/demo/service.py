@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from deploy.demo.guest import Guest
 from deploy.demo.processes import Child
 from deploy.demo.state import State
 from deploy.lab.console import Ready
+from worker.settings import Driver
 
 SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
 NODE = "node-1"
@@ -33,11 +33,6 @@ _OPERATOR_OPTIONS = ["--service", "--permission", "operator"]
 _PASSED_ON = "VPS_SNAPSHOTS_WEBHOOK"  # the front end's settings that are passed on from the environment
 _PROGRAMS = Path(sys.executable).parent
 _REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
-
-
-class Driver(StrEnum):
-    KVM = "kvm"
-    FAKE = "fake"
 
 
 class ServiceFailed(Exception):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from api.document.calls import CALLS
 from api.http.calls import OPS, Call
 from api.http.probes import METRICS, PROBES
+from api.resources import CALLS
 
 JUNK = (
     *(

@@ -201,6 +201,25 @@ async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp
     assert await restore.has_lost_nothing(found)  # a second restore does not bring back what is removed from now on
 
 
+async def test_a_kind_of_record_that_the_backup_does_not_name_is_restored_too(node: Node, tmp_path: Path) -> None:
+    """A new resource cannot be forgotten, if its list has the usual name."""
+    cell, thing_id = node.cell, "0" * 31 + "a"
+    await cell.raw(
+        "HSET", f"thing:{thing_id}", "v", "1", "account", ACCOUNT, "created_ms", "1737044100000", "size", "3"
+    )
+    await cell.raw("HSET", f"job:{thing_id}", "v", "1", "account", ACCOUNT, "created_ms", "1737044100000")
+    path = await back_up(cell, tmp_path)
+    record = await cell.raw("HGETALL", f"thing:{thing_id}")
+    await lose_redis_data(node)
+
+    assert (await put_back(cell, path))["thing"] == 1
+
+    assert await cell.raw("HGETALL", f"thing:{thing_id}") == record
+    listed = await cell.raw("ZRANGE", f"account:{ACCOUNT}:things", 0, -1, "WITHSCORES")
+    assert listed == [thing_id.encode(), b"1737044100000"]
+    assert not await cell.raw("EXISTS", f"job:{thing_id}")
+
+
 @pytest.mark.parametrize("newer_first", [False, True])
 async def test_the_later_of_two_backups_wins(node: Node, tmp_path: Path, newer_first: bool) -> None:
     cell, paths = node.cell, []

@@ -11,7 +11,7 @@ import pytest
 
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.bulk import MATCHING_MAX
-from api.dashboard.routes import PAGES, QUESTIONS
+from api.dashboard.routes import LINKS, PAGES, QUESTIONS
 from api.dashboard.session import COOKIE
 from tests.bench.seeding import Size, seed
 from tests.integration.browsing import Dashboard, dashboard_of
@@ -414,6 +414,17 @@ class TestEveryPage:
             .replace("/drain/", "/drain/?action=pause&nodes=n1")
             for path in (*PAGES, *QUESTIONS)
         ]
+
+    async def test_has_the_links_in_its_header_and_their_keys_in_the_list_of_shortcuts(
+        self, dashboard: Dashboard
+    ) -> None:
+        for here in LINKS:
+            page = await dashboard.browser.seen(here.href)
+            header, _, rest = page.partition("</nav>")
+            found = re.findall(r'<a href="([^"]+)" data-key="(.)"( aria-current="page")?>(\w+)</a>', header)
+            assert found == [(of.href, of.key, ' aria-current="page"' * (of is here), of.name) for of in LINKS]
+            shortcuts = rest[rest.index("<kbd>g</kbd> then") : rest.index("<kbd>u</kbd>")]
+            assert [shortcuts.count(f" <kbd>{of.key}</kbd>") for of in LINKS] == [1] * len(LINKS)
 
     async def test_shows_what_others_wrote_as_text(self, dashboard: Dashboard) -> None:
         cell = dashboard.cell

@@ -8,8 +8,8 @@ import pytest
 
 from api.dashboard.routes import ACTIONS, PAGES, QUESTIONS
 from api.dashboard.session import LOGOUT
-from api.document.calls import OPERATORS_CALLS
 from api.http.calls import OPS
+from api.resources import OPERATORS_CALLS
 from tests.integration.browsing import Browser, Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from api.document import samples, served
-from api.document.calls import CUSTOMERS_CALLS
 from api.document.pages import DOCS, PAGES, Site
 from api.document.reference import Reference
-from api.http.problems import STATUS
+from api.resources import CUSTOMERS_CALLS
 from api.settings import Live
 from api.webhooks.sender import signed
 from tests.conftest import lacking, needs
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
+from worker.store.errors import REFUSALS
 from worker.store.model import JobId
 
 PROJECT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 def test_every_code_has_its_row_with_its_status() -> None:
     guide = (PROJECT / "docs/api/errors.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (\d+).*\|$", guide, re.MULTILINE))
-    codes = {refusal.code: str(status) for refusal, status in STATUS.items()}
+    codes = {refusal.code: str(refusal.status) for refusal in REFUSALS}
     codes |= {name: str(one["value"]["status"]) for name, one in DOCUMENT["components"]["examples"].items()}
 
     assert codes.items() <= rows.items()

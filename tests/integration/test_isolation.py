@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from api.document.calls import CALLS, CUSTOMERS_CALLS
 from api.http.calls import Call
+from api.resources import CALLS, CUSTOMERS_CALLS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, Answer, FrontEnd, serving
 from worker.store.access.tokens import OPERATORS, Permission, granting

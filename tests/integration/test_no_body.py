@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from api.document.calls import CALLS
 from api.http.calls import OPS, Call
+from api.resources import CALLS
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.store.access.credentials import Credentials

@@ -14,11 +14,11 @@ import pytest
 from aiohttp import ClientSession
 
 from api.document import openapi, pages, served
-from api.document.calls import on_one_page
+from api.document.listing import on_one_page
 from api.http.probes import PROBES
-from api.http.problems import STATUS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
+from worker.store.errors import REFUSALS
 from worker.store.webhooks.webhooks import TEST, JobEvent
 
 PROJECT = Path(__file__).parents[2]
@@ -149,7 +149,7 @@ def test_every_event_of_a_webhook_has_its_message() -> None:
 
 
 def test_every_refusal_is_in_it() -> None:
-    assert {kind.code for kind in STATUS} <= set(DOCUMENT["components"]["examples"])
+    assert {kind.code for kind in REFUSALS} <= set(DOCUMENT["components"]["examples"])
 
 
 def test_the_document_is_json_and_nothing_else() -> None:

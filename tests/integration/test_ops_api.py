@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 from aiohttp import ClientSession, ClientTimeout
 
-from api.document.calls import OPERATORS_CALLS
 from api.events.calls import OPS_EVENTS
 from api.http.calls import OPS
+from api.resources import OPERATORS_CALLS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.integration.test_streams import Stream

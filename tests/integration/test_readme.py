@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from api.http.problems import STATUS
-from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.service import Service, free_port
 from deploy.demo.state import State
 from drivers import base
 from tests.conftest import needs
+from worker.settings import Driver
+from worker.store.errors import REFUSALS
 from worker.store.model import CANCELLED
 
 PROJECT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_every_warning_and_error_in_the_log_has_its_line_in_the_runbook() -> Non
 
 
 def test_every_refusal_is_in_the_document_of_the_api() -> None:
-    assert [refusal.code for refusal in STATUS if f"`{refusal.code}`" not in API] == []
+    assert [refusal.code for refusal in REFUSALS if f"`{refusal.code}`" not in API] == []
 
 
 def test_every_error_of_a_driver_is_in_the_document_of_the_api() -> None:

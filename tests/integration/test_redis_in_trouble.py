@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from api.dashboard.routes import PAGES
-from api.document.calls import CALLS
 from api.http.calls import Call
+from api.resources import CALLS
 from deploy.demo.service import free_port
 from tests.conftest import RedisServer, needs_root
 from tests.integration.browsing import Dashboard, dashboard_of

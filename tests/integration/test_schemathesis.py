@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from api.document import served
-from api.document.calls import CUSTOMERS_CALLS, OPERATORS_CALLS
 from api.http.calls import OPS
 from api.http.probes import PROBES
+from api.resources import CUSTOMERS_CALLS, OPERATORS_CALLS
 from deploy.demo.client import Client
 from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State

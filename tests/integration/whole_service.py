@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 
 from aiohttp import ClientSession
 
-from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.service import Service, free_port
 from deploy.demo.state import State
 from tests.conftest import needs
+from worker.settings import Driver
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.document.calls import CUSTOMERS_CALLS
+from api.resources import CUSTOMERS_CALLS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, FrontEnd, serving
 from tests.security.conftest import kept

@@ -7,6 +7,9 @@ from aiohttp import web
 
 from api.http import problems
 from worker.store import errors
+from worker.store.model import SNAPSHOTS_PER_SERVER
+from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
+from worker.store.webhooks.webhooks import WEBHOOKS_PER_ACCOUNT
 
 
 def every_refusal() -> list[type[errors.Refused]]:
@@ -22,8 +25,30 @@ def made(kind: type[errors.Refused]) -> errors.Refused:
     return kind("What is true.")
 
 
-def test_every_refusal_has_an_http_status_and_no_other_has() -> None:
-    assert set(problems.STATUS) == set(every_refusal())
+def test_every_refusal_is_listed() -> None:
+    assert sorted(errors.REFUSALS, key=str) == sorted(every_refusal(), key=str)
+
+
+@pytest.mark.parametrize("kind", every_refusal())
+def test_every_refusal_has_an_http_status_and_an_example(kind: type[errors.Refused]) -> None:
+    example = errors.example(kind)
+
+    assert isinstance(example, kind)
+    assert 400 <= kind.status < 600
+    assert "{" not in example.detail
+    assert kind.status not in {429, 503} or kind.retry_after_seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        (errors.ScheduleLimitReached, SCHEDULES_PER_SERVER),
+        (errors.SnapshotLimitReached, SNAPSHOTS_PER_SERVER),
+        (errors.WebhookLimitReached, WEBHOOKS_PER_ACCOUNT),
+    ],
+)
+def test_the_example_of_a_limit_has_the_services_limit(kind: type[errors.Refused], limit: int) -> None:
+    assert errors.example(kind).limit == limit
 
 
 def test_codes_are_unique_and_snake_case() -> None:
@@ -43,7 +68,7 @@ def test_a_refusal_becomes_a_problem_document(kind: type[errors.Refused]) -> Non
     body = json.loads(response.body)
     assert response.content_type == "application/problem+json"
     assert list(body) == ["type", "title", "status", "detail", "code", "request_id"]
-    assert body["status"] == response.status == problems.STATUS[kind]
+    assert body["status"] == response.status == kind.status
     assert (body["code"], body["detail"], body["request_id"]) == (kind.code, refusal.detail, "r1")
     assert body["type"] == f"/docs/errors/#{kind.code}"
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.document.calls import CALLS
 from api.http.fields import NOT_STORABLE, PATTERNS
 from api.http.problems import Problem
 from api.http.reading import parse
+from api.resources import CALLS
 from api.snapshots.bodies import CreateBody
 
 GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from api.dashboard.routes import ACTIONS
-from api.document.calls import CALLS
-from api.operators.audit_words import Named, said
+from api.operators.audit_words import Named
+from api.resources import AUDIT_WORDS, CALLS
 
 IDS = {
     "job_id": "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b",
@@ -37,7 +37,7 @@ CHANGES = [
 def test_each_call_that_changes_something_has_words(method: str, path: str) -> None:
     fields = {"token": "0a1b2c3d4e5f", "token_name": "ops-night", "method": method, "path": path, **MADE}
     for more in ({}, {"code": "node_not_found"}):
-        told = str(said(fields | more))
+        told = str(AUDIT_WORDS.said(fields | more))
         assert told.startswith("token ops-night ")
         assert path not in told
         assert ("refused: node not found" in told) == bool(more)
@@ -75,7 +75,7 @@ def test_each_call_that_changes_something_has_words(method: str, path: str) -> N
     ],
 )
 def test_each_phrase(fields: dict[str, str], text: str | None) -> None:
-    told = str(said({"token_name": "ops-night", "method": "POST"} | fields))
+    told = str(AUDIT_WORDS.said({"token_name": "ops-night", "method": "POST"} | fields))
     assert told == (text or told)
     assert text or told.startswith("someone ")
 
@@ -90,7 +90,7 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_on_a_host_that_is_recorded_has_words(command: str) -> None:
     fields = {"method": "CLI", "address": "root@api-1", "token": "0a1b2c3d4e5f", "path": command.format(node="hv-7")}
-    told = str(said(fields))
+    told = str(AUDIT_WORDS.said(fields))
     assert told.startswith("root@api-1 ")
     assert "called" not in told
     assert ("hv-7" in told, "token 0a1b2c3d4e5f" in told) == ("{node}" in command, "token" in command)
@@ -101,7 +101,7 @@ def test_the_commands_are_found() -> None:
 
 
 def test_named_objects_can_be_linked() -> None:
-    told = said({"method": "POST", "path": "/ops/nodes/fra1-hv02/pause/", "token_name": "ops-night"})
+    told = AUDIT_WORDS.said({"method": "POST", "path": "/ops/nodes/fra1-hv02/pause/", "token_name": "ops-night"})
     assert told.parts == ("paused ", Named(kind="node", id="fra1-hv02"))
     assert Named(kind="node", id="x").has_page
     assert not Named(kind="webhook", id="x").has_page

@@ -40,10 +40,15 @@ function PUT.schedule(row)
   if number(row.record.next_ms) then redis.call('ZADD', 'schedules:due', row.record.next_ms, id_of(row)) end
 end
 
+-- A record of any other kind that belongs to an account: it is in `account:<account>:<kind>s` by created_ms.
+local function put_resource(row)
+  put(row)
+  redis.call('ZADD', 'account:' .. row.record.account .. ':' .. row.kind .. 's', row.record.created_ms, id_of(row))
+end
+
 function PUT.webhook(row)
   row.record.claim, row.record.claimed_until_ms = nil, nil -- its sender is gone
-  put(row)
-  redis.call('ZADD', 'account:' .. row.record.account .. ':webhooks', row.record.created_ms, id_of(row))
+  put_resource(row)
 end
 
 PUT.secret = put
@@ -85,10 +90,16 @@ local function expiry_of(snapshot)
   return expires_ms and string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))
 end
 
+-- The function that writes a row; nil for a row of a newer release that has no account.
+local function writer_of(row)
+  local is_resource = row.record.account and number(row.record.created_ms)
+  return PUT[row.kind] or is_resource and put_resource
+end
+
 local function put_row(row)
   if row.kind == 'snapshot' then row.record.expires_ms = expiry_of(row.record) end
   if is_lacking(row) then
-    PUT[row.kind](row)
+    writer_of(row)(row)
   elseif row.kind == 'snapshot' then
     return add_restored(id_of(row), row.record)
   elseif row.kind == 'server' then
@@ -108,6 +119,6 @@ if is_id(ask.last_id) and tonumber(ask.last_id) > last_id() and may_be_given(ask
   redis.call('SET', 'snapshots:last_id', ask.last_id)
 end
 for _, row in ipairs(ask.rows) do
-  if PUT[row.kind] then written = written + (attempt(row.key, put_row, row) or 0) end
+  if writer_of(row) then written = written + (attempt(row.key, put_row, row) or 0) end
 end
 return {written}

@@ -27,13 +27,15 @@ _PATTERNS = {
     "account": re.compile(r"account:[0-9]+"),
     "token": re.compile(r"token:[0-9a-f]{64}"),
     "credential": re.compile(r"credential:[0-9a-f]{64}"),
-    "schedule": re.compile(f"schedule:{_HEX32}"),
-    "webhook": re.compile(f"webhook:{_HEX32}"),
     "secret": re.compile(f"token:webhook:{_HEX32}"),
     "server": re.compile(r"server:[0-9]+"),
     "snapshot": re.compile(r"snapshot:[0-9]+"),
     "node": re.compile(r"node:[^:]+"),
 }
+# A record of an account, such as `schedule:<ID>`. Its kind is backed up unless it is excluded here, so that a new kind
+# is not forgotten.
+_RESOURCE = re.compile(f"(?P<kind>[a-z]+):{_HEX32}")
+_NO_RESOURCES = frozenset({"job", "delivery"})  # nodes publish jobs; a delivery is kept for a week only
 # The nodes know the other fields of these records. A field that ends with * is a prefix.
 _FIELDS = {
     "server": ("account", "node", "name", "placed", "consistency", "labels"),
@@ -128,6 +130,8 @@ async def life_of(redis: Redis) -> str:
 
 def kind_of(key: str) -> str | None:
     """The kind of a key that is backed up; None for all other keys."""
+    if found := _RESOURCE.fullmatch(key):
+        return found["kind"] if found["kind"] not in _NO_RESOURCES else None
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(key)), None)
 
 

@@ -1,4 +1,4 @@
--- include: records, nodes, transitions, conclude, job_reports, claims, off
+-- include: states, records, nodes, transitions, conclude, job_reports, claims, off
 -- A node publishes a job's outcome. Publishing it again changes nothing.
 -- Also when full.
 -- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: the server's current power
@@ -17,7 +17,7 @@ local function is_possible(kind, result)
   if not is_size(result.size_mb) or not fits(result.failure_cause or '', CAUSE_BYTES) then return false end
   local status = result.snapshot_status
   if kind == 'create' and status ~= 'completed' and (completed or status ~= 'failed') then return false end
-  return result.undoable_ms == '' or completed and (kind == 'restore' or kind == 'undo')
+  return result.undoable_ms == '' or completed and OVERWRITES[kind] == true
 end
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
