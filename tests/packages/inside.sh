@@ -130,6 +130,7 @@ try_packages() {
     serve
     start_cell
     snapshot before-upgrade
+    curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
 
     step "upgrade: edited settings and state stay"
     stop
