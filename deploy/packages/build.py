@@ -73,7 +73,7 @@ def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machi
         (programs / program).symlink_to(f"../lib/vps-snapshots/{package.side}/bin/{program}")
     if package.has_completion:
         _write_completion(root)
-        _said(sys.executable, "-m", "api.cli.man", str(root / "usr/share/man/man1"))
+    _said(sys.executable, "-m", "deploy.man", str(root / "usr/share/man/man1"), *package.programs)
     documents = root / "usr/share/doc" / package.name
     documents.mkdir(parents=True, exist_ok=True)  # an example may be there
     (documents / "sbom.json").write_text(bill(name=package.name, only={(e.name, e.version) for e in entries}))

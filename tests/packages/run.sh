@@ -62,7 +62,7 @@ compare() { # RELEASE
     echo "built twice, with the same bytes"
 }
 lint() { # RELEASE
-    lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*~deb"$1"_*.deb
+    lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 "$work"/first/*~deb"$1"_*.deb
     echo "no errors"
 }
 next_revision() { # DEB FOLDER: the same files, as the package that comes after it

@@ -93,7 +93,8 @@ def _described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
         if isinstance(key.annotation, type) and issubclass(key.annotation, BaseModel):
             yield from _described(key.annotation, f"{above}{name}.")
         else:
-            default = key.get_default(call_default_factory=True)
+            # not its value: manual pages are made on another machine
+            default = "the machine's" if key.default_factory is not None else key.default
             unset = default is None or default == []
             meaning = "; ".join(filter(None, [key.description, "" if unset else f"default {default}"]))
             yield f"{above}{name}: {meaning}" if meaning else f"{above}{name}"
