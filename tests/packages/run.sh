@@ -136,6 +136,8 @@ container() { # RELEASE
     made=$("${tool[@]}" from --pull-never vps-snapshots)
     [ "$("${tool[@]}" run --isolation chroot "$made" -- id -u)" = 65534 ] || { echo "the image runs as root"; exit 1; }
     quietly "${tool[@]}" run --isolation chroot "$made" -- vps-snapshots-api serve --help
+    # shellcheck disable=SC2016  # for the shell in the container
+    quietly "${tool[@]}" run --isolation chroot "$made" -- sh -c 'for kind in sbom.json licenses.txt; do test -s /usr/share/vps-snapshots-api/*.$kind || exit 1; done'
     echo "built, and its program runs"
 }
 
