@@ -97,7 +97,8 @@ class ApiSettings(CellSettings):
     webhook_proxy: HttpUrl | None = Field(
         default=None,
         description=(
-            "proxy for webhooks; it resolves their host names, so it must refuse addresses that webhooks must not reach"
+            "proxy for webhooks, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT; it resolves their host names, so"
+            " it must refuse addresses that webhooks must not reach"
         ),
     )
     live: Live = Field(

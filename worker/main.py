@@ -45,9 +45,6 @@ from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-# limit for one turn of the loops for jobs and heartbeats; the limits of their calls are far shorter
-TURN_SECONDS = 300.0
-
 log = structlog.stdlib.get_logger()
 app = typer.Typer(
     no_args_is_help=True,
@@ -393,7 +390,7 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _wired(means: _Means) -> _Parts:
     settings, journal, metrics, store = means.settings, means.journal, means.metrics, means.store
-    turns = Turns(TURN_SECONDS)
+    turns = Turns()
     publisher = Publisher(
         store,
         publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below

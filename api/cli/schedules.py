@@ -77,7 +77,10 @@ Window = Annotated[
     ),
 ]
 LABELS = "Label of the servers; repeat it for several labels."
-Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
+Keep = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many of its snapshots of each server to keep, at most the server's limit."),
+]
 ExpireAfter = Annotated[
     timedelta | None,
     typer.Option(parser=options.whole_hours, metavar="30d", help="Delete each of its snapshots after this time."),

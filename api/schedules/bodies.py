@@ -10,7 +10,7 @@ from api.http import fields
 from api.http.answers import After, Body, Open, ServerName, Timestamp, Total, TotalIfKnown, from_record
 from api.http.consistency import Asked
 from worker.store import errors
-from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
+from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, SNAPSHOTS_PER_SERVER_MOST, ScheduleId
 from worker.store.schedules import schedules as records
 from worker.store.schedules.schedules import ScheduleSpec
 from worker.store.schedules.timing import IN_UTC, BadCron, check, check_zone, closest_runs
@@ -67,8 +67,11 @@ Keep = Annotated[
     int,
     Field(
         ge=1,
-        le=SNAPSHOTS_PER_SERVER,
-        description="how many of its completed snapshots of each server to keep; the newest are kept",
+        le=SNAPSHOTS_PER_SERVER_MOST,
+        description=(
+            "how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of"
+            f" snapshots of a server, which is {SNAPSHOTS_PER_SERVER} unless the provider sets another one"
+        ),
     ),
     BeforeValidator(fields.whole),
 ]
