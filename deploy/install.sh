@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this checkout on a production machine: deploy/install.sh node | front-end | gateway [tracing]     (as root, on Debian 12)
+# Installs this checkout on a production machine: deploy/install.sh node | front-end | gateway [tracing]     (as root, on Debian 12 or 13)
 #
 # Installs Debian packages, the programs in their own venv in /opt/vps-snapshots (from the lock, with hashes), the unit, and
 # the example settings if there are none yet. Starts nothing. Run it again to upgrade, then restart the unit.
