@@ -191,6 +191,7 @@ with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
 
 try_checkout() {
     bash /srv/checkout/deploy/install.sh front-end >/var/log/install.log 2>&1 || { tail -n 20 /var/log/install.log >&2; exit 1; }
+    holds command -v curl >/dev/null # the page Install calls it, and a minimal Debian has none
     setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots-api --help >/dev/null
     setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots --help >/dev/null
     for tree in /opt/vps-snapshots /usr/local/bin /etc/vps-snapshots /etc/systemd/system; do
