@@ -126,7 +126,7 @@ deb: setup ## build the wheel, and the packages for Debian 12 and 13 with their 
 	@deploy/setup.sh packaging
 	$(BIN)/python -m deploy.packages $(DIST) $(addprefix --debian ,$(DEBIAN)) --revision $(or $(REVISION),1)
 
-test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
+test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12 FROM=v1.0.0)
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
 

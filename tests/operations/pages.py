@@ -19,7 +19,7 @@ _ANY_FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """`kind`: the word after the language, which for `sh` is where the block is run."""
+    """`kind`: the word after the language, which for `sh` is where the block is run. `section`: the heading above."""
 
     page: str
     section: str

@@ -4,13 +4,15 @@ that form a small cell. `ELSEWHERE` names the other tests that run what cannot b
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs, needs_root
-from tests.operations.machine import Edits, machines
+from tests.operations.machine import Edits, Machine, machines
 from tests.operations.pages import FILES, PROJECT, Block, blocks
 
 CELL = {  # each machine, with its address or name in the pages
@@ -20,7 +22,10 @@ CELL = {  # each machine, with its address or name in the pages
     "node-1": "node-1.example.net",
     "prometheus": "10.20.0.9",
     "vault": "vault.example.net",
+    "archive": "archive.example.net",
 }
+TRUSTED = ("redis", "front-end", "gateway")
+LOSS = "All machines of the trusted side are lost"  # the section; its blocks are run on new machines
 THREE = {"redis-1": "10.20.0.5", "redis-2": "10.20.0.6", "redis-3": "10.20.0.7"}
 OF_THREE = {"each-redis": [*THREE], "first-redis": ["redis-1"], "other-redis": ["redis-2", "redis-3"]}
 ELSEWHERE = {
@@ -171,7 +176,7 @@ def test_a_block_that_another_test_runs_is_in_it() -> None:
 
 
 def in_order(pages: Iterable[str]) -> list[Block]:
-    found = [block for block in commands(pages) if block.kind in CELL]
+    found = [block for block in commands(pages) if block.kind in CELL and block.section != LOSS]
     return sorted(found, key=lambda block: block.section == LAST)
 
 
@@ -179,18 +184,24 @@ def test_each_page_with_commands_is_followed() -> None:
     assert {block.page for block in commands()} == {*AS_PRINTED} == {*SECURED_FIRST}
 
 
-@pytest.mark.parametrize("order", [AS_PRINTED, SECURED_FIRST], ids=["as printed", "secured first"])
-def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path, order: Sequence[str]) -> None:
+@contextmanager
+def cell_of(folder: Path, order: Sequence[str] = AS_PRINTED) -> Iterator[dict[str, Machine]]:
     environment = {
         "node-1": {"VPS_SNAPSHOTS_DRIVER": "fake", "LIBVIRT_DEFAULT_URI": f"test://{folder}/domains.xml"},
     }
     (folder / "domains.xml").write_text(DOMAINS)
     with machines(folder, CELL, edits=as_the_pages_say(order), environment=environment) as cell:
-        shown = {block: cell[block.kind].follow(block.text) for block in in_order(order)}
+        yield cell
+
+
+@pytest.mark.parametrize("order", [AS_PRINTED, SECURED_FIRST], ids=["as printed", "secured first"])
+def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path, order: Sequence[str]) -> None:
+    with cell_of(folder, order) as cell:
+        shown = follow(cell, in_order(order))
         snapshots = cell["front-end"].follow("vps-snapshots --token-file public-tier.token --account 77 snapshots")
         (*_, encrypted) = sorted(cell["front-end"].file("/var/lib/vps-snapshots-backup").glob("*.backup"))
         newest_backup = encrypted.read_bytes()
-        running = {name: machine.follow("systemctl list-units").split() for name, machine in cell.items()}
+        running = {name: running_units(machine) for name, machine in cell.items()}
         left = {name: machine.edits_left() for name, machine in cell.items()}
     assert "first" in snapshots  # created at the beginning; Redis has lost its data since
     assert "bob" in last_of(shown, "vps-snapshots tokens")  # restored from the backup
@@ -203,6 +214,7 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path, order: Seque
         "node-1": ["vps-snapshots-worker.service"],
         "prometheus": [],
         "vault": [],
+        "archive": [],
     }
     assert left == {name: {} for name in CELL}
 
@@ -213,6 +225,71 @@ def last_of(shown: Mapping[Block, str], beginning: str) -> str:
 
 
 UNITS_OF_A_FRONT_END = ("api.service", "api.socket", "audit.service", "backup.timer")
+
+
+def in_section(page: str, title: str) -> list[Block]:
+    return [block for block in blocks(page) if block.section == title and block.language == "sh"]
+
+
+def after_the_loss() -> dict[str, Edits]:
+    """The edits on the new machines."""
+    settings = {name: [[*redis_of(name), *TLS_TO_REDIS]] for name in ("api", "audit", "gateway")}
+    return {
+        "redis": {"/etc/redis/redis.conf": [[*BIND, *TLS_OF_REDIS]]},
+        "front-end": {f"/etc/vps-snapshots/{name}.toml": settings[name] for name in ("api", "audit")},
+        "gateway": {"/etc/vps-snapshots/gateway.toml": settings["gateway"]},
+    }
+
+
+def test_a_trusted_side_that_has_lost_all_disks_is_installed_again_as_the_page_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    customer = "vps-snapshots --token-file public-tier.token --account 77"
+    with cell_of(folder) as cell:
+        say = cell["front-end"].follow
+        follow(cell, [block for block in blocks("install") if block.kind in CELL])
+        follow(cell, in_section("secure", "Encrypted backups"))
+        say("vps-snapshots token create --name bob --service --permission operator:read --out bob.token")
+        say(f"{customer} snapshot label first tier=gold; systemctl start vps-snapshots-backup")
+        follow(cell, in_section("recover", "Copies on another machine"))
+        say(f"{customer} snapshot create 12345 later --follow")  # no copy has it
+        theirs = {
+            file: cell["front-end"].file(f"/home/{file}").read_text() for file in ("public-tier.token", "bob.token")
+        }
+        old = passwords(cell["redis"])
+        for name, edits in after_the_loss().items():
+            cell[name].burn(edits)
+
+        began = time.monotonic()
+        follow(cell, in_section("recover", LOSS))
+        seconds = time.monotonic() - began
+
+        for file, token in theirs.items():  # their owners have them
+            cell["front-end"].file(f"/home/{file}").write_text(token)
+            cell["front-end"].file(f"/home/{file}").chmod(0o600)
+        say(f"until {customer} snapshots | grep later; do sleep 0.1; done")
+        assert "gold" in say(f"{customer} snapshot show first")
+        assert "completed" in say(f"{customer} snapshot create 12345 again --follow")
+        assert "alice" in say("vps-snapshots --token-file bob.token audit --token-name alice")
+        assert {name: cell[name].edits_left() for name in TRUSTED} == {name: {} for name in TRUSTED}
+        assert running_units(cell["front-end"]) == [f"vps-snapshots-{unit}" for unit in UNITS_OF_A_FRONT_END]
+        assert len(old) == len(passwords(cell["redis"]))
+        assert not old & passwords(cell["redis"])
+    with capsys.disabled():
+        sys.stdout.write(f"\nafter the loss of all disks, the commands took {seconds:.0f} s\n")
+
+
+def follow(cell: Mapping[str, Machine], some: Iterable[Block]) -> dict[Block, str]:
+    """Run the blocks in their order. Returns the output of each."""
+    return {block: cell[block.kind].follow(block.text) for block in some}
+
+
+def passwords(redis: Machine) -> set[str]:
+    return set(re.findall(r">(\S+)", redis.file("/etc/redis/users.acl").read_text()))
+
+
+def running_units(machine: Machine) -> list[str]:
+    return machine.follow("systemctl list-units").split()
 
 
 def test_three_machines_with_redis_are_set_up_as_the_page_says(folder: Path) -> None:
