@@ -172,7 +172,7 @@ def test_a_block_that_another_test_runs_is_in_it() -> None:
             if block.kind == "make":
                 assert line.partition("#")[0].split()[1] in targets, str(block)
             elif block.kind == "packages":
-                assert line in inside, str(block)
+                assert line.replace("deploy/install.sh", "install_role") in inside, str(block)
 
 
 def in_order(pages: Iterable[str]) -> list[Block]:
