@@ -122,7 +122,7 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	@mv sbom.json.new sbom.json
 
 DIST ?= dist
-deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each with its SBOM and licenses (DIST=dist DEBIAN=12 REVISION=1)
+deb: setup ## build the wheel and the packages for Debian 12 and 13, each with its SBOM, and the packages with all licenses (DIST=dist DEBIAN=12 REVISION=1)
 	@deploy/setup.sh packaging
 	$(BIN)/python -m deploy.packages $(DIST) $(addprefix --debian ,$(DEBIAN)) --revision $(or $(REVISION),1)
 

@@ -40,6 +40,7 @@ from api.settings import ApiSettings, Live
 from api.webhooks.resolving import Resolver
 from api.webhooks.sender import Sender
 from api.webhooks.ssrf import Reach
+from worker.program.alive import Turns
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.access.audit import Audit, AuditKeeper
@@ -73,17 +74,20 @@ def build(
     metrics: Metrics | None = None,
     resolver: AbstractResolver | None = None,
     process: Process | None = None,
+    turns: Turns | None = None,
 ) -> web.Application:
     """The application. It neither opens nor closes the Redis client. `resolver`: resolves the host names of webhooks,
-    in place of the system's resolver. `process`: which of the front end's processes this is."""
+    in place of the system's resolver. `process`: which of the front end's processes this is. `turns` watches its
+    loops."""
     metrics = metrics or Metrics()
+    turns = turns or Turns()
     process = process or Process()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     clock = CellClock(redis, compared=metrics.clocks)
     uses = TokenUses(redis, now=clock.now)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies, used=uses.note)
-    streams = _streams(redis, settings, process)
+    streams = _streams(redis, settings, process, turned=turns.counted("streams"))
     store = CustomerStore(
         redis, node_silent_seconds=settings.node_silent_seconds, live_by_default=settings.live is Live.DEFAULT
     )
@@ -129,15 +133,17 @@ def build(
     app[CELL_TIME] = clock.now
     app.on_response_prepare.append(finish_head)
     if keeper is not None:
-        app.cleanup_ctx.append(partial(_keeping, keeper))
+        app.cleanup_ctx.append(partial(_keeping, keeper, turns.counted("audit")))
     exposition = _exposition(metrics, process)
     if isinstance(exposition, SharedExposition):
         app.cleanup_ctx.append(exposition.running)
     metrics.follow(streams=lambda: streams.open)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([_comparing(clock), streams.running, watch.running, partial(_noting, uses)])
+    app.cleanup_ctx.extend(
+        [_comparing(clock), streams.running, watch.running, partial(_noting, uses, turns.counted("token_uses"))]
+    )
     if process.does_chores:
-        _add_chores(app, redis, settings, clock=clock, metrics=metrics, resolver=resolver)
+        _add_chores(app, redis, settings, clock=clock, metrics=metrics, turns=turns, resolver=resolver)
     handlers = [route for resource in RESOURCES for route in resource.handlers(parts)]
     _serve(app, handlers, seconds=settings.request_seconds)
     probes = Probes(watch.check)
@@ -157,15 +163,17 @@ def _keeper(redis: Redis, settings: ApiSettings, clock: CellClock) -> AuditKeepe
     return AuditKeeper(redis, kept=kept, now=clock.now) if settings.audit_keeper else None
 
 
-async def _keeping(keeper: AuditKeeper, _: web.Application) -> AsyncIterator[None]:
+async def _keeping(keeper: AuditKeeper, turned: Callable[[], None], _: web.Application) -> AsyncIterator[None]:
     expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
-    async with in_background(every(AUDIT_SECONDS, keeper.keep_news, name="audit", expected=expected)):
+    keeping = every(AUDIT_SECONDS, keeper.keep_news, name="audit", expected=expected, turned=turned)
+    async with in_background(keeping):
         yield
 
 
-async def _noting(uses: TokenUses, _: web.Application) -> AsyncIterator[None]:
+async def _noting(uses: TokenUses, turned: Callable[[], None], _: web.Application) -> AsyncIterator[None]:
     expected: dict[type[Exception], str] = {StoreUnavailable: "token_uses.store_unavailable"}
-    async with in_background(every(NOTED_SECONDS, uses.keep, name="token_uses", expected=expected)):
+    noting = every(NOTED_SECONDS, uses.keep, name="token_uses", expected=expected, turned=turned)
+    async with in_background(noting):
         yield
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(LAST_NOTE_SECONDS):
@@ -189,7 +197,7 @@ def _exposition(metrics: Metrics, process: Process) -> Exposition:
     return SharedExposition(metrics.registry, shared.folder, index=process.index, processes=shared.processes)
 
 
-def _streams(redis: Redis, settings: ApiSettings, process: Process) -> Streams:
+def _streams(redis: Redis, settings: ApiSettings, process: Process, *, turned: Callable[[], None]) -> Streams:
     return Streams(
         Events(redis),
         places=Places(
@@ -200,6 +208,7 @@ def _streams(redis: Redis, settings: ApiSettings, process: Process) -> Streams:
         limit=settings.streams,
         heartbeat_seconds=settings.heartbeat_seconds,
         check_seconds=TOKEN_CHECK_SECONDS,
+        turned=turned,
     )
 
 
@@ -241,6 +250,7 @@ def _add_chores(
     *,
     clock: CellClock,
     metrics: Metrics,
+    turns: Turns,
     resolver: AbstractResolver | None,
 ) -> None:
     """Add the tasks that one process runs for the whole cell while the application runs."""
@@ -253,12 +263,16 @@ def _add_chores(
 
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
-        async with in_background(every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected)):
+        turned = turns.counted("sweeper")
+        work = every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected, turned=turned)
+        async with in_background(work):
             yield
 
     async def bounding(_: web.Application) -> AsyncIterator[None]:
         keep = partial(chores.keep_bounds, settings.bounds)
-        async with in_background(every(SWEEP_SECONDS, keep, name="sweeper", expected=expected)):
+        turned = turns.counted("bounds")
+        work = every(SWEEP_SECONDS, keep, name="sweeper", expected=expected, turned=turned)
+        async with in_background(work):
             yield
 
     async def sending(app: web.Application) -> AsyncIterator[None]:
@@ -270,6 +284,8 @@ def _add_chores(
             resolver=resolver or Resolver(),
             metrics=metrics,
             now=clock.now,
+            # while all places are in use, it waits until an attempt ends
+            turned=turns.counted("webhooks", more_seconds=settings.webhook_seconds),
         )
         async for _ in sender.running(app):
             yield

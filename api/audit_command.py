@@ -21,7 +21,6 @@ from worker.store.redis_client import connect
 
 KEEP_SECONDS = 1.0  # an entry appears in the log at most this much later
 CHECK_SECONDS = 3600.0
-TURN_SECONDS = 300.0  # the limit of one round; the limits of its calls are far shorter
 
 app = typer.Typer(no_args_is_help=True, help="Keep the audit log.")
 log = structlog.stdlib.get_logger()
@@ -46,13 +45,8 @@ async def _keep(settings: ApiSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     redis = connect(settings.redis)
     keeper = AuditKeeper(redis, kept=timedelta(days=settings.audit_days))
-    turns = Turns(TURN_SECONDS)
-    turned = turns.counted("audit")
+    turns = Turns()
     expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
-
-    async def keep() -> None:
-        turned()
-        await keeper.keep()
 
     async def check() -> None:
         after: str | None = None
@@ -67,7 +61,8 @@ async def _keep(settings: ApiSettings) -> None:
         log.info("audit.checked", entries=checked, faults=faults, seq=found.seq, chain=found.chain)
 
     try:
-        keeping = every(KEEP_SECONDS, keep, name="audit", expected=expected)
+        turned = turns.counted("audit")
+        keeping = every(KEEP_SECONDS, keeper.keep, name="audit", expected=expected, turned=turned)
         checking = every(CHECK_SECONDS, check, name="audit_check", expected=expected)
         async with in_background(alive.prove_alive(turns)), in_background(keeping), in_background(checking):
             alive.tell(alive.READY)

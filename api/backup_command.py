@@ -124,8 +124,8 @@ async def _restore(
         )
     if not removed and await store.has_lost_nothing(found):
         typer.echo(
-            "Redis has lost nothing since this backup: what is missing was removed, and stays so. If Redis was set back"
-            " to an earlier state, --removed adds it",
+            "Redis has lost nothing since this backup: missing records were deleted on purpose and are not restored. If"
+            " Redis was reset to an earlier state, use --removed to restore them",
             err=True,
         )
     else:

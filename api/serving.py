@@ -57,10 +57,11 @@ async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> N
     if process.shared is not None:
         _on_end_of(process.shared.parent, stop.set)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(in_background(alive.prove_alive()))
+        turns = alive.Turns()
+        await stack.enter_async_context(in_background(alive.prove_alive(turns)))
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        app = build(redis, settings, metrics=metrics, process=process)
+        app = build(redis, settings, metrics=metrics, process=process, turns=turns)
         address = await stack.enter_async_context(listening(app, settings, process.sockets))
         log.info("api.listening", address=_shown(address), **({"process": process.index} if process.shared else {}))
         alive.tell(alive.READY)

@@ -71,7 +71,8 @@ class ApiSettings(CellSettings):
     )
     audit_keeper: bool = Field(
         default=True,
-        description="keep the audit log here; false: `vps-snapshots-api audit keep` does, which is safer",
+        description="run the keeper of the audit log in this process; false: run `vps-snapshots-api audit keep`"
+        " separately, which is safer",
     )
     streams_per_account: Count = Field(default=20, description="event streams of an account at a time")
     operators_streams: Count = Field(
@@ -96,7 +97,8 @@ class ApiSettings(CellSettings):
     webhook_proxy: HttpUrl | None = Field(
         default=None,
         description=(
-            "proxy for webhooks; it resolves their host names, so it must refuse addresses that webhooks must not reach"
+            "proxy for webhooks, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT; it resolves their host names, so"
+            " it must refuse addresses that webhooks must not reach"
         ),
     )
     live: Live = Field(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this checkout on a production machine: deploy/install.sh node | front-end | gateway [tracing]     (as root, on Debian 12)
+# Installs this checkout on a production machine: deploy/install.sh node | front-end | gateway [tracing]     (as root, on Debian 12 or 13)
 #
 # Installs Debian packages, the programs in their own venv in /opt/vps-snapshots (from the lock, with hashes), the unit, and
 # the example settings if there are none yet. Starts nothing. Run it again to upgrade, then restart the unit.
@@ -53,7 +53,7 @@ if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --requi
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
 ln -sf "${programs[@]/#/$home/bin/}" /usr/local/bin/
-[ "$role" != front-end ] || "$home/bin/python" -m api.cli.man /usr/local/share/man/man1
+"$home/bin/python" -m deploy.man /usr/local/share/man/man1 "${programs[@]}"
 
 settings=/etc/vps-snapshots/$unit.toml
 if [ -e "$settings" ]; then

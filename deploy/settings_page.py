@@ -52,8 +52,9 @@ they are read, and which ones matter.
 |---|---|
 {{files}}
 
-A setting in a table such as `[redis]` has the table's name before it here: `redis.url`. As an environment variable it
-is `{ENV_PREFIX}REDIS__URL`; a list is JSON there. In the column of defaults, "none" means that nothing is set.
+Settings in a table such as `[redis]` are listed with the table's name: `redis.url`. As an environment variable, that
+one is `{ENV_PREFIX}REDIS__URL`. In a variable, a list is JSON. In the column of defaults, "none" means that nothing is
+set.
 """
 
 

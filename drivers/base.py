@@ -3,7 +3,7 @@
 Drivers provide mechanism only. `worker.procedures` decides how long to wait, what to retry and what to do after a
 failure. Every driver passes the suite in `tests/contract`.
 
-Terms: a *domain* is libvirt's name for a VM; an *adopted* domain carries our server id and account in its metadata.
+Terms: a *domain* is libvirt's name for a VM; an *adopted* domain carries our server ID and account in its metadata.
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
@@ -221,7 +221,7 @@ class DriverError(Exception):
 
 
 class DomainNotFound(DriverError):
-    """No adopted domain has this server id. Nothing was changed."""
+    """No adopted domain has this server ID. Nothing was changed."""
 
     code = "server_not_on_node"
 
@@ -330,7 +330,7 @@ class Hypervisor(Protocol):
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         """Mark the domain with this libvirt name as a customer's server. Idempotent.
 
-        Raises `DomainNotFound`, or `InvalidState` if another domain of the node has this server id.
+        Raises `DomainNotFound`, or `InvalidState` if another domain of the node has this server ID.
         """
         ...
 
@@ -381,7 +381,7 @@ class Hypervisor(Protocol):
         ...
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        """The disks that adopted domains share with other domains of the node, by server id, each with the reason.
+        """The disks that adopted domains share with other domains of the node, by server ID, each with the reason.
 
         `layout` refuses these servers. Raises `HypervisorUnavailable` also if some storage does not respond.
         """
@@ -395,7 +395,7 @@ class Hypervisor(Protocol):
         """Prevent migration of the server until `let_go`, even if this process dies. Idempotent.
 
         No effect if the hypervisor cannot hold this server. Raises `ServerInUse` if another tool is working on the
-        server; call `refuse_if_in_use` afterwards to find one that started at the same moment.
+        server; call `refuse_if_in_use` afterward to find one that started at the same moment.
         """
         ...
 
@@ -514,7 +514,7 @@ class Hypervisor(Protocol):
         ...
 
     async def renew_generation_id(self, server_id: int) -> None:
-        """Give a domain that is off a new VM generation id, if it has one. Raises `InvalidState` or `DiskFailed`."""
+        """Give a domain that is off a new VM generation ID, if it has one. Raises `InvalidState` or `DiskFailed`."""
         ...
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:

@@ -41,7 +41,7 @@ class FakeServer:
     skipped: dict[str, str] = field(default_factory=dict)  # target -> reason
     nvram: str | None = None
     nvram_copies: dict[str, str] = field(default_factory=dict)
-    generation: int | None = None  # None: the server has no VM generation id
+    generation: int | None = None  # None: the server has no VM generation ID
     listed: dict[str, SnapshotSpec] = field(default_factory=dict)  # the records in the domain's metadata, by tag
     contents: dict[str, Contents] = field(default_factory=dict)  # likewise
     checkpoints: list[str] = field(default_factory=list)

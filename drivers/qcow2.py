@@ -89,8 +89,8 @@ async def create_snapshot(path: str, tag: str) -> None:
 
 
 async def apply_snapshot(path: str, snapshot_id: str) -> None:
-    """Revert to a snapshot by its id. QEMU searches ids before names, and another snapshot may have our tag as its
-    id."""
+    """Revert to a snapshot by its ID. QEMU searches IDs before names, and another snapshot may have our tag as its
+    ID."""
     await _snapshot("-a", snapshot_id, path)
 
 

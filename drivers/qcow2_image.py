@@ -23,7 +23,7 @@ class NoSuchSnapshot(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged:
-    """A snapshot of an image. Names need not be unique; QEMU assigns each snapshot an id."""
+    """A snapshot of an image. Names need not be unique; QEMU assigns each snapshot an ID."""
 
     id: str
     name: str
@@ -92,7 +92,7 @@ class Image:
         return tuple(snapshot.name for snapshot in self.snapshots)
 
     def only(self, tag: str) -> Tagged:
-        """The snapshot of this name. Raises NoSuchSnapshot if there is none, or its name or id is not unique."""
+        """The snapshot of this name. Raises NoSuchSnapshot if there is none, or its name or ID is not unique."""
         named = [snapshot for snapshot in self.snapshots if snapshot.name == tag]
         if len(named) != 1 or sum(snapshot.id == named[0].id for snapshot in self.snapshots) != 1:
             raise NoSuchSnapshot(f"{len(named)} snapshots are named {tag}")

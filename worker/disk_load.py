@@ -12,8 +12,8 @@ import structlog
 
 from worker.program.loop import every
 
-LOOK_SECONDS = 10.0  # the span of `avg10`, so that each look sees the effect of the last step
-LEAST = 1  # jobs never stop, so that every job starts in the end
+LOOK_SECONDS = 10.0  # the span of `avg10`, so that each reading reflects the previous change
+LEAST = 1  # so that every job eventually starts
 _SOME = re.compile(r"^some avg10=([0-9.]+) ", re.MULTILINE)
 
 log = structlog.stdlib.get_logger()

@@ -58,12 +58,12 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted this long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # how long a gateway may only return errors until the next one is tried
 
-_TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
+_DISTINGUISHED_CODES = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
 
 log = structlog.stdlib.get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Link:
     """A connection after `hello`, and the protocol that both sides speak."""
 
@@ -173,7 +173,7 @@ class GatewayClient:
                 _, told = _read(await connection.recv())
             if isinstance(told, GatewayTrouble):
                 raise told
-            yield _Link(connection, CALLS["hello"].answer.validate_python(told).protocol)
+            yield _Link(connection=connection, protocol=CALLS["hello"].answer.validate_python(told).protocol)
 
     def _take_answer(self, frame: str | bytes) -> None:
         call_id, told = _read(frame)
@@ -200,7 +200,7 @@ class GatewayClient:
             log.exception("gateway.misunderstood", call=name)
             raise StoreUnavailable.of() from error
         except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
-            if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
+            if isinstance(error, GatewayTrouble) and error.code in _DISTINGUISHED_CODES:
                 raise
             self._count_trouble(error)
             raise StoreUnavailable.of() from error

@@ -45,9 +45,6 @@ from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-# limit for one turn of the loops for jobs and heartbeats; the limits of their calls are far shorter
-TURN_SECONDS = 300.0
-
 log = structlog.stdlib.get_logger()
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +77,7 @@ def run(config: Config = None) -> None:
 @app.command()
 def adopt(
     domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
-    server_id: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
+    server_id: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The server's ID in the public API.")],
     account: Annotated[int, typer.Option(min=1, max=NUMBER_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
@@ -114,13 +111,14 @@ def rebuild(config: Config = None) -> None:
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
     typer.echo(
-        f"{servers} servers will be published again with the worker's next report, within {REPORT_SECONDS:.0f} s"
+        f"{servers} server{'' if servers == 1 else 's'} will be published again with the worker's next report, within"
+        f" {REPORT_SECONDS:.0f} s"
     )
 
 
 @app.command()
 def list_in_virsh(
-    server_id: Annotated[int, typer.Argument(min=1, max=NUMBER_MAX, help="The server's id in the public API.")],
+    server_id: Annotated[int, typer.Argument(min=1, max=NUMBER_MAX, help="The server's ID in the public API.")],
     config: Config = None,
 ) -> None:
     """Add a server's snapshots to libvirt's own list, for `virsh snapshot-list`.
@@ -392,7 +390,7 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _wired(means: _Means) -> _Parts:
     settings, journal, metrics, store = means.settings, means.journal, means.metrics, means.store
-    turns = Turns(TURN_SECONDS)
+    turns = Turns()
     publisher = Publisher(
         store,
         publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below

@@ -46,8 +46,8 @@ class WorkerSettings(FileSettings):
         default=0.0,
         ge=0,
         le=100,
-        description="percentage of time in which something waits for a disk (`some avg10` of io_pressure_file); above"
-        " it, fewer jobs run at a time, down to one; below half of it, all again; 0: never fewer",
+        description="disk pressure (`some avg10` of io_pressure_file, in percent) above which the worker runs one job"
+        " fewer every 10 seconds, down to one; below half of it, one more; 0: off",
     )
     io_pressure_file: Path = Field(
         default=Path("/proc/pressure/io"),

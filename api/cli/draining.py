@@ -11,12 +11,12 @@ POLL_SECONDS = 1.0
 
 
 def end(node: Body) -> str:
-    """The automatic end of a pause, as in " until its host is back"; "" if there is none."""
+    """The automatic end of a pause, as in " until its host has rebooted"; "" if there is none."""
     paused = node["paused"]
     if not paused:
         return ""
     if paused.get("until_back"):
-        return " until its host is back"
+        return " until its host has rebooted"
     return f" until {formats.at(paused['until'])} UTC" if paused.get("until") else ""
 
 

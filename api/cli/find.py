@@ -15,7 +15,7 @@ COLUMNS = (
     Column(title="KIND", of=lambda hit: hit["kind"]),
     Column(title="ID", of=lambda hit: hit["id"]),
     Column(title="NAME", of=lambda hit: hit["name"] or "-"),
-    Column(title="STATE OR PLACE", of=lambda hit: formats.word(hit["state"] or "-"), yields=1),
+    Column(title="STATE OR NODE", of=lambda hit: formats.word(hit["state"] or "-"), yields=1),
     Column(title="SERVER", of=lambda hit: hit["server_id"] or "-", yields=3, right=True),
     Column(title="ACCOUNT", of=lambda hit: hit["account_id"] or "-", yields=2, right=True),
 )
@@ -30,7 +30,10 @@ ENTRIES = 20  # of the audit log, of a token or a request
 
 def find(
     context: typer.Context,
-    text: Annotated[list[str], typer.Argument(metavar="ID OR NAME...", help="With a kind in front: snapshot 801.")],
+    text: Annotated[
+        list[str],
+        typer.Argument(metavar="ID OR NAME...", help="To search one kind of object, name it first: snapshot 801."),
+    ],
     *,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +52,7 @@ def find(
         elif (one := _only(hits)) is not None and one["kind"] in _SHOWN:
             _SHOWN[one["kind"]](output, await client.get(f"ops/{one['kind']}s/{segment(one['id'])}/"))
         else:
-            output.table(COLUMNS, hits, none="Nothing has this ID or name.")
+            output.table(COLUMNS, hits, none="No matches for this ID or name.")
             if one is not None and one["kind"] in {"token", "request"}:
                 did = await client.get("ops/audit/", {f"{one['kind']}_id": one["id"], "limit": ENTRIES})
                 output.heading("Audit log")

@@ -94,7 +94,7 @@ def off_for(thing: Body) -> str | None:
     """How long a server's guest has been off for a job. While its node does not respond, it may run again."""
     since = thing.get("off_since")
     if since and thing.get("reachable") is False:
-        return "last heard"
+        return "at last report"
     return words.elapsed(moment(since)) if since else None
 
 
@@ -103,7 +103,7 @@ def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
     waiting = job.get("waiting")
     if not waiting:
         return ()
-    return ("waits", waiting["detail"]), ("given up", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
+    return ("waiting", waiting["detail"]), ("fails at", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
 
 
 def is_stranded(job: Body) -> bool:

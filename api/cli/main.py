@@ -55,7 +55,9 @@ def start(
     name: Annotated[
         str | None,
         typer.Option(
-            "--context", envvar="VPS_SNAPSHOTS_CONTEXT", help="Context to use; default: that of `context use`."
+            "--context",
+            envvar="VPS_SNAPSHOTS_CONTEXT",
+            help="Context to use; default: the one selected with `context use`.",
         ),
     ] = None,
     token_file: Annotated[

@@ -23,9 +23,9 @@ Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", 
 COLUMNS = (
     Column(title="NODE", of=lambda node: node["name"]),
     Column(title="STATE", of=formats.node_state),
-    Column(title="LAST SEEN", of=lambda node: formats.age(node["heartbeat_at"]), yields=3, right=True),
+    Column(title="HEARTBEAT", of=lambda node: formats.age(node["heartbeat_at"]), yields=3, right=True),
     Column(title="QUEUED", of=lambda node: node["queued"], right=True),
-    Column(title="RUNNING", of=lambda node: node["running"], right=True),
+    Column(title="IN PROGRESS", of=lambda node: node["running"], right=True),
     Column(title="FAILED", of=formats.failed_lately, yields=1, right=True),
     Column(title="SERVERS", of=lambda node: node["servers"], yields=4, right=True),
     Column(title="FREE", of=formats.free, yields=1, right=True),
@@ -56,7 +56,7 @@ def list_nodes(
 
 @app.command("show")
 def show_node(context: typer.Context, node: NodeArgument, *, as_json: Json = False) -> None:
-    """Show a node with its storage pools and running jobs."""
+    """Show a node with its storage pools and jobs in progress."""
     perform(context, lambda client: client.get(f"ops/nodes/{segment(node)}/"), show_one, as_json=as_json)
 
 
@@ -90,7 +90,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
         running = "no running jobs" if wait else f"{paused['running']} running"
         output.say(f"{paused['name']} is paused{draining.end(paused)}, {running}, {paused['queued']} queued")
 
-    end = "until its host is back" if until_back else f"until {rfc3339(until)}" if until else "until it is resumed"
+    end = "until its host has rebooted" if until_back else f"until {rfc3339(until)}" if until else "until it is resumed"
     question = None if yes else f"Drain {', '.join(nodes)}? Each starts no new jobs {end}."
     _each(context, drain, show, as_json=as_json, question=question)
 
@@ -177,11 +177,11 @@ def show_one(output: Output, node: Body) -> None:
             ("state", formats.node_state(node)),
             ("paused", f"{formats.at(paused['since'])} UTC by {paused['by']}: {paused['reason']}" if paused else None),
             ("pause ends", draining.end(node).strip() or None),
-            ("last seen", f"{formats.age(node['heartbeat_at'])} ago"),
+            ("heartbeat", f"{formats.age(node['heartbeat_at'])} ago"),
             ("worker", f"{node['worker_at']}, version {node['versions'].get('worker', 'unknown')}"),
             ("hypervisor", node["versions"].get("hypervisor")),
             ("emulator", node["versions"].get("emulator")),
-            ("jobs", f"{node['queued']} queued, {node['running']} running"),
+            ("jobs", f"{node['queued']} queued, {node['running']} in progress"),
             ("last hour", formats.ended_lately(node)),
             ("servers", f"{node['servers']}, {node['findings']} with findings"),
         )
@@ -190,5 +190,5 @@ def show_one(output: Output, node: Body) -> None:
         output.heading("Storage pools")
         output.table(POOL_COLUMNS, node["pools"], none="")
     if node["jobs"]:
-        output.heading("Running jobs")
+        output.heading("Jobs in progress")
         output.table(jobs.COLUMNS, node["jobs"], none="")

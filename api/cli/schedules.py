@@ -77,7 +77,10 @@ Window = Annotated[
     ),
 ]
 LABELS = "Label of the servers; repeat it for several labels."
-Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
+Keep = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many of its snapshots of each server to keep, at most the server's limit."),
+]
 ExpireAfter = Annotated[
     timedelta | None,
     typer.Option(parser=options.whole_hours, metavar="30d", help="Delete each of its snapshots after this time."),
@@ -177,7 +180,7 @@ def create_by_label(  # noqa: PLR0913 - an option is a parameter
     consistency: Consistency = None,
     as_json: options.Json = False,
 ) -> None:
-    """Create a schedule of all servers with these labels, also of those that are labelled later."""
+    """Create a schedule for all servers with these labels, including servers labeled later."""
     body = {"server_labels": options.label_pairs(label)}
     body |= _given(name=name, when=when, keep=keep, consistency=consistency, time_zone=time_zone)
     body |= _hours(expire_after) | _minutes(window)

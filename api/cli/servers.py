@@ -121,13 +121,13 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
 
 @app.command("take")
 def take_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
-    """Tell the other operators that you repair a stranded server."""
+    """Tell the other operators that you are repairing a stranded server."""
     _hands(context, server, "take", "is taken by you until it is resolved", yes=yes, as_json=as_json)
 
 
 @app.command("release")
 def release_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
-    """Tell the other operators that you no longer repair a stranded server."""
+    """Tell the other operators that you are no longer repairing a stranded server."""
     _hands(context, server, "release", "is released", yes=yes, as_json=as_json)
 
 
@@ -155,7 +155,11 @@ def set_server(
     *,
     consistency: Annotated[
         Literal["stop", "live", "default"],
-        typer.Option("--consistency", help="Default of the server's creates: stop or live; default: the provider's."),
+        typer.Option(
+            "--consistency",
+            help="How snapshots of this server are taken unless a request says otherwise: stop or live; default: the"
+            " provider's setting.",
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -239,7 +243,7 @@ def list_findings(
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List what reconciliation found, newest first, refused claims of nodes, and records that cannot be read."""
+    """List findings, newest first, refused claims of nodes, and unreadable records."""
 
     def show(output: Output, listed: Body) -> None:
         findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]

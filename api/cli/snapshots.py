@@ -70,7 +70,7 @@ def list_snapshots(
 
 @app.command("show")
 def show_snapshot(context: typer.Context, snapshot: options.SnapshotArgument, *, as_json: options.Json = False) -> None:
-    """Show a snapshot with its contents, labels and expiry. An operator token also shows who did what to it."""
+    """Show a snapshot with its contents, labels and expiry. With an operator token, also show its history."""
 
     async def get(client: Client) -> Body:
         path = f"snapshots/{await resolve.snapshot(client, snapshot)}/"

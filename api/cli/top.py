@@ -92,8 +92,8 @@ def _sections(now: Body) -> list[Section]:
     return [
         Section(title="Stranded", columns=_STRANDED, rows=now["stranded"], total=overview["stranded_servers"]),
         Section(title="Nodes", columns=_NODES, rows=now["nodes"], total=counts["alive"] + counts["silent"]),
-        Section(title="Running", columns=_RUNNING, rows=now["running"], total=overview["in_progress"]),
-        Section(title="Waiting", columns=_WAITING, rows=now["waiting"], total=overview["queued"]),
+        Section(title="In progress", columns=_RUNNING, rows=now["running"], total=overview["in_progress"]),
+        Section(title="Queued", columns=_WAITING, rows=now["waiting"], total=overview["queued"]),
     ]
 
 
@@ -154,7 +154,7 @@ def _shares(rows: list[int], height: int) -> list[int]:
 
 @contextmanager
 def _keys(ended: "asyncio.Event") -> Iterator[None]:
-    """Sets `ended` when q is pressed, and restores the terminal afterwards."""
+    """Sets `ended` when q is pressed, and restores the terminal afterward."""
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ def _delivery_state(delivery: Body) -> str:
     if delivery["delivered_at"]:
         return "delivered"
     why = f": {delivery['error']}" if delivery["error"] else ""
-    return f"{'waits' if delivery['next_attempt_at'] else 'given up'}{why}"
+    return f"{'pending' if delivery['next_attempt_at'] else 'given up'}{why}"
 
 
 COLUMNS = (
@@ -113,7 +113,7 @@ def edit_webhook(
 def delete_webhook(
     context: typer.Context, webhook: WebhookArgument, *, yes: options.Yes = False, as_json: options.Json = False
 ) -> None:
-    """Delete a webhook. Deliveries that wait are not sent."""
+    """Delete a webhook. Pending deliveries are not sent."""
 
     async def question(client: Client) -> str:
         return f"Delete the webhook to {(await client.get(await _path(client, webhook)))['url']}?"
@@ -185,12 +185,12 @@ def redeliver(
     context: typer.Context,
     webhook: WebhookArgument,
     delivery: Annotated[
-        str | None, typer.Argument(metavar="[DELIVERY]", help="Default: all that were given up.")
+        str | None, typer.Argument(metavar="[DELIVERY]", help="Default: all failed deliveries.")
     ] = None,
     *,
     as_json: options.Json = False,
 ) -> None:
-    """Send deliveries again: one, or all that were given up."""
+    """Send one failed delivery again, or all of them."""
 
     async def send(client: Client) -> Body:
         path = await _path(client, webhook)

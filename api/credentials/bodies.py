@@ -30,7 +30,7 @@ class CredentialBody(fields.RequestBody):
 
 
 class RotationBody(CredentialBody):
-    """The credential to create, and how long the former one is valid beside it."""
+    """The credential to create, and how long the former one is valid alongside it."""
 
     overlap_minutes: Annotated[
         int,

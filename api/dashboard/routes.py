@@ -1,4 +1,4 @@
-"""The dashboard's routes: pages and questions (GET) and actions (POST) that need a session, and the login."""
+"""The dashboard's routes: pages and questions (GET) and actions (POST), which need a session, the login, and guides."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -42,7 +42,6 @@ SECTIONS = (  # in the order of the links
     tokens.SECTION,
     snapshots.SECTION,
     finding.SECTION,
-    runbook.SECTION,
     draining.SECTION,
     bulk.SECTION,
     login.SECTION,
@@ -77,6 +76,8 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
     app.router.add_get(LOGIN, bounded(partial(login.show, context)))
     app.router.add_post(LOGIN, bounded(partial(login.login, context)))
     app.router.add_get(EVENTS, guarded(live.follow), allow_head=False)
+    for path, guide in runbook.OPEN_PAGES.items():
+        app.router.add_get(path, partial(guide, context))
     for path, page in PAGES.items():
         app.router.add_get(path, bounded(guarded(page)))
     for path, question in QUESTIONS.items():

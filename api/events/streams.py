@@ -18,6 +18,7 @@ from worker.store.customers.events import Audience, Event, Events, place
 from worker.store.errors import StoreUnavailable, TooManyStreams
 
 READ_SECONDS = 0.25  # how long a new listener may wait until its account is read too
+IDLE_SECONDS = 60.0  # between turns of the loop while nobody listens
 AGAIN_SECONDS = 1.0  # after an error
 # events that a listener may lag behind; beyond that it is disconnected, and reconnects with its Last-Event-ID
 QUEUE = 256
@@ -52,12 +53,14 @@ class Streams:
         limit: int,
         heartbeat_seconds: float,
         check_seconds: float,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         self._events = events
         self._places = places
         self._limit = limit
         self._heartbeat_seconds = heartbeat_seconds
         self._check_seconds = check_seconds
+        self._turned = turned
         self._listeners: defaultdict[Audience, set[_Listener]] = defaultdict(set)
         self._seen: dict[Audience, str] = {}
         self.open = 0
@@ -67,7 +70,9 @@ class Streams:
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Read events while the application runs."""
         expected: dict[type[Exception], str] = {StoreUnavailable: "streams.store_unavailable"}
-        reading = every(0, self._read, name="streams", expected=expected, again_seconds=AGAIN_SECONDS)
+        reading = every(
+            0, self._read, name="streams", expected=expected, again_seconds=AGAIN_SECONDS, turned=self._turned
+        )
         async with in_background(reading):
             yield
 
@@ -152,7 +157,9 @@ class Streams:
         self._seen = {account_id: seen for account_id, seen in self._seen.items() if account_id in self._listeners}
         if not self._seen:
             self._has_listeners.clear()
-            await self._has_listeners.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._has_listeners.wait()
             return
         found = await self._events.next(self._seen, wait_seconds=READ_SECONDS)
         self._answered = time.monotonic()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from api.gateway.scheduler import Scheduler
+from worker.program.alive import Turns
 from worker.program.loop import every
 from worker.store.chores.chores import Chores
 from worker.store.errors import StoreUnavailable
@@ -16,17 +17,17 @@ log = structlog.stdlib.get_logger()
 
 
 class CellChores:
-    def __init__(self, *, chores: Chores, unreadable: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, chores: Chores, turns: Turns, unreadable: Callable[[], None] = lambda: None) -> None:
         self._chores = chores
-        self._scheduler = Scheduler(chores=chores, unreadable=unreadable)
+        self._scheduler = Scheduler(chores=chores, unreadable=unreadable, turned=turns.counted("scheduler"))
+        self._turned = turns.counted("chores")
 
     async def keep_doing(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._scheduler.keep_running())
-            group.create_task(
-                every(ROUND_SECONDS, self.round, name="chores", expected={StoreUnavailable: "chores.store_unavailable"})
-            )
+            expected: dict[type[Exception], str] = {StoreUnavailable: "chores.store_unavailable"}
+            group.create_task(every(ROUND_SECONDS, self.round, name="chores", expected=expected, turned=self._turned))
 
     async def round(self) -> None:
         """Fail the jobs of silent nodes, and remove old failed snapshots. Raises StoreUnavailable."""

@@ -62,7 +62,8 @@ async def _serve(settings: GatewaySettings, metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with in_background(alive.prove_alive()), running(settings, metrics) as address:
+    turns = alive.Turns()
+    async with in_background(alive.prove_alive(turns)), running(settings, metrics, turns) as address:
         log.info("gateway.listening", address=address)
         alive.tell(alive.READY)
         await stop.wait()
@@ -71,8 +72,9 @@ async def _serve(settings: GatewaySettings, metrics: Metrics) -> None:
 
 
 @asynccontextmanager
-async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[str]:
-    """A gateway while the block runs. Yields the address at which it listens. Raises OSError."""
+async def running(settings: GatewaySettings, metrics: Metrics, turns: alive.Turns | None = None) -> AsyncIterator[str]:
+    """A gateway while the block runs. `turns` watches its loops. Yields the address at which it listens. Raises
+    OSError."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
@@ -92,7 +94,7 @@ async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[
         # longer.
         first_lease = chores.fail_stale_jobs
         gateway = Gateway(redis, waiting, settings=settings, metrics=metrics, first_lease=first_lease)
-        cell = CellChores(chores=chores, unreadable=metrics.schedules_unreadable.inc)
+        cell = CellChores(chores=chores, turns=turns or alive.Turns(), unreadable=metrics.schedules_unreadable.inc)
         server = await stack.enter_async_context(listening(gateway, settings))
         await stack.enter_async_context(in_background(cell.keep_doing()))
         yield _address(server.sockets[0].getsockname())

@@ -37,21 +37,29 @@ class Scheduler:
     """Every gateway has a scheduler. The first one that finds a schedule due runs it, so that no run depends on one
     gateway.
 
-    `unreadable` is called once per process for each due schedule that this release cannot read.
+    `unreadable` is called once per process for each due schedule that this release cannot read. `turned` is called
+    before each round and each run, because a round has no limit of runs.
     """
 
-    def __init__(self, *, chores: Chores, unreadable: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        chores: Chores,
+        unreadable: Callable[[], None] = lambda: None,
+        turned: Callable[[], None] = lambda: None,
+    ) -> None:
         self._chores = chores
         self._unreadable = unreadable
+        self._turned = turned
         self._left_out: set[ScheduleId] = set()
 
     async def keep_running(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
         # After an outage, let the nodes reconnect first: before then, a run would be refused.
+        self._turned()
         await asyncio.sleep(ROUND_SECONDS)
-        await every(
-            ROUND_SECONDS, self.round, name="scheduler", expected={StoreUnavailable: "scheduler.store_unavailable"}
-        )
+        expected: dict[type[Exception], str] = {StoreUnavailable: "scheduler.store_unavailable"}
+        await every(ROUND_SECONDS, self.round, name="scheduler", expected=expected, turned=self._turned)
 
     async def round(self) -> None:
         """Raises StoreUnavailable."""
@@ -68,6 +76,7 @@ class Scheduler:
             # A skipped schedule stays due, for a gateway that can read it, and must not block the schedules behind it.
             due = await find(skip=still_due)
             for one in due:
+                self._turned()
                 is_done = False
                 with guarded("schedule", StoreUnavailable, schedule_id=one.id):
                     is_done = await self._ran(one)

@@ -36,8 +36,8 @@ from worker.store.nodes.protocol import (
 
 OPEN_CALLS = 64  # concurrent calls of one connection; the next one is read when a call is answered
 POLICY_VIOLATION = 1008  # WebSocket close code
-# So many items, such as servers of a report, count as one more call, because the store works on each of them. So do
-# so many bytes of a call or of its answer.
+# This many items, such as servers of a report, count as one more call, because the store works on each of them. So
+# does this many bytes of a call or of its answer.
 ITEMS_OF_A_CALL, SENT_BYTES_OF_A_CALL, ANSWER_BYTES_OF_A_CALL = 20, 10_000, 2000
 DESCRIBED_MOST = 100  # errors of a message: describing more takes longer than finding them
 CALLS_OF_A_SECOND = 1000  # of this process's time: a large message takes some, also an invalid one
@@ -130,8 +130,8 @@ class Session:
             await self._end()
 
     async def _pay(self, *, calls: float, sent: int = 0) -> None:
-        """Wait until the node may do so much more, or the connection has ended: ended ones would otherwise stay, and
-        count toward the limit for all nodes."""
+        """Wait until the node's allowance covers this, or the connection ends. Otherwise closed connections would keep
+        their places in the limit for all nodes."""
         seconds = max(self._allowances.calls.take(calls), self._allowances.bytes.take(sent))
         if seconds > 0:
             with suppress(TimeoutError):
@@ -155,7 +155,7 @@ class Session:
         for task, name in self._calls.items():
             if name == "take":
                 task.cancel()
-        if self._calls:
+        if self._calls:  # each ends by itself: calls of Redis have time limits, and `_pay` ends with the connection
             await asyncio.wait(self._calls)
 
     async def _answer(self, call_id: CallId, name: str, ask: Any) -> None:

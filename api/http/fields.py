@@ -212,7 +212,7 @@ OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only for this
 OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only for this account"), BeforeValidator(digits)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PathId(Generic[Id]):
     """An ID in a path. Text that is not an ID raises `not_found`, like an ID that does not exist."""
 
@@ -221,10 +221,14 @@ class PathId(Generic[Id]):
     not_found: type[errors.Refused]
 
 
-ACCOUNT_ID: PathId[AccountId] = PathId("account_id", TypeAdapter(AccountIdInPath), errors.AccountNotFound)
-SERVER_ID: PathId[ServerId] = PathId("server_id", TypeAdapter(ServerIdInPath), errors.ServerNotFound)
-JOB_ID: PathId[JobId] = PathId("job_id", TypeAdapter(JobIdInPath), errors.JobNotFound)
-NODE: PathId[str] = PathId("node", TypeAdapter(NodeInPath), errors.NodeNotFound)
+ACCOUNT_ID: PathId[AccountId] = PathId(
+    name="account_id", adapter=TypeAdapter(AccountIdInPath), not_found=errors.AccountNotFound
+)
+SERVER_ID: PathId[ServerId] = PathId(
+    name="server_id", adapter=TypeAdapter(ServerIdInPath), not_found=errors.ServerNotFound
+)
+JOB_ID: PathId[JobId] = PathId(name="job_id", adapter=TypeAdapter(JobIdInPath), not_found=errors.JobNotFound)
+NODE: PathId[str] = PathId(name="node", adapter=TypeAdapter(NodeInPath), not_found=errors.NodeNotFound)
 
 
 class PageQuery(Query):

@@ -38,7 +38,7 @@ class Probes:
         return answer(Readiness(status="ok", reads=True, writes=await self._why_read_only() is None))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     path: str
     handle: Callable[[Probes, web.Request], Awaitable[web.StreamResponse]]
@@ -47,8 +47,13 @@ class Probe:
 
 
 PROBES = (
-    Probe("/healthz", Probes.alive, Health(status="ok")),
-    Probe("/readyz", Probes.ready, Readiness(status="ok", reads=True, writes=True), (errors.StoreUnavailable,)),
+    Probe(path="/healthz", handle=Probes.alive, example=Health(status="ok")),
+    Probe(
+        path="/readyz",
+        handle=Probes.ready,
+        example=Readiness(status="ok", reads=True, writes=True),
+        refusals=(errors.StoreUnavailable,),
+    ),
 )
 
 

@@ -14,7 +14,7 @@ def why(waiting: Waiting, *, when: Callable[[datetime], str]) -> str:
         case WaitReason.SILENT:
             heartbeat = waiting.heartbeat_at
             last = f"its last heartbeat was {when(heartbeat)}" if heartbeat else "it has never sent a heartbeat"
-            return f"{waiting.node} does not respond; {last}."
+            return f"{waiting.node} is not responding; {last}."
         case WaitReason.PAUSED if waiting.pause is not None:
             return f"{paused(waiting.node, waiting.pause, when=when)} Its jobs wait {pause_end(waiting.pause)}."
         case WaitReason.SERVER_BUSY if waiting.busy_with is not None:
@@ -55,5 +55,7 @@ def given_up(waiting: Waiting) -> str:
     """When the job will fail for waiting too long, in words."""
     if waiting.given_up_at is None:
         most = rough(waiting.given_up_after_seconds)
-        return f"It waits as long as {waiting.node} responds, and is given up after {most} of silence."
-    return f"It is given up {ago(waiting.given_up_at)}, unless the node responds before."
+        return (
+            f"It keeps waiting while {waiting.node} responds, and fails if {waiting.node} does not respond for {most}."
+        )
+    return f"It fails {ago(waiting.given_up_at)} unless the node responds first."

@@ -32,7 +32,9 @@ from worker.store.records import NUMBER_MAX
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
-TOKEN_ID: fields.PathId[str] = fields.PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
+TOKEN_ID: fields.PathId[str] = fields.PathId(
+    name="token_id", adapter=TypeAdapter(TokenIdInPath), not_found=errors.TokenNotFound
+)
 
 
 class LimitsBody(fields.RequestBody):
@@ -204,7 +206,7 @@ class PauseBody(fields.ReasonBody):
     def audited(self) -> str:
         """The reason with the end, for the audit log."""
         if self.until_back:
-            return f"{self.reason} (until its host is back)"
+            return f"{self.reason} (until its host has rebooted)"
         return f"{self.reason} (until {absolute(self.until)})" if self.until else self.reason
 
 
@@ -247,9 +249,9 @@ class OpsNode(Open):
 
 
 class OpsNodeDetails(OpsNode):
-    """A node with its running jobs."""
+    """A node with its jobs in progress."""
 
-    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="its running jobs, at most 100")]
+    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="its jobs in progress, at most 100")]
 
 
 class OpsNodeList(Open):

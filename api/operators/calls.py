@@ -80,7 +80,7 @@ class OperatorCalls:
     async def ops_show_node(self, request: web.Request, _: Token) -> web.Response:
         """Show a node.
 
-        Shows a node with its running jobs.
+        Shows a node with its jobs in progress.
         """
         name = in_path(request, NODE)
         found = await self._operators.node(name)

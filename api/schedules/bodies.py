@@ -10,7 +10,7 @@ from api.http import fields
 from api.http.answers import After, Body, Open, ServerName, Timestamp, Total, TotalIfKnown, from_record
 from api.http.consistency import Asked
 from worker.store import errors
-from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
+from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, SNAPSHOTS_PER_SERVER_MOST, ScheduleId
 from worker.store.schedules import schedules as records
 from worker.store.schedules.schedules import ScheduleSpec
 from worker.store.schedules.timing import IN_UTC, BadCron, check, check_zone, closest_runs
@@ -23,7 +23,7 @@ WINDOW_BY_LABEL = 60  # minutes: its servers must not all be stopped at once
 
 ScheduleIdInPath = Annotated[ScheduleId, *fields.hex_id("schedule", "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e")]
 SCHEDULE_ID: fields.PathId[ScheduleId] = fields.PathId(
-    "schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound
+    name="schedule_id", adapter=TypeAdapter(ScheduleIdInPath), not_found=errors.ScheduleNotFound
 )
 
 
@@ -67,8 +67,11 @@ Keep = Annotated[
     int,
     Field(
         ge=1,
-        le=SNAPSHOTS_PER_SERVER,
-        description="how many of its completed snapshots of each server to keep; the newest are kept",
+        le=SNAPSHOTS_PER_SERVER_MOST,
+        description=(
+            "how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of"
+            f" snapshots of a server, which is {SNAPSHOTS_PER_SERVER} unless the provider sets another one"
+        ),
     ),
     BeforeValidator(fields.whole),
 ]
@@ -108,7 +111,7 @@ ServerLabels = Annotated[
     fields.Labels,
     Field(
         min_length=1,
-        description="covers all servers of the account that have all of these labels, also those labelled later",
+        description="covers all servers of the account that have all of these labels, also those labeled later",
     ),
 ]
 Target = Literal["server", "labels"]

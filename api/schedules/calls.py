@@ -1,5 +1,8 @@
 """The calls of schedules."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from aiohttp import web
 
 from api.http import reading
@@ -23,7 +26,7 @@ from api.settings import Live
 from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.operators.operator_store import OperatorStore
-from worker.store.schedules.schedules import Schedules, ScheduleSpec
+from worker.store.schedules.schedules import KeepsTooMany, Schedules, ScheduleSpec
 from worker.store.schedules.timing import BadCron
 
 SCHEDULES = f"{API}schedules/"
@@ -79,19 +82,20 @@ class ScheduleCalls:
         """Create a schedule.
 
         Each run creates a snapshot of the server, or of each server that has all of `server_labels` when the window
-        begins. If a server already has 5 snapshots, the oldest one that a schedule created is deleted first, but
-        never one that was created by hand or is protected. The schedule keeps its newest `keep` snapshots of each
-        server.
+        begins. If a server has reached its limit of snapshots, the oldest one that a schedule created is deleted
+        first, but never one that was created by hand or is protected. The schedule keeps its newest `keep` snapshots
+        of each server.
         """
         body = await reading.body(request, ScheduleBody)
         if body.server_id is not None:
             request[SERVER_ID] = body.server_id
-        created = await self._schedules.create(
-            account_id=caller.account_id,
-            server_id=body.server_id,
-            spec=_checked(body.spec(live=self._is_live(body.consistency))),
-            idempotency=reading.idempotency(request, body),
-        )
+        with _naming_the_limit():
+            created = await self._schedules.create(
+                account_id=caller.account_id,
+                server_id=body.server_id,
+                spec=_checked(body.spec(live=self._is_live(body.consistency))),
+                idempotency=reading.idempotency(request, body),
+            )
         request[MADE] = f"schedule {created.id}"
         return answer(bodies.schedule(created), status=201, headers={"Location": f"{SCHEDULES}{created.id}/"})
 
@@ -126,7 +130,8 @@ class ScheduleCalls:
         if body.server_labels and before.server_id is not None:
             raise invalid(FieldError(field="server_labels", detail="This schedule is of one server."))
         try:
-            changed = await self._schedules.change(before, _checked(body.applied(before.spec, live=live)))
+            with _naming_the_limit():
+                changed = await self._schedules.change(before, _checked(body.applied(before.spec, live=live)))
         except BadCron as error:
             text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error
@@ -173,6 +178,16 @@ def _checked(spec: ScheduleSpec) -> ScheduleSpec:
     if wrong := bodies.wrong_window(spec):
         raise invalid(FieldError(field="window_minutes", detail=wrong))
     return spec
+
+
+@contextmanager
+def _naming_the_limit() -> Iterator[None]:
+    """Turn KeepsTooMany into a Problem."""
+    try:
+        yield
+    except KeepsTooMany as error:
+        text = f"Must be at most {error.most}, the limit of snapshots of a server."
+        raise invalid(FieldError(field="keep", detail=text)) from error
 
 
 class OpsScheduleCalls:

@@ -22,7 +22,7 @@ SnapshotIdInPath = Annotated[
     BeforeValidator(fields.id_text),
 ]
 SNAPSHOT_ID: fields.PathId[SnapshotId] = fields.PathId(
-    "snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound
+    name="snapshot_id", adapter=TypeAdapter(SnapshotIdInPath), not_found=errors.SnapshotNotFound
 )
 
 

@@ -93,8 +93,8 @@ class SnapshotCalls:
         """Create a snapshot.
 
         The server is stopped, its disks are snapshotted, and the server is started again if it was running. With
-        `"consistency": "live"` it is not stopped, if the provider allows that. A server has at most 5 snapshots; failed
-        ones do not count.
+        `"consistency": "live"` it is not stopped, if the provider allows that. A server has at most `snapshots_max`
+        snapshots, usually 5; failed ones do not count.
         """
         body = await reading.body(request, CreateBody, if_too_large=reading.too_large_to_be_valid)
         request[SERVER_ID] = body.server_id

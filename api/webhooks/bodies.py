@@ -20,10 +20,14 @@ TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
 EventOfJob = Annotated[JobEvent, more_may_come(JobEvent)]
 WebhookIdInPath = Annotated[WebhookId, *hex_id("webhook", "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c")]
-WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
+WEBHOOK_ID: PathId[WebhookId] = PathId(
+    name="webhook_id", adapter=TypeAdapter(WebhookIdInPath), not_found=errors.WebhookNotFound
+)
 
 DeliveryIdInPath = Annotated[DeliveryId, *hex_id("delivery", "9d6b1a0f8e7d6c5b0b5e5c1d8f3a4c2e")]
-DELIVERY_ID: PathId[DeliveryId] = PathId("delivery_id", TypeAdapter(DeliveryIdInPath), errors.DeliveryNotFound)
+DELIVERY_ID: PathId[DeliveryId] = PathId(
+    name="delivery_id", adapter=TypeAdapter(DeliveryIdInPath), not_found=errors.DeliveryNotFound
+)
 
 
 def _once(events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:

@@ -55,6 +55,7 @@ class Sender:
         resolver: AbstractResolver,
         metrics: Metrics,
         now: Callable[[], datetime],
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         self._deliveries = deliveries
         self._places = asyncio.Semaphore(endpoints)
@@ -64,6 +65,7 @@ class Sender:
         self._resolver = resolver
         self._metrics = metrics
         self._now = now
+        self._turned = turned
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
@@ -74,6 +76,7 @@ class Sender:
     async def _send_all(self, client: ClientSession) -> None:
         async with asyncio.TaskGroup() as serving:
             while True:
+                self._turned()
                 await self._places.acquire()
                 claim = await self._next()
                 self._keep_place(serving.create_task(self._serve(client, claim)))
@@ -101,6 +104,7 @@ class Sender:
 
     async def _next(self) -> Claim:
         while True:
+            self._turned()
             try:
                 claim = await self._deliveries.claim(lease_seconds=LEASE_ATTEMPTS * self._seconds, most=AT_ONCE)
                 if claim is not None:

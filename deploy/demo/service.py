@@ -139,7 +139,7 @@ class Service:
             self._children.pop()
 
     def pids(self) -> dict[str, int]:
-        """Process id of each part, by its name."""
+        """Process ID of each part, by its name."""
         return {child.name: child.pid for child in self._children}
 
     def kill(self) -> None:

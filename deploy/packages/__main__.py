@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.packages.build import debs, wheel
+from deploy.packages.build import bill_of_wheel, debs, wheel
 from deploy.packages.parts import PROJECT, RELEASES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +35,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix="vps-snapshots-") as work:
         made = wheel(Path(work))
         shutil.copy(made, dist)
+        (dist / made.with_suffix(".sbom.json").name).write_text(bill_of_wheel())
 
         def build_for(number: str) -> None:
             folder = Path(work) / number / "vps-snapshots"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.packages import venv
 from deploy.packages.licenses import licenses_of
-from deploy.packages.lock import Entry, pinned_for
+from deploy.packages.lock import Entry, pinned, pinned_for
 from deploy.packages.parts import CHECKOUT_HOME, HOME, PACKAGES, PROJECT, Package, Release
 from deploy.sbom import bill
 
@@ -20,6 +20,7 @@ SHELLS = {
     "zsh": "usr/share/zsh/vendor-completions/_vps-snapshots",
     "fish": "usr/share/fish/vendor_completions.d/vps-snapshots.fish",
 }
+WHEEL_LOCKS = ("cli", "front-end", "node", "tracing")  # of everything that may be installed with the wheel
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -34,6 +35,12 @@ def wheel(folder: Path) -> Path:
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(PROJECT)], check=True)
     (made,) = folder.glob("vps_snapshots-*.whl")
     return made
+
+
+def bill_of_wheel() -> str:
+    """The wheel itself contains no other package: the bill of materials lists what the locks install with it."""
+    entries = [entry for lock in WHEEL_LOCKS for entry in pinned(DEPLOY / "lock" / f"{lock}.txt")]
+    return bill(only={(entry.name, entry.version) for entry in entries})
 
 
 def debs(release: Release, *, wheel: Path, revision: str, folder: Path, dist: Path) -> None:
@@ -73,7 +80,7 @@ def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machi
         (programs / program).symlink_to(f"../lib/vps-snapshots/{package.side}/bin/{program}")
     if package.has_completion:
         _write_completion(root)
-        _said(sys.executable, "-m", "api.cli.man", str(root / "usr/share/man/man1"))
+    _said(sys.executable, "-m", "deploy.man", str(root / "usr/share/man/man1"), *package.programs)
     documents = root / "usr/share/doc" / package.name
     documents.mkdir(parents=True, exist_ok=True)  # an example may be there
     (documents / "sbom.json").write_text(bill(name=package.name, only={(e.name, e.version) for e in entries}))

@@ -69,7 +69,7 @@ class Connection:
         self._opening = threading.Lock()
         self._handle: Any = None
         self._hung: set[int] = set()  # servers with a call that has not returned
-        self._uuids: dict[int, str] = {}  # server id -> UUID of its domain when it was last found
+        self._uuids: dict[int, str] = {}  # server ID -> UUID of its domain when it was last found
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Callable[[], None]] = []
 

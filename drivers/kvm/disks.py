@@ -129,7 +129,7 @@ async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
 
 
 async def ids_of(disks: Sequence[FileDisk], tag: str) -> dict[FileDisk, str]:
-    """The snapshot's id in each image.
+    """The snapshot's ID in each image.
 
     Raises SnapshotNotFound if a disk lacks the tag, or its name or id is not unique in the image, and UnsupportedServer
     if one cannot be read as qcow2.

@@ -105,7 +105,7 @@ def forget_checkpoints(domain: Any) -> None:
 
 
 def renew_generation_id(domain: Any) -> None:
-    """Write a new generation id into the definition of a domain that has one. Idempotent."""
+    """Write a new generation ID into the definition of a domain that has one. Idempotent."""
     # VIR_DOMAIN_XML_SECURE, as `virsh edit` does: otherwise defining it would drop the secrets in it
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
     # edited as text: libvirt writes the element once, before any text that others can add to the definition

@@ -38,8 +38,8 @@ from drivers.base import (
 from drivers.kvm import deleting, disks, domain, guest_agent, in_use, listing, live_snapshot, plan, readiness, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
-from drivers.kvm.judgement import judge
-from drivers.kvm.neighbours import Neighbours
+from drivers.kvm.judgment import judge
+from drivers.kvm.neighbors import Neighbors
 from drivers.kvm.places import places_of
 from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
@@ -54,7 +54,7 @@ class KvmHypervisor:
         self._libvirt = connection
         self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
-        self._neighbours = Neighbours(connection, self._places)
+        self._neighbors = Neighbors(connection, self._places)
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -146,7 +146,7 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, lambda one: readiness.refuse_unstoppable(one, found.disks))
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
-        await self._neighbours.refuse_shared(server_id, found.disks)
+        await self._neighbors.refuse_shared(server_id, found.disks)
         written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
         await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
@@ -194,7 +194,7 @@ class KvmHypervisor:
         return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        return await self._neighbours.shared_disks()
+        return await self._neighbors.shared_disks()
 
     async def refuse_if_in_use(self, server_id: int) -> None:
         await self._libvirt.on(server_id, in_use.refuse)

@@ -16,7 +16,7 @@ PREFIX = "vps"
 
 @dataclass(frozen=True, kw_only=True)
 class ServerMark:
-    """Our element in a domain's metadata: its server id and account."""
+    """Our element in a domain's metadata: its server ID and account."""
 
     server_id: int
     account_id: int

@@ -18,7 +18,7 @@ from drivers.base import (
 )
 from drivers.kvm.disks import refused_as
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
-from drivers.kvm.judgement import not_yet
+from drivers.kvm.judgment import not_yet
 from drivers.kvm.listing import Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record

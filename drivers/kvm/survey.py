@@ -14,7 +14,7 @@ import libvirt
 from drivers.base import DriverError, Surveyed, SurveyedDisk
 from drivers.kvm import connection, domain, listing, readiness, sharing
 from drivers.kvm.domain_xml import FileDisk, Hardware
-from drivers.kvm.judgement import judge
+from drivers.kvm.judgment import judge
 from drivers.kvm.places import places_of
 from drivers.qcow2_image import Image
 

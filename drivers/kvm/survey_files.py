@@ -15,7 +15,7 @@ from drivers.base import Surveyed
 from drivers.kvm import sharing
 from drivers.kvm.disks_xml import FileDisk, disk_path
 from drivers.kvm.domain_xml import Hardware, hardware, unknown_volume
-from drivers.kvm.judgement import judge_disks
+from drivers.kvm.judgment import judge_disks
 from drivers.kvm.sharing import FileId
 from drivers.kvm.survey import surveyed_disks
 from drivers.qcow2_header import MAGIC

@@ -88,10 +88,10 @@ class AcceptanceCell:
     async def start(self) -> None:
         await self.start_gateway()
         await self.start_api()
-        await self.enrol()
+        await self.enroll()
         await self.start_worker()
 
-    async def enrol(self) -> None:
+    async def enroll(self) -> None:
         """Create the tests' token and the node's credential."""
         await self.gateway.let_in("n1")
         token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))

@@ -17,7 +17,7 @@ from worker.store.operators.operator_store import JobFilter
 
 FOLDER = Path("docs/screenshots")
 WIDE, PHONE = ViewportSize(width=1360, height=850), ViewportSize(width=390, height=844)
-COLOURS = 256
+COLORS = 256
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
@@ -84,7 +84,7 @@ async def take_all(browser: Browser, scene: Scene, stage: Stage, scheme: Scheme)
 def make_small(file: Path) -> None:
     """Reduce the colors to as many as a viewer can distinguish."""
     with Image.open(file) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
 
 

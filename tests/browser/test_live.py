@@ -77,7 +77,7 @@ async def test_a_page_that_could_not_be_shown_opens_by_itself(operator: Operator
         response = await page.goto(f"{operator.stage.url}/ops/jobs/?kind=create")
         assert response
         assert response.status == 503
-        await expect(page.get_by_text("opens by itself")).to_be_visible()
+        await expect(page.get_by_text("loads automatically")).to_be_visible()
     await expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
     await operator.is_live()
     assert page.url.endswith("/ops/jobs/?kind=create")

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, StorageState, expect
 
 from api.dashboard.overview import FEW_ALARMS
 from api.dashboard.routes import PAGES, QUESTIONS
+from api.dashboard.runbook import GUIDES
 from drivers.fake_faults import Effect, Rule
 from tests.browser.axe import LOOKS, PHONE, STRUCTURE, WIDE, findings
 from tests.browser.conftest import Operator, at_browser, log_in
@@ -94,7 +95,7 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
         "refused": f"jobs/{jobs['stranded']}/retry/",
         "new token": "tokens/new/",
         "not found": f"jobs/{'0' * 32}/",
-        "runbook": "runbook/",
+        **{f"guide, {file}": path.removeprefix("/ops/") for path, file in GUIDES.items()},
     }
 
 

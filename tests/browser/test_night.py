@@ -51,7 +51,7 @@ async def test_selected_nodes_are_drained_until_their_hosts_are_back_and_resumed
     await question.get_by_label("Resume when its host has rebooted").check()
     await question.get_by_role("button", name="Pause", exact=True).click()
     row = page.locator(f"#node-{name}")
-    await expect(row).to_contain_text("until its host is back")
+    await expect(row).to_contain_text("until its host has rebooted")
     await expect(row).to_contain_text("drained")
     await expect(page.locator("#live")).to_contain_text(re.compile("paused nodes? (is|are) drained"))
     await page.locator(f"#pick-{name}").check()

@@ -97,7 +97,7 @@ def _of_node(truth: Truth, told: Told, name: str) -> Iterator[str]:
     yield from _unless("servers", (node["servers"], row["Servers"]), (servers, str(servers)))
     if host.is_heard:
         running = len(truth.under_way[name])
-        yield from _unless("running", (node["running"], row["Running"]), (running, str(running)))
+        yield from _unless("running", (node["running"], row["In progress"]), (running, str(running)))
         yield from _unless("version", node["versions"].get("worker"), host.version)
         yield from _unless("version on the page", row["Versions"].split()[0], host.version)
 
@@ -128,10 +128,7 @@ def _of_server(truth: Truth, told: Told, server: int) -> Iterator[str]:
 def _of_job(truth: Truth, told: Told, job_id: str) -> Iterator[str]:
     job, page = told.jobs[job_id], told.pages[f"/ops/jobs/{job_id}/"]
     host, is_running = truth.hosts[job["node"]], job["state"] == JobState.IN_PROGRESS
-    if is_running:
-        yield from _unless("said to be of a silent node", "is not responding" in page.text, not host.is_heard)
-    else:
-        yield from _unless("said to wait for a silent node", "does not respond" in page.text, not host.is_heard)
+    yield from _unless("said to be of a silent node", "is not responding" in page.text, not host.is_heard)
     if is_running and host.is_heard:
         yield from _unless("under way", job["server"]["id"] in truth.under_way[host.name], True)
         yield from _unless("off", job["off_since"] is not None, truth.is_off_for_job(job["server"]["id"]))
@@ -155,7 +152,7 @@ def _of_overview(truth: Truth, told: Told) -> Iterator[str]:
             yield from _unless(f"server {server} off", f"off-{server}" in off, truth.is_off_for_job(server))
         elif f"off-{server}" in off:
             said = page.rows[f"off-{server}"]["Off for"]
-            yield from _unless(f"server {server} off when last heard", "last heard" in said, True)
+            yield from _unless(f"server {server} off at last report", "last report" in said, True)
 
 
 def _unless(what: str, said: object, real: object) -> Iterator[str]:

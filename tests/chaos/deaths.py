@@ -96,7 +96,7 @@ class Deaths:
         if api_ended:
             await self.cell.start_api()
         if target in {LOST, OLDER}:  # the token was lost with the data
-            await self.cell.enrol()
+            await self.cell.enroll()
         return ready
 
     async def _boot(self) -> None:

@@ -1,4 +1,4 @@
-"""A hostile node beside the honest one: it has a valid credential and makes random claims."""
+"""A hostile node alongside the honest one: it has a valid credential and makes random claims."""
 
 import asyncio
 import random

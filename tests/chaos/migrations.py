@@ -47,7 +47,7 @@ async def _staged(folder: Path) -> AsyncIterator[tuple[Two, AcceptanceCell, Expe
             server = Server(id=SERVER, name=NAME, disks=[two.path, second], console=lab.console(NAME))
             try:
                 await cell.start_api()
-                await cell.enrol()
+                await cell.enroll()
                 yield two, cell, Expected(server=server, running=True, runs_by_nature=True, content=0)
             finally:
                 for node in (two.first, two.second):

@@ -48,7 +48,7 @@ class Expected:
     held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> disks at that time
     sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes of all disks that were ever enlarged
     bitmaps: dict[Path, frozenset[str]] = field(default_factory=dict)  # of incremental backups
-    disturbed: bool = False  # a tool changed it during a job: its changes are read afterwards
+    disturbed: bool = False  # a tool changed it during a job: its changes are read afterward
     damaged: bool = False  # a disk, repairably; the next job repairs it
 
     def holders(self, tag: str) -> frozenset[Path]:

@@ -155,7 +155,7 @@ class Migrations:
                 await node.worker_ends()
                 await node.start_worker()
         if dying == LOST:  # the token was lost with the data
-            await self._cell.enrol()
+            await self._cell.enroll()
             self._expected.undoable = None
         return ready
 

@@ -1,7 +1,7 @@
 """Other tools on the servers of a campaign: backups, resizes, removed disks, `virsh` at the wrong moment.
 
-Their changes between two jobs are known and must be found unchanged afterwards. Changes during a job may come before or
-after the job's own change: they are marked (`Expected.disturbed`) and read afterwards.
+Their changes between two jobs are known and must be found unchanged afterward. Changes during a job may come before or
+after the job's own change: they are marked (`Expected.disturbed`) and read afterward.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ from tests.walking import SERVER, SPEC
 THEN, NOW, INSTALLED = "then", "now", "as installed"
 MIB = 1 << 20
 HAPPENINGS = ("nothing",) * 28 + ("grown",) * 8 + ("shrunk", "detached", "replaced", "moved", "untagged", "damaged") * 4
-SPOILT = ("ruined", "rotten", "raw", "missing") * 2 + ("written to", "read")  # the last two are waited for, for 10 s
+SPOILED = ("ruined", "rotten", "raw", "missing") * 2 + ("written to", "read")  # the last two are waited for, for 10 s
 NOT_FOR_OLD = {"grown", "shrunk", "damaged"}
 HOLD_SECONDS = 60.0  # another program holds a disk, for longer than any job here takes
 _DEVICE = (
@@ -146,7 +146,7 @@ class State:
         return {target: read_text(image.path) for target, image in self.images.items() if not image.rotten}
 
     @property
-    def spoilt(self) -> bool:
+    def spoiled(self) -> bool:
         """Whether nothing can be read from one of the disks."""
         return len(self.readable()) < len(self.images)
 
@@ -212,11 +212,11 @@ class State:
         domains.define(self.bench.connection, xml)
 
     async def _befall(self, target: str) -> None:
-        happened = self.chance.choice(HAPPENINGS if self.guest else [*HAPPENINGS, *SPOILT])
+        happened = self.chance.choice(HAPPENINGS if self.guest else [*HAPPENINGS, *SPOILED])
         image = self.images[target]
         if (image.old and happened in NOT_FOR_OLD) or (happened == "detached" and len(self.images) == 1):
             happened = "nothing"
-        if happened in SPOILT:
+        if happened in SPOILED:
             await self._spoil(happened, target)
         elif happened in {"detached", "replaced", "moved"}:
             self._rebuild(happened, target)
@@ -230,7 +230,7 @@ class State:
             qemu_img("resize", "-q", "-f", "qcow2", "--shrink", str(image.path), size)
         if happened != "nothing":
             self.words.append(f"{target} {happened}")
-        if happened not in {"detached", *SPOILT} and not image.old and self.chance.random() < 0.2:
+        if happened not in {"detached", *SPOILED} and not image.old and self.chance.random() < 0.2:
             self.add_bitmap(self.images[target], self.chance.choice(["enabled", "disabled", "inconsistent"]))
 
     def _rebuild(self, how: str, target: str) -> None:
@@ -264,7 +264,7 @@ class State:
 
     async def _befall_all(self) -> None:
         chance = self.chance
-        spoilt = any(word.split()[-1] in {"ruined", "raw", "missing", "to", "read"} for word in self.words)
+        spoiled = any(word.split()[-1] in {"ruined", "raw", "missing", "to", "read"} for word in self.words)
         if not self.guest and chance.random() < 0.1:
             self.add("vdz")
             self.words.append("vdz added")
@@ -275,7 +275,7 @@ class State:
                 copy.unlink()
             self.words.append("the copy of the variables gone")
         # no firmware boots with variables that contain "now"
-        if self.guest or (not spoilt and not self.uefi and chance.random() < 0.3):
+        if self.guest or (not spoiled and not self.uefi and chance.random() < 0.3):
             domains.start(self.bench.connection, self.name)
             self.words.append("running")
             if not self.guest and chance.random() < 0.15:

@@ -141,7 +141,7 @@ async def _beside_others(state: State, kind: JobKind, *, present_only: bool) -> 
         assert (end.failed_in, end.code) == (dry.failed_in, dry.code) or end.code == "disk_corrupt", end
     await hypervisor.cut_power(SERVER)
     await state.holders.aclose()
-    if state.spoilt:
+    if state.spoiled:
         return
     goes_back = (end.facts.targets or frozenset()) if kind is JobKind.RESTORE and end.code is None else frozenset()
     assert present_only or not goes_back or goes_back >= set(state.images), "a part was restored, and called all"

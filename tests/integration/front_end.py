@@ -19,6 +19,7 @@ from api.measures.metrics import Metrics
 from api.processes import Process
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from worker.program.alive import Turns
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import AccountId, Failure, JobId, JobState, SnapshotStatus
 from worker.store.outcome import Outcome
@@ -144,6 +145,7 @@ async def serving(
     metrics: Metrics | None = None,
     token: str | None = None,
     process: Process | None = None,
+    turns: Turns | None = None,
     **settings: Any,
 ) -> AsyncIterator[FrontEnd]:
     """`token`: an existing customer's token. `settings`: settings that the test changes."""
@@ -151,6 +153,6 @@ async def serving(
     tokens = Tokens(cell.redis)
     if token is None:
         token = (await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)).secret
-    app = build(cell.redis, given, metrics=metrics, resolver=names, process=process)
+    app = build(cell.redis, given, metrics=metrics, resolver=names, process=process, turns=turns)
     async with listening(app, given) as address, ClientSession() as client:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=token)

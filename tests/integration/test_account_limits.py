@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import Answer, FrontEnd, serving
+from tests.integration.test_schedules import NIGHTLY, SCHEDULES, listed, made, run
 from worker.store.access.tokens import OPERATORS
 from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, SnapshotId, SnapshotStatus
 from worker.store.nodes.node_store import PublishedSnapshot
@@ -55,6 +56,25 @@ async def test_the_limit_holds_from_the_next_request_on(api: FrontEnd, operator:
     refused = (await api.create("seventh")).refused(400, "snapshot_limit_reached")
     assert refused["detail"] == "The server has reached the limit of 5 snapshots. Delete one first."
     assert (await api.call("GET")).body["count"] == 6
+
+
+async def test_a_schedule_keeps_at_most_that_many_snapshots(api: FrontEnd, operator: str) -> None:
+    await limit(api, operator, 6)
+    refused = await api.call("POST", SCHEDULES, body=NIGHTLY | {"keep": 7})
+    assert refused.refused_fields() == ["keep"]
+    assert refused.body["detail"] == "keep: Must be at most 6, the limit of snapshots of a server."
+    schedule = await made(api, NIGHTLY | {"keep": 5})
+    path = f"{SCHEDULES}{schedule['id']}/"
+    assert (await api.call("PATCH", path, body={"keep": 7})).refused_fields() == ["keep"]
+    assert (await api.call("PATCH", path, body={"keep": 6})).body["keep"] == 6
+    for minutes_ago in range(8, 0, -1):
+        await run(api, schedule["id"], minutes_ago=minutes_ago)
+    assert len(await listed(api)) == 6
+
+    await limit(api, operator, None)
+    assert (await api.call("PATCH", path, body={"name": "other"})).body["keep"] == 6
+    await run(api, schedule["id"])
+    assert len(await listed(api)) == 5
 
 
 @pytest.mark.parametrize("wrong", [0, 101, "6", 5.5, True])

@@ -243,7 +243,7 @@ def test_the_commands_say_so_when_redis_is_away(program: Program) -> None:
         ({"drain_seconds": "nan"}, "drain_seconds"),
         ({"log_level": "loud"}, "log_level"),
         ({"redis__url": "http://x"}, "redis.url"),
-        ({"redis__colour": "red"}, "redis.colour"),
+        ({"redis__color": "red"}, "redis.color"),
         ({"redis": "not JSON"}, '"redis"'),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_wrong_setting_is_named_at_start(program: Program, settings: dict[str,
     [
         ("port = 'http'", "port:"),
         ("prot = 8080", "prot:"),
-        ("[redis]\ncolour = 7", "redis.colour:"),
+        ("[redis]\ncolor = 7", "redis.color:"),
         ("port 8080", "not TOML"),
         (None, "No such file"),
     ],

@@ -247,13 +247,13 @@ class TestEdit:
     async def test_only_the_given_fields_change(self, api: FrontEnd) -> None:
         path = f"{SNAPSHOTS}{await api.have_snapshot()}/"
 
-        labelled = await api.call("PATCH", path, body={"labels": {"env": "production", "a/b": ""}})
+        labeled = await api.call("PATCH", path, body={"labels": {"env": "production", "a/b": ""}})
         described = await api.call("PATCH", path, body={"description": "näw\n"})
         nothing = await api.call("PATCH", path, body={})
 
-        assert labelled.status == 200
-        assert labelled.body["labels"] == {"env": "production", "a/b": ""}
-        assert (described.body["description"], described.body["labels"]) == ("näw\n", labelled.body["labels"])
+        assert labeled.status == 200
+        assert labeled.body["labels"] == {"env": "production", "a/b": ""}
+        assert (described.body["description"], described.body["labels"]) == ("näw\n", labeled.body["labels"])
         assert nothing.body == described.body == (await api.call("GET", path)).body
         assert (await api.call("PATCH", path, body={"labels": {}})).body["labels"] == {}
 

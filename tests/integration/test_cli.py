@@ -195,7 +195,7 @@ class TestWhatIsShown:
         assert [server["stranded_by"] for server in now.body["stranded"]] == [bad]
         assert [job["id"] for job in now.body["waiting"]] == [waiting]
         assert set(now.body) == {"overview", "stranded", "nodes", "running", "waiting"}
-        assert told.out.index("Stranded (1)") < told.out.index("Nodes (1)") < told.out.index("Waiting (1)")
+        assert told.out.index("Stranded (1)") < told.out.index("Nodes (1)") < told.out.index("Queued (1)")
         async with cli.running("top", "--json", "--interval", 0.5) as process:
             assert process.stdout
             lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
@@ -261,7 +261,7 @@ class TestWhatIsChanged:
         assert [one["id"] for one in retried.body["results"]] == [bad]
         none = await cli.run("retry", "--match", "error_code=not_enough_space", "--match", "node=n2", "--yes")
         assert (none.code, none.out) == (0, "")
-        for line in ("cancel", f"cancel {bad} --match node=n1", "retry --match colour=red", "retry --match node"):
+        for line in ("cancel", f"cancel {bad} --match node=n1", "retry --match color=red", "retry --match node"):
             assert (await cli.run(*line.split(), "--yes")).code == Exit.USAGE, line
 
     async def test_a_bulk_retry_skips_jobs_that_are_no_longer_wanted(self, ops: Ops, cli: Cli) -> None:
@@ -454,7 +454,7 @@ class TestExits:
             (cli, "server show 999"): (Exit.NOT_FOUND, "server_not_found"),
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
-            (cli, "jobs --colour red"): (Exit.USAGE, "--colour"),
+            (cli, "jobs --color red"): (Exit.USAGE, "--color"),
             (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument, other users could see it
             (cli, "snapshots"): (Exit.NOT_ALLOWED, "--server-id"),
             (customer, "nodes"): (Exit.NOT_ALLOWED, "permission_denied"),

@@ -5,15 +5,19 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.bulk import MATCHING_MAX
+from api.dashboard.rendering import HEADERS
 from api.dashboard.routes import LINKS, PAGES, QUESTIONS
+from api.dashboard.runbook import GUIDES, RUNBOOK
 from api.dashboard.session import COOKIE
 from tests.bench.seeding import Size, seed
+from tests.conftest import RedisServer
 from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE
@@ -22,6 +26,7 @@ from worker.store.nodes.node_store import ReportedServer
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 
+PROJECT = Path(__file__).parents[2]
 HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
 FRAGMENT: dict[str, Any] = {"HX_Request": "true"}
 NO_JOB = "0" * 32
@@ -545,8 +550,39 @@ class TestAssets:
 
 class TestRunbook:
     async def test_the_link_of_each_error_leads_to_its_place(self, dashboard: Dashboard) -> None:
-        page = await dashboard.browser.seen("/ops/runbook/")
+        page = await dashboard.stranger().seen(RUNBOOK)
         for code in ("not_enough_space", "start_failed", "interrupted"):
             assert f'<h3 id="{code}">' in page
         assert "<table>" in page
         assert 'href="adr' not in page
+
+    async def test_it_and_all_that_it_links_to_are_shown_without_a_session_and_without_redis(
+        self, dashboard: Dashboard, redis_server: RedisServer
+    ) -> None:
+        stranger, shown = dashboard.stranger(), {}
+        redis_server.kill()
+        try:
+            assert (await dashboard.browser.get("/ops/")).status == 503
+            for path in GUIDES:
+                page = await stranger.get(path)
+                assert page.status == 200, (path, page.text)
+                assert page.headers.items() >= HEADERS.items()
+                shown[path] = page.text
+            links = {
+                link for text in shown.values() for link in re.findall(r'href="(/ops/runbook/[^"]*|/docs[^"]*)"', text)
+            }
+            links |= {f"{path}{link}" for path, text in shown.items() for link in re.findall(r'href="(#[^"]+)"', text)}
+            assert {
+                *("/ops/runbook/recover/#all-data-of-redis-is-lost", "/docs/operators/#retrying-failed-jobs"),
+                *("/ops/runbook/install/#2-front-end", "/ops/runbook/#vpssnapshotsnodesilent"),  # of guides in a folder
+            } <= links
+            for link in links:
+                path, _, anchor = link.partition("#")
+                text = shown.get(path) or await stranger.seen(path)
+                assert not anchor or f'id="{anchor}"' in text, link
+        finally:
+            redis_server.start()
+
+    def test_every_guide_for_operators_is_served(self) -> None:
+        written = {f"operations/{file.name}" for file in (PROJECT / "docs" / "operations").glob("*.md")}
+        assert written <= {*GUIDES.values()}

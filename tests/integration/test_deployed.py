@@ -265,8 +265,8 @@ async def test_everything_is_restored_after_a_loss_of_the_front_sides_disks(fold
         for burning in (api, gateway):
             burning.kill()
             await burning.ended()
-    for burnt in folder.iterdir():
-        shutil.rmtree(burnt) if burnt.is_dir() else burnt.unlink()
+    for burned in folder.iterdir():
+        shutil.rmtree(burned) if burned.is_dir() else burned.unlink()
 
     with running(folder):
         for settings, command in restores:

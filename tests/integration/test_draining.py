@@ -156,7 +156,7 @@ class TestTheEndOfAPause:
         entries = (await dashboard.api.call("GET", path, token=dashboard.token)).body["results"]
         assert [entry["text"] for entry in entries] == [
             f"the service ended the pause of n1: {why} (paused by a test: kernel upgrade)"
-            for why in ("its end had come", "its host is back", "its end had come")
+            for why in ("the pause expired", "its host has rebooted", "the pause expired")
         ]
         text = visible(await dashboard.browser.seen("/ops/audit/?about=node+n1&method=SERVICE"))
         assert text.count("the service ended the pause of n1") == 3
@@ -227,7 +227,7 @@ class TestTheCommandLine:
         cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
         await dashboard.cell.node.report([], FACTS)
         done = await cli.run("node", "drain", "n1", "--reason", "kernel", "--until-back", "--yes")
-        assert "until its host is back" in done.out
+        assert "until its host has rebooted" in done.out
         assert (await paused(dashboard))["until_back"] is True
         both = await cli.run("node", "drain", "n1", "--reason", "x", "--until-back", "--until", "2h", "--yes")
         assert both.code == Exit.USAGE
@@ -280,7 +280,7 @@ class TestTheDashboard:
     async def test_one_node_is_paused_until_its_host_is_back(self, dashboard: Dashboard) -> None:
         await dashboard.cell.node.report([], FACTS)
         await dashboard.browser.done("/ops/nodes/n1/pause/", UPGRADE | {"until_back": "true"})
-        assert "until its host is back" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
+        assert "until its host has rebooted" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
         past = await dashboard.browser.post("/ops/nodes/n1/pause/", UPGRADE | {"until": "2025-01-16T16:15"})
         assert past.status == 400
 

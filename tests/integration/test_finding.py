@@ -188,7 +188,7 @@ class TestSearchBox:
         page = await dashboard.browser.seen("/ops/find/?q=web-server")
         assert f'href="/ops/servers/{SERVER}/"' in page
         assert f'href="/ops/servers/{SECOND}/"' in page
-        assert "Nothing has this ID or name" in await dashboard.browser.seen("/ops/find/?q=nothing-here")
+        assert "No matches for this ID or name" in await dashboard.browser.seen("/ops/find/?q=nothing-here")
         assert "What are you looking for?" in await dashboard.browser.seen("/ops/find/?q=")
 
 

@@ -44,7 +44,7 @@ async def test_a_worker_that_dies_right_after_the_end_of_a_job_leaves_nothing_op
         assert server_of(state, FIRST).power is Power.ON
         async with worker_process(redis_of_ours.socket, state, GRACE_SECONDS="0"):
             for server in (FIRST, SECOND):
-                assert (await ours.sees_end(await ours.create(server, "afterwards"))).state is JobState.COMPLETED
+                assert (await ours.sees_end(await ours.create(server, "afterward"))).state is JobState.COMPLETED
         assert await ours.redis.hgetall(f"job:{job_id}") == told  # type: ignore[misc]  # redis-py's types
         assert await ours.redis.scard(f"server:{FIRST}:counted") == 2  # type: ignore[misc]  # redis-py's types
         assert await ours.redis.zcard("jobs:state:completed") == 3

@@ -71,7 +71,7 @@ async def test_a_server_that_is_off_is_snapshotted_as_ever(cell: Cell, tmp_path:
     await node.check(job, power=Power.OFF)
 
 
-async def test_a_stopped_guest_is_labelled_by_how_it_was_stopped(cell: Cell, tmp_path: Path) -> None:
+async def test_a_stopped_guest_is_labeled_by_how_it_was_stopped(cell: Cell, tmp_path: Path) -> None:
     for deaf in (False, True):
         node = await fresh(cell, tmp_path / f"{deaf}")
         node.without_a_stop = False
@@ -116,7 +116,7 @@ async def test_an_agent_that_fails_to_freeze_costs_the_label_and_nothing_else(
     await node.check(job, power=Power.ON)
 
 
-async def test_a_guest_that_ended_the_freeze_by_itself_is_labelled_as_it_is(cell: Cell, tmp_path: Path) -> None:
+async def test_a_guest_that_ended_the_freeze_by_itself_is_labeled_as_it_is(cell: Cell, tmp_path: Path) -> None:
     """As Windows does after ten seconds."""
     node = await fresh(cell, tmp_path / "n")
 

@@ -136,7 +136,7 @@ async def test_an_unauthenticated_caller_learns_only_that(api: FrontEnd, ids: di
         f"{OPS}jobs/{{job_id}}/retry/?dry_run=true",
     ],
 )
-async def test_a_misspelt_parameter_does_not_do_the_real_thing(api: FrontEnd, ids: dict[str, str], path: str) -> None:
+async def test_a_misspelled_parameter_does_not_do_the_real_thing(api: FrontEnd, ids: dict[str, str], path: str) -> None:
     token = await api.new_token(account=None, permissions={Permission.OPERATOR}) if path.startswith(OPS) else api.token
     before = await kept(api)
     body = {"server_id": SERVER, "name": "new"} if path.startswith(f"{SNAPSHOTS}?") else None

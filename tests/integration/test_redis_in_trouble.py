@@ -148,7 +148,7 @@ async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
             answer.refused(503, "store_read_only")
             assert int(answer.headers["Retry-After"]) > 0
     assert (await dashboard.api.call("GET")).body["count"] == 1
-    assert (await dashboard.api.create("afterwards")).status == 201
+    assert (await dashboard.api.create("afterward")).status == 201
 
 
 @each_trouble
@@ -235,7 +235,7 @@ async def test_an_operator_logs_in_to_read(dashboard: Dashboard, redis_server: R
     browser = dashboard.stranger()
     async with TROUBLES[cause](dashboard.cell.redis, redis_server):
         assert (await browser.login(dashboard.token)).status == 303
-        assert "Waiting" in await browser.seen("/ops/")
+        assert "Queued" in await browser.seen("/ops/")
         assert dashboard.token not in browser.session
         refused = await browser.post("/ops/tokens/", {"name": "x", "permissions": "operator"})
         assert (refused.status, "store_read_only" in refused.text) == (503, True)
@@ -377,7 +377,7 @@ async def test_a_full_disk(cell: Cell, small_disk: Path) -> None:
 
 
 @each_trouble
-async def test_a_worker_ends_its_job_meanwhile_and_takes_the_next_one_afterwards(
+async def test_a_worker_ends_its_job_meanwhile_and_takes_the_next_one_afterward(
     redis: Redis, redis_server: RedisServer, cause: str
 ) -> None:
     jobs = Jobs()

@@ -106,7 +106,7 @@ class TestCovering:
         assert not await api.cell.redis.exists(RUNS)
         assert (await shown(api, schedule["id"]))["next_run_at"] > datetime.now(UTC).isoformat()
 
-    async def test_one_that_is_labelled_later_is_covered_and_one_that_lost_its_labels_is_not(
+    async def test_one_that_is_labeled_later_is_covered_and_one_that_lost_its_labels_is_not(
         self, api: FrontEnd
     ) -> None:
         schedule = await made(api, body())

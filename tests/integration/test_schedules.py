@@ -133,6 +133,7 @@ class TestCalls:
             ({"when": None}, "when"),
             ({"keep": 0}, "keep"),
             ({"keep": 6}, "keep"),
+            ({"keep": 101}, "keep"),
             ({"name": "x" * 51}, "name"),
             ({"expire_after_hours": 0}, "expire_after_hours"),
             ({"server_id": 0}, "server_id"),

@@ -68,7 +68,7 @@ async def test_nothing_claims_that_its_job_or_guest_is_still_in_that_state(dashb
     assert MARK not in before
     await falls_silent(dashboard)
     now = await page(dashboard, path)
-    assert "off when last heard" in now
+    assert "off at last report" in now
     assert "off for 2" not in now
     assert MARK in now
 
@@ -80,7 +80,7 @@ async def test_the_command_line_does_not_count_on_either(dashboard: Dashboard) -
     await falls_silent(dashboard)
     for command in (("servers", "--off"), ("server", "show", SERVER)):
         told = (await cli.run(*command)).out
-        assert "last heard" in told
+        assert "last report" in told
         assert "2 min" not in told
 
 
@@ -91,13 +91,13 @@ async def test_the_jobs_page_explains_what_the_node_does_meanwhile(dashboard: Da
     text = await page(dashboard, f"jobs/{job}/")
     assert "n1 is not responding since" in text
     assert "finishes the job and starts the guest without the service" in text
-    assert "running when last heard 10 s" in text  # without the two minutes since
+    assert "running at last report 10 s" in text  # without the two minutes since
 
 
 async def test_a_drain_waits_for_jobs_of_the_last_report(dashboard: Dashboard) -> None:
     await stopped(dashboard)
     await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
-    assert "last heard" not in await page(dashboard, "nodes/")
+    assert "last report" not in await page(dashboard, "nodes/")
     await falls_silent(dashboard)
-    assert "draining: 1 job running when last heard" in await page(dashboard, "nodes/")
-    assert "waiting for 1 job that ran when it was last heard" in await page(dashboard, "nodes/n1/")
+    assert "draining: 1 job running at last report" in await page(dashboard, "nodes/")
+    assert "waiting for 1 job that was running at its last report" in await page(dashboard, "nodes/n1/")

@@ -20,12 +20,14 @@ from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.errors import JobNotCancellable
 from worker.store.model import Job, JobId, JobState, ServerId
-from worker.store.nodes.node_store import LeaseLost
+from worker.store.nodes.node_store import LeaseLost, NodeStore
 from worker.store.operators.operator_store import OperatorStore
+from worker.store.redis_client import RedisSettings, connect
 
 ANOTHER = ServerId(12346)
 TAKE = {"running": [], "free": 4, "seconds": 5}
 BEGIN = TAKE | {"begin": True}
+BOUND_SECONDS = 20
 
 
 @pytest.fixture
@@ -256,3 +258,20 @@ async def test_a_worker_stops_also_without_a_gateway(tmp_path: Path) -> None:
     address = GatewayAddress(urls=(f"unix://{tmp_path}/nobody.sock",), credential_file=tmp_path / "none")
     node = GatewayClient(address, node="n1", machine="m1", who="x")
     await node.stop_taking()
+
+
+async def test_a_wait_for_jobs_ends_although_its_redis_hangs(cell: Cell, tmp_path: Path) -> None:
+    """A former primary that is frozen or cut off would else hold up the jobs of its successor."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(silent, tmp_path / "redis.sock")
+    hanging = connect(RedisSettings(url=f"unix://{tmp_path}/redis.sock"), command_seconds=3600)
+    node = NodeStore(cell.redis, node="n1", machine="m1", who="pid 1 on m1", waiting=hanging)
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert await node.take(running=[], free=1, seconds=0.1) == ()
+    await hanging.aclose(close_connection_pool=True)
+    server.close()
+    await server.wait_closed()

@@ -40,7 +40,7 @@ async def test_one_whose_node_is_about_to_take_it(dashboard: Dashboard) -> None:
     assert "n1 will start it within seconds." in await page(dashboard, job)
     await dashboard.cell.node.begin(job)
     assert await shown(dashboard, job) is None
-    assert "Why it waits" not in await page(dashboard, job)
+    assert "Why this job is waiting" not in await page(dashboard, job)
 
 
 async def test_one_of_a_paused_node_says_by_whom_and_why_and_its_place(dashboard: Dashboard) -> None:
@@ -55,7 +55,7 @@ async def test_one_of_a_paused_node_says_by_whom_and_why_and_its_place(dashboard
     assert "a test paused n1" in text
     assert "kernel upgrade" in text
     assert "It is number 2 of 3 in the queue of n1." in text
-    assert "given up after 10 min of silence" in text
+    assert "fails if n1 does not respond for 10 min" in text
     done = await Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token).run(
         "job", "show", by_place[2]
     )
@@ -70,8 +70,8 @@ async def test_one_of_a_silent_node_says_when_it_is_given_up(dashboard: Dashboar
     told = await shown(dashboard, job)
     assert told["reason"] == "node_silent"
     assert told["given_up_at"] is not None
-    assert "n1 does not respond; its last heartbeat was 2 min ago." in await page(dashboard, job)
-    assert "It is given up in" in await page(dashboard, job)
+    assert "n1 is not responding; its last heartbeat was 2 min ago." in await page(dashboard, job)
+    assert "It fails in" in await page(dashboard, job)
 
 
 async def test_one_behind_others_says_that_all_slots_are_taken(dashboard: Dashboard) -> None:

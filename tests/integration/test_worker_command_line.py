@@ -50,7 +50,7 @@ def refuses(*arguments: str, **settings: str) -> str:
         ({"max_jobs": "0"}, "max_jobs:"),
         ({"grace_seconds": "-1"}, "grace_seconds:"),
         ({"gateway__urls": '["https://x"]'}, "gateway.urls:"),
-        ({"gateway__colour": "red"}, "gateway.colour:"),
+        ({"gateway__color": "red"}, "gateway.color:"),
     ],
 )
 @pytest.mark.parametrize(

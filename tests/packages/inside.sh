@@ -111,7 +111,10 @@ try_packages() {
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
     absent dpkg-query -W libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
-    [[ $(dpkg-deb --contents /srv/old/vps-snapshots-cli_*.deb) == */usr/share/man/man1/vps-snapshots.1.gz* ]] || die "no manual pages"
+    manual=$(for package in /srv/old/*.deb; do dpkg-deb --contents "$package"; done)
+    for program in vps-snapshots{,-api,-gateway,-worker}; do
+        [[ $manual == *"/usr/share/man/man1/$program.1.gz"* ]] || die "no manual page of $program"
+    done
     bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
 
     step "node: Debian's libvirt"
@@ -130,6 +133,7 @@ try_packages() {
     serve
     start_cell
     snapshot before-upgrade
+    curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
 
     step "upgrade: edited settings and state stay"
     stop
@@ -155,7 +159,7 @@ try_packages() {
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
     stop_front
     burn
-    burnt=$SECONDS
+    burned=$SECONDS
     start_redis
 
     step "restore"
@@ -164,7 +168,7 @@ try_packages() {
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml restore "$backup"
     start_front
     until_true is_back
-    printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burnt)) >>$transcript
+    printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burned)) >>$transcript
     snapshot after-restore
     stop
     kill $redis && wait $redis
@@ -190,13 +194,29 @@ with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
 }
 
 try_checkout() {
-    bash /srv/checkout/deploy/install.sh front-end >/var/log/install.log 2>&1 || { tail -n 20 /var/log/install.log >&2; exit 1; }
-    setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots-api --help >/dev/null
-    setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots --help >/dev/null
-    for tree in /opt/vps-snapshots /usr/local/bin /etc/vps-snapshots /etc/systemd/system; do
-        [ -z "$(find $tree -perm /022 ! -type l)" ] || die "users can write in $tree"
-    done
+    install_role front-end vps-snapshots-api vps-snapshots
+    holds command -v curl
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
+
+    install_role gateway vps-snapshots-gateway # on the same machine
+
+    rm -r /opt/vps-snapshots # a node is another machine: its lock has other versions
+    install_role node vps-snapshots-worker
+    /opt/vps-snapshots/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
+    holds test -e /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf
+    /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - <<<'<domain type="kvm"><name>web-1</name></domain>'
+}
+# Users can run its programs, and only root can change them and what root runs, whatever the umask was.
+install_role() { # ROLE PROGRAM...
+    local program tree
+    bash /srv/checkout/deploy/install.sh "$1" >/var/log/install.log 2>&1 || { tail -n 20 /var/log/install.log >&2; exit 1; }
+    for program in "${@:2}"; do
+        setpriv --reuid=65534 --regid=65534 --clear-groups "$program" --help >/dev/null
+    done
+    for tree in /opt/vps-snapshots /usr/local /etc/vps-snapshots /etc/systemd/system /etc/libvirt; do
+        [ ! -e $tree ] || [ -z "$(find $tree -perm /022 ! -type l ! -perm -1000)" ] || die "$1: users can write in $tree"
+    done
+    [ -z "$(find /opt/vps-snapshots ! -perm -004 ! -type l)" ] || die "$1: users cannot read all of /opt/vps-snapshots"
 }
 
 "try_$1"

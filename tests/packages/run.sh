@@ -62,7 +62,7 @@ compare() { # RELEASE
     echo "built twice, with the same bytes"
 }
 lint() { # RELEASE
-    lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 --suppress-tags no-manual-page "$work"/first/*~deb"$1"_*.deb
+    lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 "$work"/first/*~deb"$1"_*.deb
     echo "no errors"
 }
 next_revision() { # DEB FOLDER: the same files, as the package that comes after it
@@ -136,6 +136,8 @@ container() { # RELEASE
     made=$("${tool[@]}" from --pull-never vps-snapshots)
     [ "$("${tool[@]}" run --isolation chroot "$made" -- id -u)" = 65534 ] || { echo "the image runs as root"; exit 1; }
     quietly "${tool[@]}" run --isolation chroot "$made" -- vps-snapshots-api serve --help
+    # shellcheck disable=SC2016  # for the shell in the container
+    quietly "${tool[@]}" run --isolation chroot "$made" -- sh -c 'for kind in sbom.json licenses.txt; do test -s /usr/share/vps-snapshots-api/*.$kind || exit 1; done'
     echo "built, and its program runs"
 }
 

@@ -24,7 +24,7 @@ import pytest
 from drivers import child, image_chain, image_locks, qcow2, qcow2_tables
 from drivers.child import Limits
 from drivers.kvm.disks_xml import FileDisk
-from drivers.kvm.judgement import judge_disks
+from drivers.kvm.judgment import judge_disks
 from drivers.qcow2 import QemuImgFailed
 from drivers.qcow2_header import MAX_SNAPSHOTS, TablesUnreadable
 from drivers.qcow2_image import NoSuchSnapshot
@@ -34,7 +34,8 @@ TAG = "vps-1"
 SIZE = 64 << 20
 CLUSTER = 1 << 16
 STEP_SECONDS = 5.0  # for one operation on an image; a job's steps have 360
-SOON_SECONDS = 60.0  # for all of them
+SOON_SECONDS = 60.0  # of CPU time, for all of them: how long they take depends on the machine's other work
+HANGS_SECONDS = 600.0
 BOUND_BYTES = 512 << 20  # of memory and of disk space
 # offsets in the header
 BACKING_AT, BACKING_BYTES, CLUSTER_BITS, VIRTUAL, CRYPT, L1_ENTRIES, L1_AT = 8, 16, 20, 24, 32, 36, 40
@@ -266,7 +267,9 @@ async def measured(path: Path) -> int:
 
 @contextmanager
 def bounded(path: Path) -> Iterator[None]:
-    """Check that neither this process's memory, nor that of child processes, nor the file grows much."""
+    """Check that neither this process's memory, nor that of child processes, nor the file grows much, and that they
+    compute no longer than SOON_SECONDS."""
+    began = cpu_seconds()
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     earlier = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10  # of earlier children, such as QEMU
     space = path.stat().st_blocks * 512
@@ -274,13 +277,20 @@ def bounded(path: Path) -> Iterator[None]:
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - own) << 10 < BOUND_BYTES
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10 <= max(BOUND_BYTES, earlier)
     assert path.stat().st_blocks * 512 - space < BOUND_BYTES
+    assert cpu_seconds() - began < SOON_SECONDS
+
+
+def cpu_seconds() -> float:
+    """The CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 @pytest.mark.parametrize("forged", FORGED)
 async def test_a_forged_image_is_refused_soon_and_within_limits(image: Path, forged: str) -> None:
     FORGED[forged](image)
     with bounded(image):
-        async with asyncio.timeout(SOON_SECONDS):
+        async with asyncio.timeout(HANGS_SECONDS):
             failed = await tried(image)
     assert all("Traceback" not in text for text in failed)
     assert failed or forged in HARMLESS, "it passes for a good image"
@@ -335,7 +345,7 @@ async def test_a_snapshot_table_that_changes_all_the_time_is_given_up(image: Pat
     thread.start()
     try:
         with bounded(image):
-            async with asyncio.timeout(SOON_SECONDS):
+            async with asyncio.timeout(HANGS_SECONDS):
                 for _ in range(50):
                     with suppress(TablesUnreadable):
                         await asyncio.to_thread(qcow2_tables.read, str(image))
@@ -408,7 +418,7 @@ ADDRESSES = [
 @pytest.mark.parametrize("form", ["raw", "qcow2", "nbd", "http"])
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_no_address_of_a_backing_file_is_visited(image: Path, address: str, form: str) -> None:
-    async with listening() as (port, came), asyncio.timeout(SOON_SECONDS):
+    async with listening() as (port, came), asyncio.timeout(HANGS_SECONDS):
         name_backing(image, address.format(port=port), form)
         failed = await tried(image)
         assert failed[0].startswith(("the backing file of disk vda", "disk vda"))
@@ -469,7 +479,7 @@ async def test_a_backing_file_that_would_block_is_refused(image: Path, tmp_path:
         case _:
             base = Path("/dev/tty")
     name_backing(image, str(base))
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(HANGS_SECONDS):
         failed = await tried(image)
     assert failed[0] == "the backing file of disk vda is neither a file nor a block device"
 
@@ -489,7 +499,7 @@ async def test_anything_but_a_file_at_the_images_path_is_refused(
             os.chown(tmp_path, 64055, 64055)
             image.symlink_to(secret[0])
             os.chown(image, 64055, 64055, follow_symlinks=False)
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(HANGS_SECONDS):
         assert len(await tried(image)) > 7
     assert not secret[1].any()
 
@@ -535,7 +545,7 @@ FEW = Limits(memory_bytes=1 << 30, cpu_seconds=1, file_bytes=1 << 20)
 
 
 async def test_a_child_that_computes_for_ever_is_ended() -> None:
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(HANGS_SECONDS):
         ended = await child.run(sys.executable, "-c", "while True: pass", limits=FEW)
     assert ended.code < 0
     assert not QemuImgFailed((), ended.code, "").killed  # another attempt would fail in the same way
@@ -578,7 +588,7 @@ async def test_a_repair_that_reports_a_million_clusters_comes_to_its_end(tmp_pat
 async def test_a_child_with_too_much_output_is_killed() -> None:
     script = "import sys\nwhile True: sys.stdout.write('x' * 100000)"
     limits = Limits(memory_bytes=1 << 30, cpu_seconds=60, file_bytes=0)
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(HANGS_SECONDS):
         ended = await child.run(sys.executable, "-c", script, limits=limits)
     assert ended.code < 0
     assert len(ended.out) < 1 << 20

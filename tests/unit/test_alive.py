@@ -30,6 +30,17 @@ asyncio.run(hang())
 """
 
 
+LOOP_HANGS = """
+import asyncio
+from worker.program.alive import Turns, prove_alive
+
+turns = Turns(0.1)
+turns.counted("jobs")()
+turns.counted("heartbeats", more_seconds=3600)()
+asyncio.run(prove_alive(turns, hung_seconds=0.5))
+"""
+
+
 @pytest.fixture(params=["path", "abstract"])
 def told(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """systemd's end of the socket."""
@@ -59,6 +70,13 @@ def test_without_systemd_nobody_is_notified(monkeypatch: pytest.MonkeyPatch, tmp
     alive.tell(alive.READY)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     alive.tell(alive.READY)
+
+
+def test_a_program_one_of_whose_loops_hangs_says_which_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOP_HANGS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count("loop.hung") == 1
+    assert "['jobs']" in done.stdout
 
 
 async def test_the_watchdog_is_notified_while_all_loops_make_progress(told: socket.socket) -> None:

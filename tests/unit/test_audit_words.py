@@ -68,8 +68,8 @@ def test_each_call_that_changes_something_has_words(method: str, path: str) -> N
         ({"method": "PUT", "path": "/api/v1/new/things/"}, "token ops-night called PUT /api/v1/new/things/"),
         ({"token_name": "", "method": "CLI", "path": "token create", "made": "token 1"}, None),
         (
-            {"token_name": "", "method": "SERVICE", "path": "/ops/nodes/n1/resume/", "reason": "its end had come"},
-            "the service ended the pause of n1: its end had come",
+            {"token_name": "", "method": "SERVICE", "path": "/ops/nodes/n1/resume/", "reason": "the pause expired"},
+            "the service ended the pause of n1: the pause expired",
         ),
         ({"method": "", "path": "", "token_name": "", "unreadable": "no entry"}, None),
     ],

@@ -129,6 +129,24 @@ def test_a_file_without_a_password_may_be_read(tmp_path: Path) -> None:
     load(WorkerSettings, copied("worker.toml", tmp_path, mode=0o644))
 
 
+@pytest.mark.usefixtures("no_settings_in_environment")
+def test_a_password_in_a_url_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "api.toml"
+    file.write_text('webhook_proxy = "http://10.20.0.9:3128"')
+    file.chmod(0o644)
+    load(ApiSettings, file)
+    file.write_text('webhook_proxy = "http://snapshots:secret@10.20.0.9:3128"')
+    with pytest.raises(ConfigurationError) as refused:
+        load(ApiSettings, file)
+    assert str(refused.value) == f"{file}: every user can read webhook_proxy: chmod o-r {file}"
+
+
+def test_no_example_recommends_a_password_in_the_environment() -> None:
+    """Every user can read the variables of a unit, with `systemctl show`."""
+    for name in EXAMPLES:
+        assert "__PASSWORD" not in (DEPLOY / "examples" / name).read_text()
+
+
 def test_passwords_are_made_in_the_file_itself(tmp_path: Path) -> None:
     """Every user can see a password in a program's arguments."""
     file = tmp_path / "users.acl"

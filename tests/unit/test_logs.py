@@ -94,7 +94,7 @@ def test_warnings_and_errors_are_counted_by_name() -> None:
     ]
 
 
-def test_on_a_terminal_the_lines_are_coloured_for_a_person() -> None:
+def test_on_a_terminal_the_lines_are_colored_for_a_person() -> None:
     ours, theirs = os.openpty()
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(options="")], stderr=theirs, check=True, timeout=30)
     os.close(theirs)

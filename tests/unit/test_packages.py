@@ -1,10 +1,12 @@
 """The Debian packages: their contents, and what the lock pins for their Debian release."""
 
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from deploy.packages.build import bill_of_wheel
 from deploy.packages.lock import pinned, pinned_for
 from deploy.packages.parts import CHECKOUT_HOME, PACKAGES, PROJECT, RELEASES
 from deploy.release import NotReadyError, dated, section, sums
@@ -36,6 +38,12 @@ def test_each_package_has_its_files_for_debian() -> None:
         assert f"\nPackage: {package.name}\n" in control
         for script in ("postinst", "prerm"):
             assert f"-p {package.name}" in (DEPLOY / "debian" / f"{package.name}.{script}").read_text()
+
+
+def test_the_bill_of_the_wheel_lists_what_is_installed_with_it() -> None:
+    listed = {component["name"] for component in json.loads(bill_of_wheel())["components"]}
+    assert listed >= {"aiohttp", "arq", "libvirt-python", "opentelemetry-sdk", "rich"}
+    assert not listed & {"pytest", "hatchling", "mypy"}
 
 
 @pytest.mark.parametrize("side", ["front-end", "node", "cli"])

@@ -62,6 +62,12 @@ def test_everything_that_a_module_offers_is_used() -> None:
     assert not unused
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_carries_no_definition_that_it_does_not_use(name: str) -> None:
+    text = code(scripts.text(name))
+    assert {found for found in defined(text) if len(re.findall(rf"\b{found}\b", text)) < 2} == set()
+
+
 def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
     text = scripts.text("customers/admit")
     assert text.count("local function now_ms()") == 1

@@ -25,7 +25,7 @@ from worker.store.model import (
     snapshot_tag,
 )
 
-SAFETY_PREFIX = "vps-safety-"  # a safety snapshot's tag is this and the restore's job id
+SAFETY_PREFIX = "vps-safety-"  # a safety snapshot's tag is this and the restore's job ID
 
 
 @dataclass(frozen=True, kw_only=True)

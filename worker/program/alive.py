@@ -15,6 +15,7 @@ STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
 HUNG_SECONDS = 30.0  # without a turn of the event loop; its longest blocking call, a journal write, takes far less
 TOLD_EACH_SECONDS = HUNG_SECONDS / 10
+TURN_SECONDS = 300.0  # without a turn of a watched loop; the limits of its calls are far shorter
 SEND_SECONDS = 1.0
 
 _SOCKET = "NOTIFY_SOCKET"
@@ -40,38 +41,39 @@ def leave_to_parent() -> None:
 
 
 class Turns:
-    """When each watched loop last completed a turn. `limit_seconds`: how long a turn may take."""
+    """When each watched loop must have completed its turn. `limit_seconds`: how long a turn may take."""
 
-    def __init__(self, limit_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit_seconds: float = TURN_SECONDS, *, now: Callable[[], float] = time.monotonic) -> None:
         self._limit_seconds = limit_seconds
         self._now = now
-        self._last: dict[str, float] = {}
+        self._due: dict[str, float] = {}
 
-    def counted(self, name: str) -> Callable[[], None]:
-        """A function that the loop calls at each turn. The loop is watched from the first call on."""
+    def counted(self, name: str, *, more_seconds: float = 0.0) -> Callable[[], None]:
+        """A function that the loop calls at each turn. The loop is watched from the first call on. `more_seconds`: how
+        much longer than the limit a turn of this loop may take."""
 
         def turned() -> None:
-            self._last[name] = self._now()
+            self._due[name] = self._now() + self._limit_seconds + more_seconds
 
         return turned
 
     def hung(self) -> Collection[str]:
-        return [name for name, at in self._last.items() if self._now() - at > self._limit_seconds]
+        return [name for name, due in self._due.items() if self._now() > due]
 
 
 async def prove_alive(turns: Turns | None = None, *, hung_seconds: float = HUNG_SECONDS) -> None:
     """Run until cancelled: a watchdog for the event loop and the loops of `turns`.
 
     If the event loop hangs for `hung_seconds`, so that not even timeouts fire, the process prints its stack and exits.
-    If another loop hangs, the notifications to systemd stop, and systemd kills the program after the unit's
-    WatchdogSec.
+    It also exits if another loop hangs and makes no progress for `hung_seconds` more.
     """
     told = False
+    faulthandler.dump_traceback_later(hung_seconds, exit=True)
     try:
         while True:
-            faulthandler.dump_traceback_later(hung_seconds, exit=True)
             hung = turns.hung() if turns else ()
             if not hung:
+                faulthandler.dump_traceback_later(hung_seconds, exit=True)
                 tell(ALIVE)
             elif not told:
                 log.critical("loop.hung", loops=sorted(hung))

@@ -14,7 +14,7 @@ log = structlog.stdlib.get_logger()
 
 @asynccontextmanager
 async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run `work` beside the block, and cancel it at the end of the block. If the work fails, the process is asked to
+    """Run `work` alongside the block, and cancel it at the end of the block. If the work fails, the process is asked to
     stop, and the error is raised at the end of the block: a program that lacks a part must be restarted."""
     task = asyncio.create_task(work)
     task.add_done_callback(_stop_if_failed)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import AnyUrl, BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
@@ -67,7 +67,8 @@ def _refuse_readable_secrets(file: Path, secrets: list[str]) -> None:
 def _secrets(settings: BaseModel, given: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """The keys of the secrets that are set in the file."""
     for name, value in settings:
-        if isinstance(value, SecretStr) and name in given:
+        is_secret = isinstance(value, SecretStr) or (isinstance(value, AnyUrl) and value.password is not None)
+        if is_secret and name in given:
             yield f"{above}{name}"
         elif isinstance(value, BaseModel) and isinstance(given.get(name), Mapping):
             yield from _secrets(value, given[name], f"{above}{name}.")
@@ -92,7 +93,8 @@ def _described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
         if isinstance(key.annotation, type) and issubclass(key.annotation, BaseModel):
             yield from _described(key.annotation, f"{above}{name}.")
         else:
-            default = key.get_default(call_default_factory=True)
+            # not its value: manual pages are made on another machine
+            default = "the machine's" if key.default_factory is not None else key.default
             unset = default is None or default == []
             meaning = "; ".join(filter(None, [key.description, "" if unset else f"default {default}"]))
             yield f"{above}{name}: {meaning}" if meaning else f"{above}{name}"

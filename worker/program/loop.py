@@ -30,16 +30,19 @@ async def every(
     name: str,
     expected: Mapping[type[Exception], str] | None = None,
     again_seconds: float | None = None,
+    turned: Callable[[], None] = lambda: None,
 ) -> NoReturn:
     """Run `work` until cancelled, with a pause of `seconds` after each round. Errors of a round do not end the loop.
 
     `expected`: transient errors, and the log event for each; its `cause` is the error's own cause. Any other error is
     logged with its traceback as `<name>.broke`. `again_seconds`: the pause after a failed round, if not `seconds`.
+    `turned` is called before each round.
     """
     expected = expected or {}
     broke = f"{name}.broke"
     while True:
         pause = seconds
+        turned()
         try:
             await work()
         except tuple(expected) as error:

@@ -12,6 +12,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from worker.store import trouble
 
 LATE_SECONDS = 0.5  # a connection or an answer that takes longer is a reason to look for another primary
+LOOK_AGAIN_SECONDS = 0.1  # then, because the Sentinels may name another one at any time
 
 
 class TrackedConnection(AbstractConnection):
@@ -89,8 +90,10 @@ class _ToPrimary(TrackedConnection, SentinelManagedConnection):
     async def _connected_unless_moved(self, address: tuple[str, int]) -> tuple[str, int] | None:
         """The address of another primary; None once this one is connected."""
         connecting = asyncio.ensure_future(super().connect_to(address))  # type: ignore[no-untyped-call] # redis-py's gap
+        patience = LATE_SECONDS
         try:
-            while not (await asyncio.wait({connecting}, timeout=LATE_SECONDS))[0]:
+            while not (await asyncio.wait({connecting}, timeout=patience))[0]:
+                patience = LOOK_AGAIN_SECONDS
                 with suppress(RedisError, OSError):
                     primary: tuple[str, int] = await self.connection_pool.get_master_address()
                     if primary != address:

@@ -167,7 +167,7 @@ class _Client(Redis):
         return answer
 
     async def _find_primary(self, error: Exception) -> None:
-        """Redis without its replicas may be cut off from them, and another one be the primary by now."""
+        """If Redis has lost its replicas, another instance may have become the primary."""
         if not (isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE):
             return
         self._look()
@@ -178,8 +178,8 @@ class _Client(Redis):
                 await self.reconnect()
 
     def _look(self) -> None:
-        """Ask the Sentinels, in the background, and leave a former primary at once. Not only new connections must find
-        the new one: a primary that hangs or is cut off from its replicas answers what it was asked after seconds."""
+        """Ask the Sentinels in the background, and close connections to a former primary. Existing connections must
+        move too, because a primary that hangs or is cut off from its replicas answers only after seconds."""
         if isinstance(self.connection_pool, SentinelConnectionPool) and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._leave_former(self.connection_pool))
 

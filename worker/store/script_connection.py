@@ -16,14 +16,15 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.store import trouble
-from worker.store.connection import LATE_SECONDS, TrackedConnection
+from worker.store.connection import LATE_SECONDS, LOOK_AGAIN_SECONDS, TrackedConnection
 
 MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Script:
-    """A Lua script, identified by its SHA-1. `changes`: its writes must not be lost once it has answered."""
+    """A Lua script, identified by its SHA-1. `changes`: replicas must confirm its writes before its answer is
+    returned."""
 
     def __init__(self, text: str, *, changes: bool = False) -> None:
         self.text = text
@@ -228,7 +229,7 @@ class _Pipeline:
         left = self._waiting[0][1] + LATE_SECONDS - self._loop.time()
         if left <= 0:
             self._late()
-        self._hurrying = self._loop.call_later(left if left > 0 else LATE_SECONDS, self._hurry)
+        self._hurrying = self._loop.call_later(left if left > 0 else LOOK_AGAIN_SECONDS, self._hurry)
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:

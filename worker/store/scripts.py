@@ -1,6 +1,7 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
-The first lines of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
+The first lines of a script or of a module may name modules of `shared/`: `-- include: clock, records`. Of these, a
+script carries only the definitions that it uses, because Redis creates each of them in every run. The module
 `states` is generated from `worker/store/model.py` and `worker/store/bounds.py`, so that states and bounds are defined
 once.
 
@@ -30,6 +31,10 @@ ENTER = "access/enter"
 ENTER_AS_NODE = "nodes/enter"
 _ASK = "local ask = cjson.decode(ARGV[1])\n"
 _INCLUDE = "-- include: "
+_DEFINITIONS = re.compile(r"^(?=local |function )", re.MULTILINE)
+_DEFINED = re.compile(r"(?:local )?function (\w+)|local ([\w, ]+)")
+_COMMENTS_AND_STRINGS = re.compile(r"--.*|'[^'\n]*'")
+_NAMES = re.compile(r"(?<![\w.:])[A-Za-z_]\w*")
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 _ALSO_WHEN_FULL = re.compile(r"^-- Also when full\.$", re.MULTILINE)
 
@@ -86,7 +91,7 @@ def linked(script: str) -> str:
 
 
 def _modules(*scripts: str) -> str:
-    """The modules that the scripts include, each once and after its own dependencies."""
+    """What the scripts use of the modules that they include, each definition once and after its own dependencies."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -99,7 +104,26 @@ def _modules(*scripts: str) -> str:
     for script in scripts:
         for module in includes(script):
             add(module)
-    return "".join(modules.values())
+    return _used("".join(modules.values()), by="".join(scripts))
+
+
+def _used(modules: str, *, by: str) -> str:
+    """The definitions that the script `by` uses, directly or through others, without the comments between them."""
+    definitions = _DEFINITIONS.split(re.sub(r"^(--.*)?\n", "", modules, flags=re.MULTILINE))
+    needed, names = set[int](), _names(by)
+    while found := {n for n, lua in enumerate(definitions) if n not in needed and _defined(lua) & names}:
+        needed |= found
+        names = names.union(*(_names(definitions[n]) for n in found))
+    return "".join(definitions[n] for n in sorted(needed))
+
+
+def _names(lua: str) -> set[str]:
+    return set(_NAMES.findall(_COMMENTS_AND_STRINGS.sub("", lua)))
+
+
+def _defined(definition: str) -> set[str]:
+    found = _DEFINED.match(definition)
+    return set((found[1] or found[2]).strip().split(", ")) if found else set()
 
 
 def source(name: str) -> str:

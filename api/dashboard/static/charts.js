@@ -1,5 +1,5 @@
 // Draws each figure's data-chart, with the style sheet's colors for light and dark. A point of a chart links to the jobs
-// that ended then.
+// that ended at that time.
 "use strict";
 (() => {
   const drawn = new Map(); // by the figure's id

@@ -62,7 +62,7 @@ class _Head:
         return cls(first=number_of(first), last=number_of(last), is_readable=not damaged)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Walk:
     first: int | None  # the number with which the log must begin
     number: int | None = None  # number of the last entry

@@ -18,7 +18,7 @@ from worker.store.calls import Idempotency, Scripts, accepted, for_script, readi
 from worker.store.errors import CredentialExists
 from worker.store.unreadable import Unreadable
 
-OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
+OVERLAP = timedelta(minutes=10)  # how long the former credential is valid alongside the new one
 PREFIX = "vpsnode_"  # lets secret scanners recognize a leaked credential
 _SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -1,8 +1,8 @@
 -- include: clock, records, idempotency
 -- Give a node a credential.
 -- ask: {node, key, record: {field: text}, salt, lifetime_ms (missing: it never ends), overlap_ms: how long former ones
--- stay valid; missing: there must be none, may_be_first: whether there may be none all the same, idempotency (see
--- `replay`)}
+-- stay valid; missing: the node must have no credential, may_be_first: with overlap_ms, the node may also have none,
+-- idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local index = 'node:' .. ask.node .. ':credentials'

@@ -1,7 +1,7 @@
 -- include: records, idempotency, bounds, token_names
 -- Create a token.
 -- ask: {key, record: {field: text}, lifetime_ms (missing: it never ends), salt, idempotency (see `replay`)}
--- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
+-- Answers {'admitted', {field, value, ...}, salt} or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 -- A refusal if the account has too many tokens. Expired tokens are removed from its list only here.

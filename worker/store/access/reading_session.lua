@@ -1,7 +1,7 @@
 -- include: clock, records, rate, notes
 -- Find the token of a read-only session, which Redis does not store, and count the call for it.
 -- Only reads and notes.
--- ask: {token: its id, calls, window_ms}
+-- ask: {token: its ID, calls, window_ms}
 -- Answers {} if there is no such token, else {its key, {field, value, ...}, why Redis refused to count or '', and if
 -- it counted: allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])

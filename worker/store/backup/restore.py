@@ -11,10 +11,10 @@ from worker.store.backup.rows import LIFE, Row, life_of
 from worker.store.calls import Scripts, reading, redis_answers
 
 AT_ONCE = 200  # rows per script call
-# backups do not contain the lists by object, so the restored log is searched instead
-# Of a backup since which Redis has lost nothing: what these add to records that are there. All else that is missing was
-# removed since.
+# Kinds whose records a restore may complete if Redis has lost nothing since the backup. Missing records of other kinds
+# were deleted since.
 NEVER_REMOVED = frozenset({"server", "snapshot"})
+# backups do not contain the lists by object, so the restored log is searched instead
 OF_LISTS = {"listed_from", "listed_seq"}
 
 
@@ -30,13 +30,12 @@ class Restore(Scripts):
         return not await reading(lambda: self._redis.exists("tokens"))
 
     async def has_lost_nothing(self, backup: BackupFile) -> bool:
-        """Whether Redis has all data that it had at the time of the backup, but what was removed since: it was not
-        emptied, or this backup was restored."""
+        """Whether Redis still has the data of the backup, apart from what was deleted since."""
         return bool(backup.life) and await life_of(self._redis) == backup.life
 
     async def records(self, backup: BackupFile, *, now_ms: int, removed: bool = True) -> Mapping[str, int]:
-        """Write all but the audit log. `now_ms`: Redis's clock. `removed` False: only what was not removed since the
-        backup. Returns the number of rows written, by kind."""
+        """Write all but the audit log. `now_ms`: Redis's clock. `removed` False: only what cannot have been deleted
+        since the backup. Returns the number of rows written, by kind."""
         written: Counter[str] = Counter()
         age_ms = max(0, now_ms - backup.made_ms)
         by_kind: dict[str, list[Row]] = {}

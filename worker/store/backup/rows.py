@@ -57,7 +57,8 @@ class Backup(Scripts):
         return records.text(await reading(lambda: self._redis.get("snapshots:last_id")) or b"")
 
     async def life(self) -> str:
-        """By which a restore notices that Redis has lost nothing since. "" while Redis takes no writes."""
+        """The random ID of Redis's data, set if missing. A restore compares it with the ID in the file. "" if it is
+        missing while Redis accepts no writes."""
         with suppress(StoreReadOnly), redis_answers():
             await self._redis.set(LIFE, secrets.token_hex(16), nx=True)
         return await life_of(self._redis)
@@ -135,7 +136,7 @@ def kind_of(key: str) -> str | None:
 
 
 def _row(key: str, record: Mapping[str, str], left_ms: int) -> Iterable[Row]:
-    """The row of a key; None if the record no longer exists or has no data that exists only in Redis."""
+    """Yields the row of a key; nothing if the record is gone or nodes have all of its data."""
     kind = kind_of(key)
     if kind == "snapshot" and record.get("status") not in SNAPSHOTS_KEPT:
         return

@@ -2,7 +2,7 @@
 -- Fail the queued jobs that had to start before now: the windows of their schedules are over.
 -- Also when full.
 -- ask: {limit, result (see `conclude`)}
--- Answers the ids of the failed jobs.
+-- Answers the IDs of the failed jobs.
 local ask = cjson.decode(ARGV[1])
 local failed = {}
 

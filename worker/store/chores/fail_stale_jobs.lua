@@ -3,7 +3,7 @@
 -- its node reports its outcome.
 -- Also when full.
 -- ask: {silent_ms, limit, result (see `conclude`)}
--- Answers the ids of the failed jobs.
+-- Answers the IDs of the failed jobs.
 local ask = cjson.decode(ARGV[1])
 local failed = {}
 local oldest = redis.call('ZRANGEBYSCORE', 'jobs:waiting', '-inf', now_ms() - ask.silent_ms, 'LIMIT', 0, ask.limit)

@@ -2,7 +2,7 @@
 -- Cancel a job that its node has not started.
 -- Also when full.
 -- ask: {account, id, result (see `conclude`), idempotency (see `replay`)}
--- Answers {'admitted', job (see `show_job`)} or {'refused', code, state of the job}.
+-- Answers {'admitted', job (see `show_job`)} or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function cancel()

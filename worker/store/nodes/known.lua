@@ -1,7 +1,7 @@
 -- include: records, nodes, snapshots, claims
 -- Show the store's records of one server's snapshots.
--- ask: {node, owner, server, snapshots: ids found on its disks}
--- Answers {'known', job that holds the server or '', {{field, value, ...} of each of the ids; {'elsewhere', '1'} for
+-- ask: {node, owner, server, snapshots: IDs found on its disks}
+-- Answers {'known', job that holds the server or '', {{field, value, ...} of each of the IDs; {'elsewhere', '1'} for
 -- another server's}, {id, status, ...} of all that the customer sees, job of the restore that can be undone or ''},
 -- {'lease_lost'}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

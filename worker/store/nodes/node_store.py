@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
 from worker.store.calls import By, Scripts, as_json, given, redis_answers
+from worker.store.connection import LATE_SECONDS
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
@@ -226,7 +227,8 @@ class NodeStore(Scripts):
 
     @property
     def _us(self) -> dict[str, str]:
-        """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease."""
+        """The caller's fields of an ask. A script changes nothing if another worker holds the node's lease, except
+        `republish`."""
         return {"node": self.node, "owner": self._owner} | given(credential=self._credential)
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
@@ -288,7 +290,8 @@ class NodeStore(Scripts):
         return JobId(job_id.decode())
 
     async def _woken(self, seconds: float) -> None:
-        """Wait until the node is woken or `stop_taking` is called, at most `seconds`."""
+        """Wait until the node is woken or `stop_taking` is called, at most `seconds`; half a second more if Redis does
+        not answer, because another one may be the primary by now."""
         wait: Any = seconds  # the type allows only whole seconds
         # the type of its answer is also too narrow
         blpop: Any = self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)
@@ -296,8 +299,8 @@ class NodeStore(Scripts):
         with redis_answers():
             self._wakings.add(waking)
             try:
-                await asyncio.wait({waking})
-                if not waking.cancelled():
+                await asyncio.wait({waking}, timeout=seconds + LATE_SECONDS)
+                if waking.done() and not waking.cancelled():
                     waking.result()
             finally:
                 self._wakings.discard(waking)

@@ -8,8 +8,8 @@ A node's data is a claim: every field has a type and a limit, and unknown fields
 therefore needs a new number in PROTOCOLS, and gateways must be upgraded before nodes. `hello` negotiates the highest
 number that both sides support; a node does not send newer fields to an older gateway.
 
-- 1: the first release. - 2:
-`take` has the field `begin`, and may return jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
+- 1: the first release.
+- 2: `take` has the field `begin`, and may return jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
 - 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
 - 4: a node's `slots_max`.

@@ -4,7 +4,7 @@
 -- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
 -- jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id, undoes,
 -- present_only and live ('1' or '')}]}
--- Answers {'published', {ids of the snapshots that were not known}, {reasons of what was left out}}, {'lease_lost'},
+-- Answers {'published', {IDs of the snapshots that were not known}, {reasons of what was left out}}, {'lease_lost'},
 -- {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
 local MOST = 1000 -- snapshots per call

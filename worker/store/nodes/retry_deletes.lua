@@ -3,7 +3,7 @@
 -- has a job stays due.
 -- Also when full.
 -- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
--- Answers the ids of the queued jobs.
+-- Answers the IDs of the queued jobs.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return {} end
 local due, now, queued = 'node:' .. ask.node .. ':deleting', now_ms(), {}

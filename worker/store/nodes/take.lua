@@ -3,7 +3,7 @@
 -- the node is paused, no job starts; a resume wakes the node. Jobs that have ended or belong to another node are
 -- removed from the queue.
 -- Also when full.
--- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: ids, begin, left and late (see
+-- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: IDs, begin, left and late (see
 -- `nodes/begin`)}
 -- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. With `begin`, answers
 -- nothing without the lease.

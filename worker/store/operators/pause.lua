@@ -13,7 +13,7 @@ local function turn()
   -- a new process may be on a host that has just booted and may not have reported this yet
   local is_known = boot and (told_by or owner) == owner
   if ask.until_back and not is_known then return {'refused', 'node_boot_unknown'} end
-  still_paused(ask.node) -- its end may have passed without its silent node having ended it
+  still_paused(ask.node) -- a silent node does not end an expired pause
   if ask.reason == '' then
     resume_node(ask.node)
     wake(ask.wake)

@@ -104,7 +104,7 @@ local function request()
   })
 end
 
--- One that was revoked or has expired, by what it did.
+-- A revoked or expired token, found through its audit entries.
 local function former_token(id)
   local entry = latest(ask.uses, 'token', id)
   if not entry then return end

@@ -21,7 +21,8 @@ local function keep_answers(answers)
   end
 end
 
--- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
+-- The stored answer if the request has a key and was answered before, with 'replayed' as its first element; else nil.
+-- So every script that takes `idempotency` can also answer {'replayed', ...}.
 local function replay(ask)
   if not ask.idempotency then return nil end
   local key = answer_keys(ask)

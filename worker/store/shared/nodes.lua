@@ -30,7 +30,8 @@ local function note_about(ask)
   local paused_boot = redis.call('HGET', 'node:' .. ask.node, 'paused_boot') or ''
   redis.call('HSET', 'node:' .. ask.node, 'about', ask.about)
   if ask.boot ~= '' then redis.call('HSET', 'node:' .. ask.node, 'boot', ask.boot, 'boot_told_by', ask.owner) end
-  if paused_boot ~= '' and ask.boot ~= '' and ask.boot ~= paused_boot then end_pause(ask.node, 'its host is back') end
+  local has_rebooted = paused_boot ~= '' and ask.boot ~= '' and ask.boot ~= paused_boot
+  if has_rebooted then end_pause(ask.node, 'its host has rebooted') end
   redis.call('ZADD', 'nodes:by:free', ask.free_bytes, ask.node)
 end
 

@@ -1,3 +1,4 @@
+-- include: refusals
 -- Optional writes of read-only scripts: a counter, the trimming of a list.
 
 -- Call `act`, which writes, with the arguments. Returns why Redis refused the write or '', and the result of `act`.

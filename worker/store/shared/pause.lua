@@ -37,6 +37,6 @@ end
 -- Whether the node is paused now; removes a pause that has ended.
 local function still_paused(node)
   if is_paused(node) then return true end
-  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then end_pause(node, 'its end had come') end
+  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then end_pause(node, 'the pause expired') end
   return false
 end

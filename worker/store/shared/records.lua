@@ -1,4 +1,4 @@
--- include: states
+-- include: refusals, states
 -- Records: hashes of text, and the formats of their fields.
 
 -- The required fields of records, and their formats.
@@ -104,7 +104,7 @@ local function attempt(key, work, ...)
   return nil
 end
 
--- Like `record_of`, but nil for a missing or unreadable record.
+-- Like `read`, but nil for a missing or unreadable record.
 local function look_up(key)
   return attempt(key, read, key)
 end

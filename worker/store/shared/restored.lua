@@ -4,7 +4,7 @@
 local RESTORED_MS = 30 * 86400000
 local RESTORED_FIELDS = {'description', 'labels', 'protected', 'expires_ms', 'schedule'}
 
--- made_ms: when that backup was made. What a later one knows stays.
+-- made_ms: when that backup was made. Fields of a later backup are kept.
 local function keep_restored(id, kept, made_ms)
   local key = 'snapshot:' .. id .. ':restored'
   if (number(redis.call('HGET', key, 'made_ms')) or 0) > made_ms then return end

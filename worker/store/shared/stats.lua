@@ -1,8 +1,10 @@
 -- include: records
 -- Counts for the operators' charts.
 
-local STATS_MS, STATS_KEPT_MS = 300000, 25 * 3600 * 1000
-local STATS_HOUR_MS, STATS_HOURS_KEPT_MS = 3600000, 169 * 3600 * 1000
+local STATS_MS = 300000
+local STATS_KEPT_MS = 25 * 3600 * 1000
+local STATS_HOUR_MS = 3600000
+local STATS_HOURS_KEPT_MS = 169 * 3600 * 1000
 
 -- Count the end of a job in the hashes of the current five minutes and of the current hour. Durations are counted in
 -- bins, each 10 % wider than the previous one.

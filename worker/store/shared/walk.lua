@@ -4,7 +4,7 @@
 local LOOKS = 2000 -- entries per call, to limit how long it blocks Redis
 local looked = 0
 
--- Count what is looked at for the sake of an entry.
+-- Count the further entries that were read for one entry of the page.
 local function look_further(many)
   looked = looked + many
 end

@@ -3,7 +3,7 @@
 -- waited longest is next. No other sender gets it until the claim is settled or lease_ms have passed.
 -- Also when full.
 -- ask: {token: of the claim, lease_ms, limit}
--- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
+-- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery ID, event, created_ms, attempts, job as it
 -- was shown (not for a test)}, ...}}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()

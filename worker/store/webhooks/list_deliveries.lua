@@ -2,7 +2,7 @@
 -- One page of a webhook's deliveries, newest first.
 -- Only reads.
 -- ask: {account, id, offset, limit}
--- Answers {total, {delivery id, {field, value, ...}}, ...}; nil if the account has no such webhook.
+-- Answers {total, {delivery ID, {field, value, ...}}, ...}; nil if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
 if redis.call('HGET', 'webhook:' .. ask.id, 'account') ~= ask.account then return nil end
 -- one second less than the retention of records, so that every listed delivery has one

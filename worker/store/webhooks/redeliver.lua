@@ -2,7 +2,7 @@
 -- Send failed deliveries of a webhook again: one, or all.
 -- ask: {account, id, delivery_id (missing: all), no_message: the event that needs no stored message, pause_ms:
 -- minimum time after a request for all that sent something, idempotency (see `replay`)}
--- Answers {'admitted', {delivery id, {field, value, ...}}}, for all {'admitted', how many, how many others have
+-- Answers {'admitted', {delivery ID, {field, value, ...}}}, for all {'admitted', how many, how many others have
 -- lost their message}, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 local now, key = now_ms(), 'webhook:' .. ask.id

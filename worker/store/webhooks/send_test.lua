@@ -1,7 +1,7 @@
 -- include: records, deliveries, idempotency, room
 -- Queue a test event for delivery.
 -- ask: {account, id, delivery_id, event, most, idempotency (see `replay`)}
--- Answers {'admitted', {delivery id, {field, value, ...}}} or {'refused', code, ...}.
+-- Answers {'admitted', {delivery ID, {field, value, ...}}} or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function test()

@@ -287,7 +287,7 @@ class ScheduleBody(TypedDict):
     server_id: NotRequired[int]
     server_labels: NotRequired[dict[str, str]]
     """
-    covers all servers of the account that have all of these labels, also those labelled later
+    covers all servers of the account that have all of these labels, also those labeled later
     """
     name: str
     """
@@ -299,7 +299,7 @@ class ScheduleBody(TypedDict):
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots of each server to keep; the newest are kept
+    how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of snapshots of a server, which is 5 unless the provider sets another one
     """
     expire_after_hours: NotRequired[int | None]
     enabled: NotRequired[bool]
@@ -329,7 +329,7 @@ class ScheduleEditBody(TypedDict):
     """
     keep: NotRequired[int]
     """
-    how many of its completed snapshots of each server to keep; the newest are kept
+    how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of snapshots of a server, which is 5 unless the provider sets another one
     """
     expire_after_hours: NotRequired[int | None]
     """
@@ -342,7 +342,7 @@ class ScheduleEditBody(TypedDict):
     """
     server_labels: NotRequired[dict[str, str]]
     """
-    covers all servers of the account that have all of these labels, also those labelled later
+    covers all servers of the account that have all of these labels, also those labeled later
     """
     time_zone: NotRequired[str]
     """

@@ -417,7 +417,7 @@ export interface components {
          */
         ScheduleBody: {
             server_id?: number;
-            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            /** @description covers all servers of the account that have all of these labels, also those labeled later */
             server_labels?: {
                 [key: string]: string;
             };
@@ -430,7 +430,7 @@ export interface components {
              */
             when: string;
             /**
-             * @description how many of its completed snapshots of each server to keep; the newest are kept
+             * @description how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of snapshots of a server, which is 5 unless the provider sets another one
              * @default 3
              */
             keep?: number;
@@ -464,7 +464,7 @@ export interface components {
              * @example 0 3 * * MON-FRI
              */
             when?: string;
-            /** @description how many of its completed snapshots of each server to keep; the newest are kept */
+            /** @description how many of its completed snapshots of each server to keep; the newest are kept. At most the limit of snapshots of a server, which is 5 unless the provider sets another one */
             keep?: number;
             /** @description null: never */
             expire_after_hours?: number | null;
@@ -474,7 +474,7 @@ export interface components {
              * @enum {string}
              */
             consistency?: "stop" | "live";
-            /** @description covers all servers of the account that have all of these labels, also those labelled later */
+            /** @description covers all servers of the account that have all of these labels, also those labeled later */
             server_labels?: {
                 [key: string]: string;
             };

@@ -38,7 +38,8 @@ options:
     type: int
   keep:
     description:
-      - How many of its snapshots of each server to keep, 1 to 5. A new schedule keeps 3.
+      - How many of its snapshots of each server to keep, at most the server's limit of snapshots, usually 5.
+      - A new schedule keeps 3.
     type: int
   expire_after_hours:
     description:
@@ -72,7 +73,7 @@ EXAMPLES = """
     when: "0 3 * * *"
     keep: 3
 
-- name: Have a snapshot of each labelled server at night, in Berlin's time
+- name: Have a snapshot of each labeled server at night, in Berlin's time
   vps.snapshots.schedule:
     server_labels: {backup: nightly}
     name: nightly

@@ -12,7 +12,7 @@ from tests.conftest import needs_module
 
 needs_module("libvirt")
 
-from drivers.kvm import neighbours, sharing  # noqa: E402 - only where there is a libvirt
+from drivers.kvm import neighbors, sharing  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.disks_xml import FileDisk  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.places import SYSTEM  # noqa: E402 - only where there is a libvirt
 
@@ -46,8 +46,8 @@ def used_by_others(disk: FileDisk) -> sharing.Uses:
     return {THEIRS: frozenset({(sharing.Use.DISK, (status.st_dev, status.st_ino))})}
 
 
-def patient_for(seconds: float, slow: Slow) -> neighbours.Neighbours:
-    return neighbours.Neighbours(slow, SYSTEM, look_seconds=seconds)  # type: ignore[arg-type] # all that it asks
+def patient_for(seconds: float, slow: Slow) -> neighbors.Neighbors:
+    return neighbors.Neighbors(slow, SYSTEM, look_seconds=seconds)  # type: ignore[arg-type] # all that it asks
 
 
 async def test_all_waiting_callers_share_one_scan(disk: FileDisk) -> None:

@@ -21,7 +21,7 @@ NOT_YET = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Judgment:
     images: Mapping[FileDisk, Image]  # the readable disks
     parts: tuple[StatePart, ...]  # the state files that exist
     skipped: tuple[SkippedDisk, ...]
@@ -37,11 +37,11 @@ class Judgement:
             raise kind("; ".join(str(each) for each in self.refusals if type(each) is kind)) from self.refusals[0]
 
 
-async def judge(found: Hardware) -> Judgement:
+async def judge(found: Hardware) -> Judgment:
     """Check the disks and state files. Read-only; works whether the domain runs or not."""
     images, refusals = await judge_disks(found.disks)
     parts, unheld, unfit = await asyncio.to_thread(_parts, found)
-    return Judgement(
+    return Judgment(
         images=images,
         parts=tuple(parts),
         skipped=(*found.skipped, *unheld),

@@ -12,7 +12,7 @@ from drivers.kvm.places import Places
 LOOK_SECONDS = 5.0  # limit for reading the files of every domain; hundreds of domains take 0.1 s
 
 
-class Neighbours:
+class Neighbors:
     """The files that all domains of one libvirt use. `look_seconds`: time limit for reading them."""
 
     def __init__(self, connection: Connection, places: Places, *, look_seconds: float = LOOK_SECONDS) -> None:
@@ -34,7 +34,7 @@ class Neighbours:
             raise UnsupportedServer(sharing.refusal(shared))
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        """The shared disks of all adopted domains, by server id. Raises HypervisorUnavailable if some storage hangs."""
+        """The shared disks of all adopted domains, by server ID. Raises HypervisorUnavailable if some storage hangs."""
         every = await self._uses()
         if every is None:
             raise HypervisorUnavailable("some storage of the node is not responding")
