@@ -74,8 +74,9 @@ def test_every_layer_of_the_import_contracts_is_in_the_picture() -> None:
     layers = {
         name for one in contracts if one["type"] == "layers" for layer in one["layers"] for name in layer.split(" | ")
     }
-    assert len(layers) > 50
-    assert layers - picture == set()
+    resources = {path.parent.name for path in (PROJECT / "api").glob("*/calls.py")}  # the picture shows where they are
+    assert len(layers - resources) > 45
+    assert layers - resources - picture == set()
 
 
 def _is_below_tests(place: str) -> bool:
