@@ -122,11 +122,11 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	@mv sbom.json.new sbom.json
 
 DIST ?= dist
-deb: setup ## build the wheel and the packages for Debian 12 and 13, each with its SBOM, and the packages with all licenses (DIST=dist DEBIAN=12 REVISION=1)
+deb: setup ## build the wheel, and the packages for Debian 12 and 13 with their SBOMs and licenses (DIST=dist DEBIAN=12 REVISION=1)
 	@deploy/setup.sh packaging
 	$(BIN)/python -m deploy.packages $(DIST) $(addprefix --debian ,$(DEBIAN)) --revision $(or $(REVISION),1)
 
-test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
+test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12 FROM=v1.0.0)
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
 

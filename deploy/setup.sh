@@ -32,8 +32,8 @@ HYPERVISOR_PACKAGES=(
 # Since Debian 13 libvirt's storage pools are a package of their own
 if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
-# for failovers a proxy before two front ends and network namespaces, and virsh, which a page for providers uses
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2 libvirt-clients)
+# proxies before front ends, network namespaces, and virsh, which a page for providers uses
+TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy nginx-light iproute2 libvirt-clients)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`, which has chroots without a network, and builds an image without a daemon
@@ -81,7 +81,7 @@ install_packages() {
             trap "rm -f /usr/sbin/policy-rc.d" EXIT
             printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
         fi
-        for service in redis-server prometheus; do
+        for service in redis-server prometheus nginx; do
             command -v $service >/dev/null || new="${new:-} $service"
         done
         apt-get -q -y install --no-install-recommends "$@" || exit

@@ -93,7 +93,8 @@ class Cell:
         machine, first = self.machines[place], self.machines[0]
         folder = self._folder_of(place)
         folder.mkdir()
-        lines = {"dir": f"dir {folder}", "port": "port 0", "bind": f"bind {machine.host}"} | dict(tls)
+        lines = {"dir": f"dir {folder}", "unixsocket": "unixsocket redis.sock"}  # below `dir`
+        lines |= {"port": "port 0", "bind": f"bind {machine.host}"} | dict(tls)
         lines |= {"tls-port": f"tls-port {machine.port}", "tls-replication": "tls-replication yes"}
         lines |= {"tls-auth-clients": "tls-auth-clients no"}
         lines |= {"aclfile": f"aclfile {FILES / 'users.acl'}", "masteruser": "masteruser replica"}

@@ -42,7 +42,7 @@ def _curl(sample: Sample) -> str:
     method = "" if sample.method == ("GET" if sample.body is None else "POST") else f" -X {sample.method}"
     lines = [f'{call}{method} "$URL{sample.path}"']
     if sample.needs_token:
-        lines.append('-H "Authorization: Bearer $TOKEN"')
+        lines.append('-H @- <<<"Authorization: Bearer $TOKEN"')  # other users can see arguments
     if sample.takes_key:
         lines.append(f'-H "{_KEY}: $(openssl rand -hex 16)"')
     if sample.body is not None:

@@ -1,4 +1,4 @@
-call() { curl -sS --fail-with-body -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' "$@" && echo; }
+call() { curl -sS --fail-with-body -H @- -H 'Content-Type: application/json' "$@" <<<"Authorization: Bearer $TOKEN" && echo; }
 start() {  # prints the response, and keeps the paths that its headers name: of the snapshot and of the job
     paths=$(call -o /dev/stderr -w '%header{location} %header{operation-location}' "$@") && echo &&
         snapshot=${paths% *} && job=${paths#* }

@@ -246,6 +246,16 @@ def test_every_sample_is_well_formed(tmp_path: Path, node: Path) -> None:
     subprocess.run(["bash", "-n", "samples.sh"], cwd=tmp_path, check=True)
 
 
+def test_no_sample_puts_the_token_into_an_argument() -> None:
+    """Other users of the machine can see arguments."""
+    texts = [sample_of(path, method, call)["sh"] for path, method, call in operations()]
+    guides = [*(PROJECT / "docs").glob("**/*.md"), PROJECT / "README.md"]
+    texts += re.findall(r"^```sh.*?^```$", "\n".join(guide.read_text() for guide in guides), re.DOTALL | re.MULTILINE)
+    with_token = [re.sub(r'<<<"[^"]*"', "", text) for text in texts if "$TOKEN" in text]
+    assert len(with_token) > 20
+    assert [text for text in with_token if "TOKEN" in text] == []
+
+
 BODY = '{"type": "webhook.test", "data": {"webhook_id": "ü"}}'.encode()
 
 
@@ -296,3 +306,15 @@ async def test_the_samples_that_verify_a_message_tell_a_genuine_one(tmp_path: Pa
     said = json.loads(await run(tmp_path, language, program + CHECKS.get(language, ""), node))
 
     assert dict(zip(sent, said, strict=True)) == {name: is_genuine for name, (_, _, is_genuine) in sent.items()}
+
+
+def test_the_sample_with_the_library_verifies_a_message(tmp_path: Path) -> None:
+    _, sample = fences("api/webhooks.md", "python")
+    for name, (headers, body, is_genuine) in messages().items():
+        given = f"secret, headers, body = {SECRET!r}, {headers!r}, {body!r}\n"
+        program = f"{given}{sample}print(event['type'])"
+        said = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert said.stdout == ("webhook.test\n" if is_genuine else ""), name
+        assert is_genuine or "WebhookVerificationError" in said.stderr, name

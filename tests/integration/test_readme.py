@@ -25,7 +25,7 @@ API = (PROJECT / "docs" / "api" / "errors.md").read_text()
 async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     needs("redis-server")
     needs("curl")
-    (script,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    (script,) = re.findall(r"```sh calls\n(.*?)```", README, re.DOTALL)
     assert script == (PROJECT / "deploy" / "demo" / "calls.sh").read_text()  # what `make run` prints
     script = f"{script}sleep 1\n{script}"  # as a user who repeats it, after the node has freed the space
     state = State.open(tmp_path / "state")

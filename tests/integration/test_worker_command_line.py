@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_module
+from tests.operations.pages import blocks
 from tests.unit.test_journal import TASK
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.program.configuration import ENV_PREFIX
@@ -172,6 +174,21 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
     )
     told = json.loads(run("survey", str(tmp_path), "--json").stdout)
     assert told["summary"]["refused"] == 1
+
+
+@pytest.mark.parametrize(
+    "line", [line for block in blocks("project") if block.kind == "survey" for line in block.text.splitlines()]
+)
+def test_the_survey_works_as_the_readme_calls_it(line: str, tmp_path: Path) -> None:
+    needs_module("libvirt")
+    (tmp_path / "web.xml").write_text("<domain><name>test</name><devices/></domain>")
+    program, *arguments = shlex.split(line.replace("/srv/definitions", str(tmp_path)), comments=True)
+    if str(tmp_path) not in arguments:
+        arguments += ["--libvirt", "test:///default"]
+    assert program == "vps-snapshots-worker"
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Servers: 1. " in done.stdout
 
 
 def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:

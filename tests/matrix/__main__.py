@@ -1,8 +1,8 @@
 """Runs the tests with other versions than those of the lock and of this machine, and writes docs/versions.md.
 
 ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" runs these tests instead of the row's own, T=store those
-of `make newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix. Exits
-with 1 if a test failed.
+of `make newest`. PYTHON=python3.12 runs the row of this interpreter. `files` compares the page's table of servers that
+load each other's files (files.py). A row's output and programs stay in .matrix. Exits with 1 if a test failed.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.matrix import table
+from tests.matrix import files, table
 from tests.matrix.servers import SERVERS
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ ON_DEBIAN = ("tests/unit", "tests/contract", "tests/integration", "tests/securit
 ON_A_PYTHON = ("tests/unit", "tests/contract", "tests/integration", "tests/security", "tests/compat")
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 REDIS_PY, DEBIAN_13 = "redis-py-8", "debian-13"
-ROWS = (*SERVERS, REDIS_PY, *PYTHONS, DEBIAN_13)
+FILES = "files"
+ROWS = (*SERVERS, REDIS_PY, *PYTHONS, DEBIAN_13, FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ def main() -> None:
 
 def _holds(row: str, python: str) -> bool:
     print(f"\n== {row}", flush=True)
+    if row == FILES:
+        return not [print(line) for line in files.differences(CACHE)]
     log = CACHE / f"{row}.log"
     try:
         prepared = _prepared(row, python)

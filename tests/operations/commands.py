@@ -1,7 +1,8 @@
 """`commands.py NAME ARGUMENTS...`: replacements for commands of the instructions that cannot run on these machines.
 
 apt-get copies the files of a package to its paths; systemctl asks the machine's init; editor makes the test's changes
-instead of a person; ssh runs a command on another machine. They refuse everything else.
+instead of a person; ssh runs a command on another machine. They refuse everything else. A program that a minimal Debian
+lacks is found only once apt-get has installed its package.
 """
 
 import json
@@ -33,6 +34,15 @@ FOLDERS = {
     "prometheus": ("/etc/prometheus",),
 }
 UNITS = Path("/etc/systemd/system")
+INSTALLED = Path("/run/installed")
+PACKAGE_OF = {  # by program
+    "curl": "curl",
+    "openssl": "openssl",
+    "python3": "python3",
+    "age-keygen": "age",
+    "promtool": "prometheus",
+    "redis-cli": "redis-server",
+}
 _SECRET = re.compile(r"\{password of (\w+)\}")
 
 
@@ -40,6 +50,7 @@ def apt_get(*words: str) -> None:
     command, *names = [word for word in words if not word.startswith("-")]
     if command != "install":
         sys.exit(f"apt-get {command} is not played here")
+    INSTALLED.mkdir(exist_ok=True)
     for name in names:
         if match := re.fullmatch(r"\./(vps-snapshots-\w+)_\*\.deb", name):
             _install_ours(match[1])
@@ -49,6 +60,8 @@ def apt_get(*words: str) -> None:
             sys.exit(
                 f"E: Unable to locate package {name}: if Debian has it, deploy/setup.sh must install it for this test"
             )
+        else:
+            (INSTALLED / name).touch()
         for folder in FOLDERS.get(name, ()):
             Path(folder).mkdir(exist_ok=True, mode=0o750)
             if name.startswith("redis"):
@@ -69,7 +82,11 @@ def _install_ours(name: str) -> None:
         file.write_text((DEPLOY / here).read_text().replace(CHECKOUT_HOME, f"{home}/"))
         file.chmod(0o600 if there.endswith(".toml") else 0o755 if here.endswith(".sh") else 0o644)
     for program in package.programs:
-        Path("/run/programs", program).symlink_to(home / program)
+        link = Path("/run/programs", program)
+        if not link.is_symlink():
+            link.symlink_to(home / program)
+    services = [Path(file).name for file in package.files if file.endswith(".service")]
+    _systemctl("try-restart", *services)  # as the package does it at an upgrade
 
 
 def systemctl(*words: str) -> None:
@@ -80,15 +97,20 @@ def systemctl(*words: str) -> None:
         file.touch()
         editor(str(file))
         return
+    code, text = _systemctl(*words)
+    if text:
+        sys.stdout.write(f"{text}\n")
+    sys.exit(code)
+
+
+def _systemctl(*words: str) -> tuple[int, str]:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(Path(os.environ["MACHINE"], "init.sock")))
         with client.makefile("rw") as stream:
             stream.write(json.dumps(words) + "\n")
             stream.flush()
             code, text = json.loads(stream.readline())
-    if text:
-        sys.stdout.write(f"{text}\n")
-    sys.exit(code)
+    return code, text
 
 
 def editor(name: str) -> None:
@@ -135,7 +157,16 @@ def journalctl(option: str, unit: str) -> None:
     sys.stdout.write(Path(f"/var/log/units/{unit}.log").read_text())
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+def _if_installed(program: str) -> Callable[..., None]:
+    def run(*words: str) -> None:
+        if not (INSTALLED / PACKAGE_OF[program]).exists():
+            sys.exit(f"{program}: command not found: no block has installed {PACKAGE_OF[program]}")
+        sys.exit(subprocess.run([f"/usr/bin/{program}", *words], check=False).returncode)
+
+    return run
+
+
+COMMANDS: dict[str, Callable[..., None]] = {program: _if_installed(program) for program in PACKAGE_OF} | {
     "apt-get": apt_get,
     "systemctl": systemctl,
     "editor": editor,

@@ -88,6 +88,7 @@ class Init:
         units = [word if "." in word else f"{word}.service" for word in words if not word.startswith("-")]
         units.sort(key=lambda unit: not unit.endswith(".socket"))  # as systemd orders them
         act = {"start": self.start, "stop": self.stop, "restart": self.restart, "is-active": self.check}
+        act["try-restart"] = self.try_restart
         if command in ("enable", "disable"):
             for unit in units:
                 if command == "enable" and "Install" not in options_of(unit):
@@ -197,6 +198,10 @@ class Init:
     def restart(self, unit: str) -> None:
         self.stop(unit)
         self.start(unit)
+
+    def try_restart(self, unit: str) -> None:
+        if self._is_active(unit):
+            self.restart(unit)
 
     def check(self, unit: str) -> None:
         if not self._is_active(unit):

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.namespaces import Network, network
+from tests.namespaces import network
 from tests.operations.commands import COMMANDS
 
 PROJECT = Path(__file__).parents[2]
@@ -69,10 +70,19 @@ class Machine:
         (self.folder / "pid").write_text(str(self._init.pid))
 
     def stop(self) -> None:
+        if not hasattr(self, "_init"):
+            return
         self._init.kill()
         self._init.wait()
         assert self._init.stdout is not None
         self._init.stdout.close()
+        _end_all(self._inside[-1])
+
+    def burn(self, edits: Edits) -> None:
+        """Lose the machine with all of its files, and start a new one in its place."""
+        self.stop()
+        shutil.rmtree(self.folder)
+        self.start(self._environment, edits)
 
     def file(self, path: str) -> Path:
         """The path, outside the machine, of a file in its /etc, /run, /var/lib, /var/log or working folder."""
@@ -194,21 +204,17 @@ def machines(
             yield made
         finally:
             for machine in made.values():
-                if hasattr(machine, "_init"):
-                    machine.stop()
-            _end_all(net, len(names))
+                machine.stop()
 
 
-def _end_all(net: Network, count: int) -> None:
-    """Kill the remaining processes of the machines: nothing else is in their namespaces."""
-    for place in range(count):
-        name = net.inside(place)[-1]
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while time.monotonic() < deadline:
-            pids = subprocess.run(
-                ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
-            ).stdout.split()
-            if not pids:
-                break
-            subprocess.run(["kill", "-KILL", *pids], check=False, stderr=subprocess.DEVNULL)
-            time.sleep(0.05)
+def _end_all(namespace: str) -> None:
+    """Kill the remaining processes of a machine: nothing else is in its namespace."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        pids = subprocess.run(
+            ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not pids:
+            break
+        subprocess.run(["kill", "-KILL", *pids], check=False, stderr=subprocess.DEVNULL)
+        time.sleep(0.05)

@@ -2,7 +2,7 @@
 # In a chroot, as root: inside.sh download | packages | checkout. See run.sh.
 set -euo pipefail
 cell=/run/cell
-pids=()
+declare -A pids # of the programs, by name
 
 redis=
 # run.sh reads the output to its end, so it would wait for a program that is left
@@ -32,26 +32,43 @@ until_true() { # for at most 60 s
 start() { # NAME COMMAND...
     local name=$1; shift
     setpriv --reuid=65534 --regid=65534 --clear-groups "$@" >>"$cell/$name.log" 2>&1 &
-    pids+=($!)
+    pids[$name]=$!
 }
-start_worker() {
-    VPS_SNAPSHOTS_DRIVER=fake VPS_SNAPSHOTS_GATEWAY__URLS="[\"unix://$cell/gateway.sock\"]" \
+start_api() {
+    VPS_SNAPSHOTS_CALLS_PER_MINUTE=100000 start api vps-snapshots-api serve --config $cell/api.toml
+}
+start_gateway() {
+    VPS_SNAPSHOTS_UNIX_SOCKET=$cell/gateway.sock start gateway vps-snapshots-gateway serve --config $cell/gateway.toml
+}
+start_worker() { # a job that runs at a stop goes on in the next worker after a second
+    VPS_SNAPSHOTS_DRIVER=fake VPS_SNAPSHOTS_DRAIN_SECONDS=1 VPS_SNAPSHOTS_GATEWAY__URLS="[\"unix://$cell/gateway.sock\"]" \
         vps-snapshots-worker run --config /etc/vps-snapshots/worker.toml >>$cell/worker.log 2>&1 &
-    pids+=($!)
+    pids[worker]=$!
 }
-stop() { for pid in "${pids[@]}"; do kill "$pid"; wait "$pid" || die "a program ended with $?"; done; pids=(); }
+stop() { # NAME...
+    local name
+    for name; do
+        kill "${pids[$name]}"
+        wait "${pids[$name]}" || die "$name ended with $?"
+        unset "pids[$name]"
+    done
+}
+stop_all() { stop "${!pids[@]}"; }
 call() { curl -s -H "Authorization: Bearer $(cat $cell/token)" -H 'X-Account-Id: 77' "http://127.0.0.1:8080$1" "${@:2}"; }
-can_create() { call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": 12345, \"name\": \"$name\"}" | grep -q '"id"'; }
+can_create() { call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": $server, \"name\": \"$name\"}" | grep -q '"id"'; }
 is_completed() { call "$job" | grep -qE '"state": ?"completed"'; }
 revision_is() {
     for package in api worker cli; do
         case $(dpkg-query -W -f '${Version}' "vps-snapshots-$package") in *-"$1"~*) ;; *) die "$package is not of revision $1" ;; esac
     done
 }
-snapshot() { # NAME
-    name=$1
+create() { # NAME SERVER
+    name=$1 server=$2
     until_true can_create
     job=$(sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p' $cell/headers)
+}
+snapshot() { # NAME
+    create "$1" 12345
     until_true is_completed
     printf '    # POST /api/v1/snapshots/ {"server_id": 12345, "name": "%s"}: accepted, then completed\n' "$name" >>$transcript
     list_snapshots
@@ -67,7 +84,8 @@ serve() {
     start_redis
     vps-snapshots-api --config $cell/api.toml token create --name tier --service --permission snapshots:read \
         --permission snapshots:write >$cell/token
-    chmod 600 $cell/token
+    vps-snapshots-api --config $cell/api.toml token create --name operator --service --permission operator >$cell/operator
+    chmod 600 $cell/token $cell/operator
     vps-snapshots-gateway --config $cell/gateway.toml credential create node-1 >/etc/vps-snapshots/credential
     chmod 600 /etc/vps-snapshots/credential
 }
@@ -76,20 +94,66 @@ start_redis() {
     redis=$!
     until_true test -S $cell/redis.sock
 }
-start_front() {
-    start api vps-snapshots-api serve --config $cell/api.toml
-    VPS_SNAPSHOTS_UNIX_SOCKET=$cell/gateway.sock start gateway vps-snapshots-gateway serve --config $cell/gateway.toml
-}
 start_cell() {
     start_worker
-    start_front
+    start_gateway
+    start_api
 }
-stop_front() { # the worker, which started first, runs on
-    local worker=${pids[0]}
-    pids=("${pids[@]:1}")
-    stop
-    pids=("$worker")
+
+# A change of the release while a customer calls and a job is at work.
+begin_load() {
+    rm -f $cell/enough
+    python3 /srv/customer.py http://127.0.0.1:8080 $cell/token 77 12346 $cell/enough >$cell/customer.log &
+    pids[customer]=$!
+    until_true has_rounds 1
 }
+has_rounds() { [ "$(wc -l <$cell/customer.log)" -ge "$1" ]; }
+goes_on() { # the customer's jobs complete
+    local rounds
+    rounds=$(wc -l <$cell/customer.log)
+    kill -0 "${pids[customer]}" || die "the customer has given up"
+    until_true has_rounds $((rounds + 2)) # the first of them may have begun before
+}
+end_load() {
+    touch $cell/enough
+    wait "${pids[customer]}" || die "the customer ended with $?: $(cat $cell/customer.log)"
+    unset 'pids[customer]'
+    printf '    # a customer meanwhile: %s\n' "$(tail -n 1 $cell/customer.log)" >>$transcript
+}
+hold() { # NAME: a job whose guest is off, and which can go on only in another process of the worker
+    printf '[{"effect": "snapshot_disk", "server_id": 12347, "seconds": 3600}]' >/var/lib/vps-snapshots/faults.json
+    create "$1" 12347
+    until_true is_at_work
+}
+is_at_work() {
+    curl -s -H "Authorization: Bearer $(cat $cell/operator)" "http://127.0.0.1:8080/api/v1/ops/jobs/${job#/api/v1/jobs/}" |
+        grep -qE '"step": ?"snapshotting"'
+}
+let_go() {
+    rm /var/lib/vps-snapshots/faults.json
+}
+finishes() { # the job that was at work
+    until_true is_completed
+    printf '    # the job that was at work: completed by the other release\n' >>$transcript
+    goes_on
+}
+restart() { # NAME
+    stop "$1"
+    "start_$1"
+    goes_on
+}
+change_front() { # FOLDER
+    install "$1"/vps-snapshots-api_*.deb "$1"/vps-snapshots-cli_*.deb
+    goes_on # the running programs are of the other release, whose files are gone
+}
+change_node() { # FOLDER
+    install "$1"/vps-snapshots-worker_*.deb
+    goes_on
+}
+kill_worker() {
+    { kill -9 "${pids[worker]}" && wait "${pids[worker]}" || true; } 2>/dev/null # bash tells of the kill
+}
+
 burn() {
     { kill -9 $redis && wait $redis || true; } 2>/dev/null # bash tells of the kill
     rm -rf $cell/dump.rdb $cell/appendonlydir $cell/redis.sock
@@ -104,7 +168,7 @@ is_back() {
 others=(redis-server curl systemd) # what the test needs beside our packages
 try_download() {
     apt update
-    apt --download-only install /srv/old/*.deb "${others[@]}"
+    for folder in /srv/old /srv/new; do apt --download-only install "$folder"/*.deb "${others[@]}"; done
 }
 try_packages() {
     step "front end and command line: no libvirt, no compiler"
@@ -120,13 +184,6 @@ try_packages() {
     step "node: Debian's libvirt"
     install /srv/old/vps-snapshots-worker_*.deb "${others[@]}"
     absent dpkg-query -W gcc
-    /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
-    absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
-    systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*
-    [ -z "$(find /etc/systemd/system -name 'vps-snapshots-*')" ] || die "a unit is enabled before its settings are edited"
-    [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
-    [ -z "$(find /usr/lib/vps-snapshots -perm /022 ! -type l)" ] || die "users can write programs"
-    /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - <<<'<domain type="kvm"><name>web-1</name></domain>'
 
     step "a snapshot"
     mkdir -p $cell
@@ -135,29 +192,55 @@ try_packages() {
     snapshot before-upgrade
     curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
 
-    step "upgrade: edited settings and state stay"
-    stop
-    echo '# edited' >>/etc/vps-snapshots/api.toml
-    install /srv/new/*.deb
+    step "upgrade under load: front end, gateway, then the node, with a job at work"
+    begin_load
+    hold during-upgrade
+    change_front /srv/new
+    restart api
+    restart gateway
+    change_node /srv/new
+    let_go
+    restart worker
+    finishes
+    end_load
     revision_is 2
-    holds grep -q '^# edited' /etc/vps-snapshots/api.toml
-    [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
-    start_cell
     snapshot after-upgrade
 
-    step "roll back"
-    stop
-    install /srv/old/*.deb
+    step "roll back under load: the node, whose worker is killed with a job at work, gateway, then the front end"
+    begin_load
+    hold during-roll-back
+    change_node /srv/old
+    let_go
+    kill_worker
+    start_worker
+    finishes
+    change_front /srv/old
+    restart gateway
+    restart api
+    end_load
     revision_is 1
-    start_cell
     snapshot after-roll-back
+
+    step "upgrade with edited settings that the release changes, too"
+    stop_all
+    echo '# edited' >>/etc/vps-snapshots/api.toml
+    absent apt-get -q -y install /srv/new/*.deb </dev/null # dpkg asks, and nobody answers
+    install -o Dpkg::Options::=--force-confold /srv/new/*.deb
+    revision_is 2
+    holds grep -q '^# edited' /etc/vps-snapshots/api.toml
+    absent grep '^# of the next release' /etc/vps-snapshots/api.toml
+    holds grep -q '^# of the next release' /etc/vps-snapshots/api.toml.dpkg-dist
+    holds grep -q '^# of the next release' /etc/vps-snapshots/audit.toml # not edited
+    [ "$(stat -c %a /etc/vps-snapshots/*.toml* | sort -u)" = 600 ] || die "settings are not private"
+    look_at_files
+    start_cell
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
     labeled=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
     call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}' | grep -q gold || die "no label"
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
-    stop_front
+    stop api gateway # the worker runs on
     burn
     burned=$SECONDS
     start_redis
@@ -166,11 +249,12 @@ try_packages() {
     backup=$(ls -t /srv/backups/*.backup | head -1)
     shows vps-snapshots-api --config /etc/vps-snapshots/audit.toml restore --audit "$backup"
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml restore "$backup"
-    start_front
+    start_gateway
+    start_api
     until_true is_back
     printf '    # back %s s after the loss, with the labels, by the same token\n' $((SECONDS - burned)) >>$transcript
     snapshot after-restore
-    stop
+    stop_all
     kill $redis && wait $redis
 
     step "no removal while a job is unfinished"
@@ -187,6 +271,16 @@ try_packages() {
     left=$(find /etc /usr /var/lib -path /var/lib/apt -prune -o -name '*vps-snapshots*' -print)
     [ -z "$left" ] || die "left after a purge: $left"
 }
+look_at_files() {
+    [[ $(dpkg-deb --contents /srv/new/vps-snapshots-cli_*.deb) == */usr/share/man/man1/vps-snapshots.1.gz* ]] || die "no manual pages"
+    bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
+    /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
+    absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
+    systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*
+    [ -z "$(find /etc/systemd/system -name 'vps-snapshots-*')" ] || die "a unit is enabled before its settings are edited"
+    [ -z "$(find /usr/lib/vps-snapshots -perm /022 ! -type l)" ] || die "users can write programs"
+    /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - <<<'<domain type="kvm"><name>web-1</name></domain>'
+}
 change_journal() {
     python3 -c 'import sqlite3, sys
 with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
@@ -195,7 +289,7 @@ with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
 
 try_checkout() {
     install_role front-end vps-snapshots-api vps-snapshots
-    holds command -v curl
+    holds command -v curl >/dev/null # the page Install calls it, and a minimal Debian has none
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
 
     install_role gateway vps-snapshots-gateway # on the same machine

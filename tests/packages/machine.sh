@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs as root in a virtual machine booted by systemd: enables the units as an operator does. See boot.sh.
+# Runs as root in a virtual machine booted by systemd: enables the units as an operator does. See `boot` in run.sh.
 set -euo pipefail
 export VPS_SNAPSHOTS_URL=http://127.0.0.1:8080
 etc=/etc/vps-snapshots

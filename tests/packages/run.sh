@@ -3,7 +3,10 @@
 # install.sh in fresh chroots of each Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR
 # (default: this machine's), and keeps the bare systems in .chroots. TRANSCRIPT: a file for the commands that were run in the
 # chroots with the packages. DEBS: a folder with packages to test; nothing is then built, compared or installed from the checkout.
-# `run.sh short`, which CI runs: the same, but install.sh runs once for each release, under one of the umasks.
+# FROM: the tag or commit whose packages are upgraded to those of this checkout, and come back; default: the newest tag, or else
+# the first commit that has packages.
+# `run.sh short`, which CI runs: the same, but install.sh runs once for each release, under one of the umasks, and the packages
+# that are upgraded are also those of this checkout.
 # `run.sh units`: instead, boots each Debian release in a virtual machine and tests the units under systemd (machine.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,7 +15,8 @@ releases=(${DEBIAN:-12 13})
 declare -A codenames=([12]=bookworm [13]=trixie)
 declare -A masks=([12]='077 000' [13]='000 077')
 [ "$mode" != short ] || masks=([12]=077 [13]=000)
-python=${VENV:-.venv}/bin/python
+first=7f9e47a9 # before it, there are no packages
+python=$(realpath --no-symlinks "${VENV:-.venv}/bin/python")
 chroots=${CHROOTS:-$PWD/.chroots}
 work=$chroots/work
 
@@ -56,8 +60,17 @@ build() { # FOLDER RELEASE...
     shift
     quietly "$python" -m deploy.packages "$work/$folder" "${@/#/--debian=}"
 }
-compare() { # RELEASE
-    build again "$1"
+build_from() { # COMMIT RELEASE...
+    local commit=$1
+    shift
+    git clone --quiet --shared --no-checkout . "$work/checkout"
+    git -C "$work/checkout" checkout --quiet "$commit"
+    # shellcheck disable=SC2016  # $1 and $@ are for the inner shell
+    quietly env TMPDIR="$work" sh -c 'cd "$1" && shift && exec "$@"' sh "$work/checkout" \
+        "$python" -m deploy.packages "$work/from" "${@/#/--debian=}"
+}
+compare() { # RELEASE...
+    build again "$@"
     for file in "$work"/again/*; do cmp "$file" "$work/first/${file##*/}"; done
     echo "built twice, with the same bytes"
 }
@@ -65,10 +78,11 @@ lint() { # RELEASE
     lintian --allow-root --display-level error --fail-on error --tag-display-limit 0 "$work"/first/*~deb"$1"_*.deb
     echo "no errors"
 }
-next_revision() { # DEB FOLDER: the same files, as the package that comes after it
+next_revision() { # DEB FOLDER: the same files, with another line in each of the settings, as the package that comes after it
     local tree
     tree=$(mktemp -d -p "$work")
     dpkg-deb -R "$1" "$tree"
+    find "$tree" -path '*/etc/vps-snapshots/*.toml' -exec sed -i '1i # of the next release' {} +
     sed -i 's/^\(Version: .*\)-1~/\1-2~/' "$tree/DEBIAN/control"
     dpkg-deb --root-owner-group -Znone -b "$tree" "$2" >/dev/null
     rm -r "$tree"
@@ -109,11 +123,9 @@ packages() { # RELEASE
     local deb
     fresh "$1" "packages-$1"
     mkdir "$root/srv/old" "$root/srv/new"
-    for deb in "$debs"/*~deb"$1"_*.deb; do
-        cp "$deb" "$root/srv/old"
-        next_revision "$deb" "$root/srv/new"
-    done
-    cp deploy/redis/users.acl tests/packages/inside.sh "$root/srv/"
+    cp "${old:-$debs}"/*~deb"$1"_*.deb "$root/srv/old"
+    for deb in "$debs"/*~deb"$1"_*.deb; do next_revision "$deb" "$root/srv/new"; done
+    cp deploy/redis/users.acl tests/packages/inside.sh tests/packages/customer.py "$root/srv/"
     inside bash /srv/inside.sh download
     without_network inside bash /srv/inside.sh packages # our packages download nothing, and each release has its own port 8080
     [ -z "${DEBS:-}" ] || return 0
@@ -170,10 +182,17 @@ boot() {
     rm "$work/image"
 }
 
-debs=${DEBS:-$work/first}
+debs=${DEBS:-$work/first} old=
 say "Debian ${releases[*]}"
 building=()
 [ -n "${DEBS:-}" ] || building=("build first ${releases[*]}")
+if [ "$mode" = full ] && [ -z "${DEBS:-}" ]; then
+    tag=$(git tag --list 'v*' --sort=-version:refname | head -n 1)
+    from=${FROM:-${tag:-$first}}
+    say "the upgrade is from $from"
+    building+=("build_from $from ${releases[*]}")
+    old=$work/from
+fi
 at_once "${building[@]}" "${releases[@]/#/bare }"
 if [ "$mode" = units ]; then
     for release in "${releases[@]}"; do
@@ -185,7 +204,7 @@ if [ "$mode" = units ]; then
     exit
 fi
 checks=("${releases[@]/#/packages }")
-[ -n "${DEBS:-}" ] || checks+=("compare ${releases[0]}" "${releases[@]/#/lint }")
+[ -n "${DEBS:-}" ] || checks+=("compare ${releases[*]}" "${releases[@]/#/lint }")
 [[ " ${releases[*]} " != *" 13 "* ]] || checks+=("container 13")
 at_once "${checks[@]}"
 if [ -n "${TRANSCRIPT:-}" ]; then
