@@ -3,6 +3,7 @@
 import asyncio
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_every_place_that_they_name_exists(text: str) -> None:
     places -= {"dist/"}  # which `make deb` creates
     missing = [place for place in places if not (PROJECT / place).exists() and not _is_below_tests(place)]
     assert missing == []
+
+
+def test_every_layer_of_the_import_contracts_is_in_the_picture() -> None:
+    picture = set(re.findall(r"\w+", CONTRIBUTING.split("```")[1]))
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {
+        name for one in contracts if one["type"] == "layers" for layer in one["layers"] for name in layer.split(" | ")
+    }
+    resources = {path.parent.name for path in (PROJECT / "api").glob("*/calls.py")}  # the picture shows where they are
+    assert len(layers - resources) > 45
+    assert layers - resources - picture == set()
 
 
 def _is_below_tests(place: str) -> bool:
