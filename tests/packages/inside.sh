@@ -195,7 +195,7 @@ with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
 
 try_checkout() {
     install_role front-end vps-snapshots-api vps-snapshots
-    holds command -v curl
+    command -v curl >/dev/null || die "no curl"
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
 
     install_role gateway vps-snapshots-gateway # on the same machine
