@@ -234,6 +234,7 @@ try_packages() {
     [ "$(stat -c %a /etc/vps-snapshots/*.toml* | sort -u)" = 600 ] || die "settings are not private"
     look_at_files
     start_cell
+    snapshot with-edited-settings
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
