@@ -5,6 +5,7 @@ import sys
 
 ORPHAN = r"""
 import os, sys, time
+reading, writing = os.pipe()
 if os.fork() == 0:
     parent = os.getpid()
     if os.fork() == 0:  # an orphan once its parent has ended
@@ -13,7 +14,9 @@ if os.fork() == 0:
         print(os.getppid(), flush=True)
         os._exit(0)
     os._exit(0)
+os.close(writing)
 os.wait()
+os.read(reading, 1)  # until the orphan has ended
 sys.exit(7)
 """
 
