@@ -1,7 +1,11 @@
 """The Lua scripts and their modules: each script includes exactly what it uses."""
 
 import itertools
+import os
 import re
+import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from worker.store import scripts
 
+PROJECT = Path(__file__).parents[2]
 STORE = files("worker.store")
 ROOMS = [room for room in STORE.iterdir() if room.is_dir() and room.name not in {"shared", "__pycache__"}]
 SCRIPTS = sorted(
@@ -203,3 +208,17 @@ WHOLE = re.compile(
 def test_no_script_reads_a_list_whole_that_has_no_bound(name: str) -> None:
     whole = {next(filter(None, groups)) for groups in WHOLE.findall(scripts.source(name))}
     assert whole - BOUNDED.keys() == set()
+
+
+def test_a_program_whose_package_is_upgraded_uses_the_scripts_with_which_it_was_started(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "worker", tmp_path / "worker")
+    program = f"""
+import shutil
+from worker.store import scripts
+assert scripts.__file__.startswith({str(tmp_path)!r})
+shutil.rmtree({str(tmp_path / "worker")!r})
+print(len(scripts.text("access/note_uses")))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-P", "-c", program], env=environment, check=True, capture_output=True)
+    assert int(said.stdout) == len(scripts.text("access/note_uses"))

@@ -37,6 +37,14 @@ _COMMENTS_AND_STRINGS = re.compile(r"--.*|'[^'\n]*'")
 _NAMES = re.compile(r"(?<![\w.:])[A-Za-z_]\w*")
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 _ALSO_WHEN_FULL = re.compile(r"^-- Also when full\.$", re.MULTILINE)
+# Read when the program starts: after an upgrade of its package, the files are those of another release.
+_FILES = {
+    f"{folder.name}/{file.name.removesuffix('.lua')}": file.read_text()
+    for folder in files(__package__).iterdir()
+    if folder.is_dir()
+    for file in folder.iterdir()
+    if file.name.endswith(".lua")
+}
 
 
 @cache
@@ -143,7 +151,7 @@ def source(name: str) -> str:
             "SNAPSHOTS_PER_SERVER_MOST": SNAPSHOTS_PER_SERVER_MOST,
         }
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
-    return (files(__package__) / f"{name}.lua").read_text()
+    return _FILES[name]
 
 
 def _lua(held: object) -> str:
