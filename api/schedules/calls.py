@@ -1,8 +1,5 @@
 """The calls of schedules."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from aiohttp import web
 
 from api.http import reading
@@ -26,7 +23,7 @@ from api.settings import Live
 from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.operators.operator_store import OperatorStore
-from worker.store.schedules.schedules import KeepsTooMany, Schedules, ScheduleSpec
+from worker.store.schedules.schedules import Schedules, ScheduleSpec
 from worker.store.schedules.timing import BadCron
 
 SCHEDULES = f"{API}schedules/"
@@ -75,7 +72,7 @@ class ScheduleCalls:
             ),
         ),
         body={"nightly": examples.NIGHTLY, "by_label": examples.BY_LABEL},
-        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached, errors.StoreNearlyFull),
+        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached, errors.KeepAboveLimit, errors.StoreNearlyFull),
         audit=Phrase("created {made}", "create a schedule"),
     )
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
@@ -89,13 +86,12 @@ class ScheduleCalls:
         body = await reading.body(request, ScheduleBody)
         if body.server_id is not None:
             request[SERVER_ID] = body.server_id
-        with _naming_the_limit():
-            created = await self._schedules.create(
-                account_id=caller.account_id,
-                server_id=body.server_id,
-                spec=_checked(body.spec(live=self._is_live(body.consistency))),
-                idempotency=reading.idempotency(request, body),
-            )
+        created = await self._schedules.create(
+            account_id=caller.account_id,
+            server_id=body.server_id,
+            spec=_checked(body.spec(live=self._is_live(body.consistency))),
+            idempotency=reading.idempotency(request, body),
+        )
         request[MADE] = f"schedule {created.id}"
         return answer(bodies.schedule(created), status=201, headers={"Location": f"{SCHEDULES}{created.id}/"})
 
@@ -116,7 +112,7 @@ class ScheduleCalls:
         f"PATCH {ONE_SCHEDULE}",
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
-        refusals=(errors.ScheduleNotFound,),
+        refusals=(errors.ScheduleNotFound, errors.KeepAboveLimit),
         audit=Phrase("changed {schedule}", "change {schedule}"),
     )
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
@@ -130,8 +126,7 @@ class ScheduleCalls:
         if body.server_labels and before.server_id is not None:
             raise invalid(FieldError(field="server_labels", detail="This schedule is of one server."))
         try:
-            with _naming_the_limit():
-                changed = await self._schedules.change(before, _checked(body.applied(before.spec, live=live)))
+            changed = await self._schedules.change(before, _checked(body.applied(before.spec, live=live)))
         except BadCron as error:
             text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error
@@ -178,16 +173,6 @@ def _checked(spec: ScheduleSpec) -> ScheduleSpec:
     if wrong := bodies.wrong_window(spec):
         raise invalid(FieldError(field="window_minutes", detail=wrong))
     return spec
-
-
-@contextmanager
-def _naming_the_limit() -> Iterator[None]:
-    """Turn KeepsTooMany into a Problem."""
-    try:
-        yield
-    except KeepsTooMany as error:
-        text = f"Must be at most {error.most}, the limit of snapshots of a server."
-        raise invalid(FieldError(field="keep", detail=text)) from error
 
 
 class OpsScheduleCalls:

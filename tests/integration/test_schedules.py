@@ -132,7 +132,6 @@ class TestCalls:
             ({"when": "x" * 101}, "when"),
             ({"when": None}, "when"),
             ({"keep": 0}, "keep"),
-            ({"keep": 6}, "keep"),
             ({"keep": 101}, "keep"),
             ({"name": "x" * 51}, "name"),
             ({"expire_after_hours": 0}, "expire_after_hours"),

@@ -214,6 +214,13 @@ class SnapshotLimitReached(Refused):
     example = Example("5")
 
 
+class KeepAboveLimit(Refused):
+    code = "keep_above_limit"
+    status = 400
+    text = "keep: Must be at most {0}, the account's limit of snapshots of a server."
+    example = Example("5")
+
+
 class NameTaken(Refused):
     """`of` takes the snapshot that has the name, and the Unix time in milliseconds at which it was requested."""
 

@@ -2,8 +2,8 @@
 -- Create or change a schedule.
 -- ask: {account, id, new, server (only to create; missing: a schedule by label), most, fields: {field: text}, due_ms
 -- ('': disabled; missing: unchanged), idempotency (see `replay`)}
--- Answers {'admitted', schedule (see `show_schedule`)}, {'refused', code}, or {'keeps_too_many', the account's limit of
--- snapshots}.
+-- Answers {'admitted', schedule (see `show_schedule`)}, or {'refused', code, the account's limit of snapshots if `keep`
+-- is above it}.
 local ask = cjson.decode(ARGV[1])
 
 -- Add a new schedule. Answers a refusal, or nil.
@@ -27,7 +27,7 @@ end
 
 local function put()
   local most = snapshots_max(ask.account)
-  if ask.fields.keep and number(ask.fields.keep) > most then return {'keeps_too_many', tostring(most)} end
+  if ask.fields.keep and number(ask.fields.keep) > most then return {'refused', 'keep_above_limit', tostring(most)} end
   local refused = ask.new and add()
   if refused then return refused end
   if not ask.new and not read_of(ask.account, 'schedule:' .. ask.id) then return {'refused', 'schedule_not_found'} end

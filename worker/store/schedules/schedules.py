@@ -18,14 +18,6 @@ SCHEDULES_PER_SERVER = 5
 BY_LABEL_PER_ACCOUNT = 20
 
 
-class KeepsTooMany(Exception):
-    """`keep` is above `most`, the account's limit of snapshots."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(f"keep is above {most}")
-        self.most = most
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
     """The fields of a schedule that a customer sets."""
@@ -117,14 +109,14 @@ class Schedules(Scripts):
     async def create(
         self, *, account_id: AccountId, server_id: ServerId | None, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
-        """`server_id` None: a schedule by label. Raises ServerNotFound, ScheduleLimitReached, KeepsTooMany or
+        """`server_id` None: a schedule by label. Raises ServerNotFound, ScheduleLimitReached, KeepAboveLimit or
         IdempotencyKeyReused."""
         due_ms = self._due_ms(spec, server_id or account_id)
         more = {"new": True, **given(server=server_id), "fields": spec.for_script(), "due_ms": due_ms}
         return await self._write(account_id, ScheduleId(uuid4().hex), idempotency, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
-        """Raises ScheduleNotFound if it was deleted meanwhile, KeepsTooMany, or BadCron if this version does not know
+        """Raises ScheduleNotFound if it was deleted meanwhile, KeepAboveLimit, or BadCron if this version does not know
         its `when`."""
         before = schedule.spec.for_script()
         fields = {field: text for field, text in spec.for_script().items() if text != before.get(field)}
@@ -178,8 +170,6 @@ class Schedules(Scripts):
         kind = "schedules" if "server" in more else "schedules by label"
         facts = {"id": more.get("server", schedule_id), "limit": most, "of": of, "kind": kind}
         answer = await self._call("schedules/put_schedule", ask)
-        if answer[0] == b"keeps_too_many":
-            raise KeepsTooMany(int(answer[1]))
         shown = accepted(answer, idempotency, **facts)[0]
         return await self._one(shown_schedule, shown, kind="schedule")
 
