@@ -15,6 +15,7 @@ from api import words
 from api.dashboard import zones
 from api.dashboard.assets import Assets
 from api.dashboard.session import LIVE_HEADER, SESSION, may_change
+from api.http import templates
 from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
 from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
@@ -98,6 +99,7 @@ def is_fragment(request: web.Request) -> bool:
 
 _zone: ContextVar[tzinfo] = ContextVar("zone", default=UTC)  # the time zone of the page that is being rendered
 # filters for a moment
+_TEMPLATES = templates.read("api.dashboard")
 _IN_ZONE: Mapping[str, Callable[[datetime], str]] = {
     "absolute": lambda moment: words.absolute(moment, _zone.get()),
     "clock": lambda moment: f"{moment.astimezone(_zone.get()):%H:%M:%S}",
@@ -113,16 +115,7 @@ def _is_whole(request: web.Request) -> bool:
 
 @cache  # compiled templates serve every application of the process
 def _templates() -> "Environment":
-    # imported with the first page: many front ends never render one
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
-
-    environment = Environment(
-        loader=PackageLoader("api.dashboard"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment(_TEMPLATES)
     environment.globals["address"] = address
     filters = (
         words.span,

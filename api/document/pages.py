@@ -4,15 +4,13 @@ calls."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from api import resources
 from api.document.guides import FIRST, Guide, guide
 from api.document.reference import Called, Described, Reference, object_id, referred
+from api.http import templates
 from api.http.calls import OPS
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 DOCS = "/docs"
 CUSTOMERS, REFERENCE, OPERATORS = "Guides", "Resources", "For operators"
@@ -73,6 +71,7 @@ PAGES = (
 NAMES = frozenset(page.name for page in PAGES)
 _HAS_PROBLEMS = "errors"
 # an object that several pages use is on the first of them in this order
+_TEMPLATES = templates.read("api.document")
 _ORDER = ("jobs", "servers", "snapshots")
 
 
@@ -198,7 +197,7 @@ class Site:
         for page in PAGES:
             groups.setdefault(page.group, []).append(page)
         return (
-            _templates()
+            templates.environment(_TEMPLATES)
             .get_template(template)
             .render(
                 asset=self.asset,
@@ -219,15 +218,3 @@ def _rank(entry: Entry, words: Sequence[str]) -> tuple[int, ...] | None:
         return None
     missed = sum(word not in title for word in words)
     return (missed, entry.is_detail, not title.startswith(words[0]))
-
-
-def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - many front ends never show a page
-
-    return Environment(
-        loader=PackageLoader("api.document"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
