@@ -188,8 +188,16 @@ class GatewayClient:
     # --- one call ---
 
     async def _call(self, name: str, *, waits: float = 0.0, **fields: Any) -> Any:
-        """Send a call and return its answer. `waits`: seconds for which the call itself waits. Raises GatewayTrouble
-        for the codes that callers distinguish, and StoreUnavailable for any other error."""
+        """Send a call and return its answer. `waits`: seconds for which the call itself waits. Raises
+        StoreUnavailable."""
+        try:
+            return await self._answer(name, waits=waits, **fields)
+        except GatewayTrouble as trouble:  # such as a bug of the gateway, which must not end the worker
+            self._count_trouble(trouble)
+            raise StoreUnavailable.of() from trouble
+
+    async def _answer(self, name: str, *, waits: float = 0.0, **fields: Any) -> Any:
+        """Like `_call`. Raises GatewayTrouble for the codes that `_claim` distinguishes."""
         call = CALLS[name]
         began = time.monotonic()
         try:
@@ -234,7 +242,7 @@ class GatewayClient:
     async def _claim(self, name: str, **fields: Any) -> Any:
         """Like `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
         try:
-            return await self._call(name, **fields)
+            return await self._answer(name, **fields)
         except GatewayTrouble as trouble:
             if trouble.code == LEASE_LOST:
                 raise LeaseLost from trouble

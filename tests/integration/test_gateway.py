@@ -7,11 +7,11 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api.gateway.answers import ANSWERS
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.server import Connection
@@ -37,6 +38,7 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import CredentialExists, StoreUnavailable
 from worker.store.model import AccountId, Failure, Job, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.store.nodes.port import NodePort
 from worker.store.nodes.protocol import FRAME_BYTES
 from worker.store.outcome import Outcome
 from worker.store.redis_client import RedisSettings
@@ -882,3 +884,21 @@ async def test_jobs_finish_without_a_gateway_and_are_reported_later(
     finally:
         await worker.stop()
         await program.stop()
+
+
+@pytest.mark.parametrize("name", ["take", "take_lease", "republish"])
+async def test_a_bug_of_the_gateway_is_unavailability_for_a_worker_and_does_not_end_it(
+    reached: Reached, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    async def break_down(*_words: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setitem(cast("dict[str, Any]", ANSWERS), name, break_down)
+    calls: dict[str, Callable[[NodePort], Awaitable[object]]] = {
+        "take": lambda node: node.take(running=[], free=1, seconds=0.1),
+        "take_lease": lambda node: node.take_lease(seconds=15),
+        "republish": lambda node: node.republish(),
+    }
+    async with reached.client() as node:
+        with pytest.raises(StoreUnavailable):
+            await calls[name](node)

@@ -338,3 +338,14 @@ async def test_a_master_that_no_sentinel_knows_is_trouble_with_redis(sentinel: t
     async with connected(settings) as client:
         with pytest.raises(RedisConnectionError):
             await client.ping()
+
+
+# --- connections that are replaced while commands go on ---
+
+
+async def test_no_command_gets_a_connection_that_is_being_closed(redis_server: RedisServer) -> None:
+    async with connected(RedisSettings(url=f"unix://{redis_server.socket}")) as redis:
+        for _ in range(50):
+            await asyncio.gather(*(redis.ping() for _ in range(4)))  # leaves open connections in the pool
+            _, *answers = await asyncio.gather(redis.reconnect(), *(redis.ping() for _ in range(4)))  # type: ignore[attr-defined] # of our client
+            assert answers == [True] * 4

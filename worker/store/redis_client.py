@@ -141,7 +141,9 @@ class _Client(Redis):
     async def reconnect(self) -> None:
         for connections in {self._of_scripts, self._of_changes}:
             connections.retire()
-        await self.connection_pool.disconnect(inuse_connections=False)
+        # Not the pool's own disconnect, which waits for each to close: meanwhile another task would take one as open.
+        for connection in tuple(self.connection_pool._available_connections):  # noqa: SLF001 - as above
+            await connection.disconnect(nowait=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         if self._looking is not None:
