@@ -33,7 +33,7 @@ HYPERVISOR_PACKAGES=(
 if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
 # proxies before front ends, network namespaces, and virsh, which a page for providers uses
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy nginx-light iproute2 libvirt-clients)
+TEST_PACKAGES=(chromium-headless-shell prometheus virtnbdbackup age haproxy nginx-light iproute2 libvirt-clients)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`, which has chroots without a network, and builds an image without a daemon

@@ -13,7 +13,7 @@ from tests.browser.stage import Stage, StagedNode, running, staged
 from tests.conftest import needs
 from worker.store.model import ServerId
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = "/usr/bin/chromium-headless-shell"  # needs a fifth less CPU time than chromium --headless
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

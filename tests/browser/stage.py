@@ -17,7 +17,7 @@ from deploy.demo.service import free_port
 from drivers.base import Power
 from drivers.fake_faults import Rule, write_rules
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
-from tests.conftest import RedisServer, needs
+from tests.conftest import RedisServer, in_memory, needs
 from tests.gateway import GatewayProgram
 from tests.queueing import client, until_told
 from worker.store.access.tokens import NewToken, Permission, Tokens
@@ -192,7 +192,7 @@ async def staged(**settings: str) -> AsyncIterator[Stage]:
     needs("redis-server")
     async with AsyncExitStack() as stack:
         # not below pytest's own folder: a socket's path is limited to 107 characters
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-browser-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-browser-", dir=in_memory())))
         (folder / "redis").mkdir()
         redis_server = RedisServer(folder / "redis")
         stack.callback(redis_server.kill)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -121,6 +122,7 @@ WRITES = re.compile(
 )
 
 
+@cache
 def writing() -> set[str]:
     """The functions of modules that write, directly or through another one."""
     source = "".join(scripts.source(f"shared/{module}") for module in MODULES)
