@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
 from deploy.demo.service import free_port
+from worker.store.connection import Tls, over_tls
 from worker.store.redis_client import RedisSettings
 
 FILES = Path(__file__).parents[1] / "deploy" / "redis"
@@ -69,6 +71,7 @@ class Cell:
         self.processes: list[subprocess.Popen[bytes]] = []  # each machine's Redis
         self._others: list[subprocess.Popen[bytes]] = []
         self._folder = folder
+        self._tls = Tls(ca_file=self.authority, cert_file=None, key_file=None, names_host=False)
         self._down_ms = down_ms
         self._more = {line.split()[0]: line for line in more}
 
@@ -140,17 +143,17 @@ class Cell:
     def client(
         self, port: int, username: str | None = None, password: str | None = None, *, host: str = "127.0.0.1"
     ) -> Redis:
-        return Redis(
+        pool = ConnectionPool(
+            connection_class=over_tls(SSLConnection, self._tls),
             host=host,
             port=port,
             username=username,
             password=password,
             decode_responses=True,
-            ssl=True,
-            ssl_ca_certs=str(self.authority),
             socket_timeout=2,
             socket_connect_timeout=2,
         )
+        return Redis.from_pool(pool)
 
     @property
     def authority(self) -> Path:

@@ -1,7 +1,9 @@
 """Connections to Redis: settings with clear errors, sockets, Sentinels, TLS, and no command sent twice."""
 
 import asyncio
+import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -219,21 +221,7 @@ def tls() -> Iterator[tuple[int, Path]]:
     needs("openssl")
     with tempfile.TemporaryDirectory(prefix="vps-tls-") as name:
         folder = Path(name)
-        make = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        out = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem")]
-        subprocess.run([*make, *subject, *out], check=True, capture_output=True, timeout=BOUND_SECONDS)
+        make_certificate(folder)
         port = free_port()
         arguments = ["--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--dir", name, "--save", ""]
         files = ["--tls-cert-file", f"{name}/ca.pem", "--tls-key-file", f"{name}/key.pem", "--tls-auth-clients", "no"]
@@ -241,6 +229,14 @@ def tls() -> Iterator[tuple[int, Path]]:
         yield port, folder
         process.kill()
         process.wait()
+
+
+def make_certificate(folder: Path) -> None:
+    """A certificate of `localhost`, which is its own authority: ca.pem and key.pem."""
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    out = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem")]
+    subprocess.run([*make, *subject, *out], check=True, capture_output=True, timeout=BOUND_SECONDS)
 
 
 def free_port() -> int:
@@ -286,6 +282,42 @@ async def test_the_hosts_name_is_not_checked_if_disabled(tls: tuple[int, Path]) 
     settings = RedisSettings(url=f"rediss://127.0.0.1:{port}", tls_ca_file=folder / "ca.pem", tls_check_hostname=False)
     async with connected(settings) as client:
         await comes_to_answer(client)
+
+
+async def test_with_a_named_authority_those_of_the_system_are_not_trusted(
+    tls: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, folder = tls
+    make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
+    async with connected(RedisSettings(url=f"rediss://localhost:{port}")) as client:
+        await comes_to_answer(client)
+    async with connected(RedisSettings(url=f"rediss://localhost:{port}", tls_ca_file=tmp_path / "ca.pem")) as client:
+        with pytest.raises(RedisConnectionError, match="certificate verify failed"):
+            await client.ping()
+
+
+async def test_connections_share_a_tls_context_until_a_file_changes(
+    tls: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, folder = tls
+    make_certificate(tmp_path)
+    authority, made = tmp_path / "ca.pem", []
+    default = ssl.create_default_context
+
+    def noted(**options: Any) -> ssl.SSLContext:
+        made.append(options)
+        return default(**options)
+
+    async with connected(RedisSettings(url=f"rediss://localhost:{port}", tls_ca_file=authority)) as client:
+        with pytest.raises(RedisConnectionError, match="certificate verify failed"):
+            await client.ping()
+        monkeypatch.setattr(ssl, "create_default_context", noted)
+        shutil.copy(folder / "ca.pem", tmp_path / "renewed.pem")
+        (tmp_path / "renewed.pem").replace(authority)
+        await comes_to_answer(client)
+        await asyncio.gather(*(client.ping() for _ in range(5)))
+    assert made == [{"cafile": authority}]
 
 
 # --- Sentinel ---

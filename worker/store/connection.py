@@ -1,8 +1,10 @@
 """A connection to Redis that does not lose cancellations, and that distinguishes sent commands from unsent ones."""
 
 import asyncio
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -110,3 +112,50 @@ def tracked(connection: type[AbstractConnection]) -> type[AbstractConnection]:
     """A subclass of the connection class with TrackedConnection mixed in."""
     mixin = _ToPrimary if issubclass(connection, SentinelManagedConnection) else TrackedConnection
     return type("Tracked", (mixin, connection), {})
+
+
+class Tls:
+    """The TLS context of all connections, which is made again if a file has changed.
+
+    redis-py makes one for each connection. That stops the event loop for 20 ms, in which it reads the system's CA
+    certificates, and it trusts those besides `ca_file`.
+    """
+
+    def __init__(
+        self, *, ca_file: Path | None, cert_file: Path | None, key_file: Path | None, names_host: bool
+    ) -> None:
+        self._ca_file = ca_file
+        self._cert_file = cert_file
+        self._key_file = key_file
+        self._names_host = names_host
+        self._context: ssl.SSLContext | None = None
+        self._made_of: list[tuple[int, int]] = []
+
+    def context(self) -> ssl.SSLContext:
+        """Raises OSError if a file cannot be read or has no certificate or key."""
+        facts = [path.stat() for path in (self._ca_file, self._cert_file, self._key_file) if path is not None]
+        made_of = [(about.st_mtime_ns, about.st_ino) for about in facts]
+        if self._context is None or made_of != self._made_of:
+            self._context, self._made_of = self._new(), made_of
+        return self._context
+
+    def _new(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._ca_file)
+        context.check_hostname = self._names_host
+        if self._cert_file is not None:
+            context.load_cert_chain(self._cert_file, self._key_file)
+        return context
+
+
+def over_tls(connection: type[AbstractConnection], tls: Tls) -> type[AbstractConnection]:
+    """A subclass of one of redis-py's connection classes for TLS, which uses this context."""
+
+    class OverTls(connection):  # type: ignore[valid-type, misc] # a class that is chosen at run time
+        ssl_context: Any  # redis-py's holder of the context
+
+        def _connection_arguments(self) -> Mapping[str, Any]:
+            self.ssl_context.context = tls.context()  # instead of one that redis-py would make
+            arguments: Mapping[str, Any] = super()._connection_arguments()
+            return arguments
+
+    return OverTls

@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.utils import str_if_bytes
 
 from worker.store import trouble
-from worker.store.connection import tracked
+from worker.store.connection import Tls, over_tls, tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -214,14 +214,24 @@ def connect(
         options["password"] = settings.password.get_secret_value()
     if not settings.url.startswith("unix://"):
         options["socket_keepalive"] = True
+    tls = None
     if settings.uses_tls:
         options |= _tls(settings)
+        tls = Tls(
+            ca_file=settings.tls_ca_file,
+            cert_file=settings.tls_cert_file,
+            key_file=settings.tls_key_file,
+            names_host=settings.tls_check_hostname,
+        )
     # if all connections are in use, wait for one as long as for a command
     size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
     if settings.sentinels:
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
+    if tls is not None:
+        for one in (pool, *_pools_of_sentinels(pool)):
+            one.connection_class = over_tls(one.connection_class, tls)
     pool.connection_class = tracked(pool.connection_class)
     return _Client(
         pool=pool,
@@ -229,6 +239,12 @@ def connect(
         observer=observer,
         replicas=settings.wait_for_replicas,
     )
+
+
+def _pools_of_sentinels(pool: ConnectionPool) -> list[ConnectionPool]:
+    if not isinstance(pool, SentinelConnectionPool):
+        return []
+    return [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:
