@@ -1,5 +1,6 @@
 """The whole service as processes for a browser: Redis, nodes with simulated servers, and the front end."""
 
+import asyncio
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -124,9 +125,8 @@ class Stage:
         return self._gateway.settings_of(node)
 
     async def stop(self) -> None:
-        for child in (*(node.worker for node in self.nodes.values()), self.front_end):
-            if child is not None:
-                await child.stop()
+        children = (*(node.worker for node in self.nodes.values()), self.front_end)
+        await asyncio.gather(*(child.stop() for child in children if child is not None))
         if self._gateway is not None:
             await self._gateway.stop()
 
