@@ -107,7 +107,10 @@ async def test_callers_input_adds_no_series(api: FrontEnd) -> None:
             await api.call(method, f"/{words}")
             await api.call(method, f"/api/v1/snapshots/{len(words)}/", headers={"X-Account-Id": str(len(words))})
 
-    await scrape(api)
+    async def shows_the_cell() -> bool:
+        return any(name == "vps_snapshots_cell_servers" for name, _ in await scrape(api))
+
+    await until_told(shows_the_cell)
     await requests("a")
     before = (await scrape(api)).keys()
     for n in range(2, 12):
