@@ -22,7 +22,10 @@ ON_A_SERVER = (
     *("tests/chaos/test_failovers.py", "tests/chaos/test_chaos.py"),
 )
 ON_A_REDIS_PY = ("tests/unit", "tests/integration", "tests/security", "tests/compat", "tests/chaos/test_failovers.py")
-ON_DEBIAN = ("tests/unit", "tests/contract", "tests/integration", "tests/security", "tests/compat", "tests/acceptance")
+ON_DEBIAN = (
+    *("tests/unit", "tests/contract", "tests/integration", "tests/security", "tests/compat", "tests/acceptance"),
+    *("tests/backups", "tests/browser", "tests/chaos", "tests/fuzz"),
+)
 ON_A_PYTHON = ("tests/unit", "tests/contract", "tests/integration", "tests/security", "tests/compat")
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 REDIS_PY, DEBIAN_13 = "redis-py-8", "debian-13"

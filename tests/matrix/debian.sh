@@ -39,3 +39,4 @@ mkdir -p "$root/srv/checkout"
 git ls-files -z | tar --null --files-from=- -c | tar -C "$root/srv/checkout" -x
 mounts
 inside env PYTHON=python3 deploy/setup.sh
+inside deploy/setup.sh tests
