@@ -33,15 +33,6 @@ _OF_API = re.compile(r"api/([a-z]+)\.md")
 _IN_CHECKOUT = Path(__file__).parents[2] / "docs"
 
 
-def _read(file: str) -> str:
-    packaged = files("api.dashboard") / "guides" / file
-    return packaged.read_text() if packaged.is_file() else (_IN_CHECKOUT / file).read_text()
-
-
-# read at the start: an upgrade may replace the files while the program runs
-_SOURCES = {file: _read(file) for file in GUIDES.values()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Guide:
     title: str
@@ -56,8 +47,10 @@ async def show(file: str, context: Context, request: web.Request) -> web.Respons
 def _guide(file: str) -> Guide:
     from markdown_it import MarkdownIt  # noqa: PLC0415 - few front ends ever show the page
 
+    packaged = files("api.dashboard") / "guides" / file
+    source = packaged.read_text() if packaged.is_file() else (_IN_CHECKOUT / file).read_text()
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = markdown.parse(_SOURCES[file])
+    tokens = markdown.parse(source)
     for place, token in enumerate(tokens):
         if token.type == "heading_open":
             token.attrSet("id", _anchor(tokens[place + 1].content))

@@ -1,11 +1,10 @@
-"""The templates and the guides of pages."""
+"""The templates of pages."""
 
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from api.dashboard import rendering, runbook
+from api.dashboard import rendering
 from api.document import pages
 from api.http import templates
 
@@ -25,15 +24,3 @@ def test_a_page_is_shown_although_an_upgrade_has_replaced_the_files(
     monkeypatch.setattr("builtins.open", refuse)
     for name in environment.list_templates():
         environment.get_template(name)
-
-
-@pytest.mark.parametrize("file", runbook.GUIDES.values())
-def test_a_guide_is_shown_although_an_upgrade_has_replaced_the_files(
-    file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_words: object, **_named: object) -> NoReturn:
-        raise AssertionError("a file is read")
-
-    runbook._guide.cache_clear()
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert runbook._guide(file).html
