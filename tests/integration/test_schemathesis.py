@@ -112,7 +112,7 @@ async def tried(service: Service, folder: Path, *, auth: str, examples: int, cal
 async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_have(
     service: Service, tmp_path: Path
 ) -> None:
-    said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=15)
+    said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=30)
 
     # the document does not list itself
     assert f"{len(CUSTOMERS_CALLS) - 1 + len(PROBES)} selected" in said
@@ -122,7 +122,7 @@ async def test_operators_calls_match_the_document_too(service: Service, state: S
     secret = await token(state, None)
     await have_a_job_that_failed(service.client, Client(service.url, secret))
     said = await tried(
-        service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{secret}"', examples=8, calls=OPERATORS
+        service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{secret}"', examples=10, calls=OPERATORS
     )
 
     assert f"{len(OPERATORS_CALLS) - 1} selected" in said
@@ -144,4 +144,4 @@ async def test_no_account_can_access_anothers_objects(service: Service, state: S
     users = [{"name": name, "fixedHeaders": [header]} for name, header in headers.items()]
     (tmp_path / "auth.json").write_text(json.dumps({"auth": users}))
 
-    await tried(service, tmp_path, auth='[auth.wfc]\npath = "auth.json"\npeers = ["one", "other"]', examples=8)
+    await tried(service, tmp_path, auth='[auth.wfc]\npath = "auth.json"\npeers = ["one", "other"]', examples=10)
