@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb check-packages test-packages test-units transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint bench-neighbors cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
+    bench-footprint bench-neighbors cell chaos fuzz schemathesis matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -156,6 +156,9 @@ chaos: setup ## kill parts of a real cell during random work, and check every di
 
 fuzz: setup ## send N (100000) random requests to a real service: no 5xx, no hang, no growth (SEED=7)
 	@exec $(BIN)/python -m tests.fuzz
+
+schemathesis: setup-tests ## compare the service with its OpenAPI document in many more examples than the tests (EXAMPLES=100 SEED=7)
+	EXAMPLES=$(or $(EXAMPLES),100) SEED=$(SEED) $(PYTEST) tests/integration/test_schemathesis.py
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations

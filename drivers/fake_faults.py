@@ -117,9 +117,11 @@ class Rule:
     server_id: int | None = None
     fails: bool = False
     seconds: float = 0.0  # added to its duration
+    waits: bool = False  # the effect lasts until the rule is gone
 
 
 _RULES = TypeAdapter(tuple[Rule, ...])
+_LOOK_SECONDS = 0.01  # between looks whether a rule is gone
 
 
 def write_rules(rules_file: Path, rules: Iterable[Rule]) -> None:
@@ -190,6 +192,8 @@ class Faults:
             half()
         try:
             await asyncio.sleep(self.delay_seconds.get(effect, 0) + sum(rule.seconds for rule in rules))
+            while any(rule.waits for rule in self._rules(effect, server_id)):  # noqa: ASYNC110 - another process deletes it
+                await asyncio.sleep(_LOOK_SECONDS)
             if effect in self._hung:
                 await self._hung[effect].wait()
         except asyncio.CancelledError:

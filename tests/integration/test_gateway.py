@@ -850,7 +850,7 @@ async def test_jobs_finish_without_a_gateway_and_are_reported_later(
     }
     node = tmp_path / "node"
     node.mkdir()
-    write_rules(node / "faults.json", [Rule(effect=Effect.SNAPSHOT_DISK, seconds=1.5)])
+    write_rules(node / "faults.json", [Rule(effect=Effect.SNAPSHOT_DISK, waits=True)])
     command = (Path(sys.executable).parent / "vps-snapshots-worker", "run")
     worker = await Child.start("worker", command, settings=settings, log=tmp_path / "worker.log")
     store, account, server = CustomerStore(redis), AccountId(77), ServerId(12345)
@@ -872,6 +872,7 @@ async def test_jobs_finish_without_a_gateway_and_are_reported_later(
         assert program.process is not None
         program.process.kill()
         await program.process.ended()
+        (node / "faults.json").unlink()
         await until(lambda: '"job.completed"' in (tmp_path / "worker.log").read_text())
         assert (await job()).state is JobState.IN_PROGRESS
         await program.start(tmp_path / "gateway.log")

@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from drivers.base import Power
+from drivers.fake_faults import Effect, Rule, write_rules
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT
@@ -21,8 +22,6 @@ from tests.worker_process import FIRST, SECOND, WorkerProcess, server_of, worker
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import Refused
 from worker.store.model import Job, JobId, JobState, ServerId
-
-GRACE_SECONDS = "1.5"  # how long a job takes on the server that ignores shutdown requests
 
 
 @pytest.fixture
@@ -38,19 +37,23 @@ async def redis_of_ours() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A node whose first server ignores shutdown requests."""
+    """A node whose first server shuts down only after `shut_down`."""
     folder = tmp_path / "node"
     folder.mkdir()
-    deaf = FakeServer(
+    first = FakeServer(
         name="web-server-01",
         server_id=FIRST,
         account_id=ACCOUNT,
         power=Power.ON,
-        deaf=True,
         disks={"vda": FakeDisk(), "vdb": FakeDisk()},
     )
-    StateFile(folder / "fake.json").write(deaf)
+    StateFile(folder / "fake.json").write(first)
+    write_rules(folder / "faults.json", [Rule(effect=Effect.PRESS, server_id=FIRST, waits=True)])
     return folder
+
+
+def shut_down(state: Path) -> None:
+    (state / "faults.json").unlink()
 
 
 class Customer:
@@ -148,11 +151,13 @@ async def test_a_worker_that_slept_through_its_lease_takes_no_work_any_more(
 
 
 async def test_a_stopping_worker_finishes_its_job_and_starts_no_other(redis_of_ours: RedisServer, state: Path) -> None:
-    settings = {"GRACE_SECONDS": GRACE_SECONDS, "MAX_JOBS": "1"}
+    settings = {"MAX_JOBS": "1"}
     async with worker_process(redis_of_ours.socket, state, **settings) as worker, customer(redis_of_ours) as ours:
         running, waiting = await ours.create(FIRST), await ours.create(SECOND)
         await ours.sees_step(running, "stopping")
         worker.signal(signal.SIGTERM)
+        await worker.says("worker.stopping")
+        shut_down(state)
         async with asyncio.timeout(60):
             assert await worker.process.wait() == 0
         assert (await ours.job(running)).state is JobState.COMPLETED
@@ -166,15 +171,18 @@ async def test_a_stopping_worker_finishes_its_job_and_starts_no_other(redis_of_o
 async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
     redis_of_ours: RedisServer, state: Path
 ) -> None:
-    settings = {"GRACE_SECONDS": "30", "DRAIN_SECONDS": "0"}
-    async with worker_process(redis_of_ours.socket, state, **settings) as worker, customer(redis_of_ours) as ours:
+    async with (
+        worker_process(redis_of_ours.socket, state, DRAIN_SECONDS="0") as worker,
+        customer(redis_of_ours) as ours,
+    ):
         running = await ours.create(FIRST)
         await ours.sees_step(running, "stopping")
         worker.signal(signal.SIGTERM)
         async with asyncio.timeout(60):
             assert await worker.process.wait() == 0
         assert (await ours.job(running)).state is JobState.IN_PROGRESS
-    async with worker_process(redis_of_ours.socket, state, GRACE_SECONDS="0"), customer(redis_of_ours) as ours:
+    shut_down(state)
+    async with worker_process(redis_of_ours.socket, state), customer(redis_of_ours) as ours:
         assert (await ours.sees_end(running)).state is JobState.COMPLETED
     assert server_of(state, FIRST).power is Power.ON
 
@@ -211,13 +219,11 @@ async def test_a_started_job_finishes_while_redis_fails_and_is_reported_later(
     state: Path,
     trouble: Callable[[RedisServer, Redis], Awaitable[Callable[[], Awaitable[object]]]],
 ) -> None:
-    async with (
-        worker_process(redis_of_ours.socket, state, GRACE_SECONDS=GRACE_SECONDS) as worker,
-        customer(redis_of_ours) as ours,
-    ):
+    async with worker_process(redis_of_ours.socket, state) as worker, customer(redis_of_ours) as ours:
         job_id = await ours.create(FIRST)
         await ours.sees_step(job_id, "stopping")
         heal = await trouble(redis_of_ours, ours.redis)
+        shut_down(state)
         await worker.says("outcome.not_published")
 
         assert worker.has_said("job.completed", job_id=job_id)
@@ -230,12 +236,10 @@ async def test_a_started_job_finishes_while_redis_fails_and_is_reported_later(
 
 
 async def test_a_started_job_ends_and_is_reported_while_redis_is_full(redis_of_ours: RedisServer, state: Path) -> None:
-    async with (
-        worker_process(redis_of_ours.socket, state, GRACE_SECONDS=GRACE_SECONDS),
-        customer(redis_of_ours) as ours,
-    ):
+    async with worker_process(redis_of_ours.socket, state), customer(redis_of_ours) as ours:
         job_id = await ours.create(FIRST)
         await ours.sees_step(job_id, "stopping")
         await ours.redis.config_set("maxmemory", "1")
+        shut_down(state)
         assert (await ours.sees_end(job_id)).state is JobState.COMPLETED
         assert server_of(state, FIRST).power is Power.ON

@@ -122,8 +122,12 @@ async def test_rules_in_a_file_hold_while_they_are_there(tmp_path: Path) -> None
     assert not starting.done()
     starting.cancel()
     await asyncio.wait([starting])
+    write_rules(rules_file, [Rule(effect=Effect.START, waits=True)])
+    starting = asyncio.ensure_future(fake.start(12345))
+    await asyncio.sleep(0.01)
+    assert not starting.done()
     rules_file.unlink()
-    await fake.start(12345)
+    await starting
 
 
 @pytest.mark.parametrize("effect", ON_DISKS)
