@@ -35,7 +35,7 @@ class Tool:
 
     async def backup(self, domain: str, level: str, chain: Path) -> Run:
         """`level`: full, inc or copy. For a domain that is off, a full backup silently becomes a copy."""
-        scratch = ("-S", str(self.folder / "scratch"))
+        scratch = ("--scratchdir", str(self.folder / "scratch"))
         code, output = await self._call("virtnbdbackup", "-d", domain, "-l", level, "-o", str(chain), *scratch)
         words = "; ".join(_ERROR.findall(output)) or output.strip().rpartition("\n")[2]
         words = _OF_ONE_RUN.sub("…", words.replace(str(self.folder), "…"))

@@ -19,6 +19,7 @@ from tests.contract.kvm_bench import KvmBench, read_text, write_text
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SPEC = SnapshotSpec(tag="vps-801", name="n", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
+STARTS_NO_VARIABLES_BESIDE_WRITABLE_FLASH = 11_000_000  # libvirt: "mishandled storage format 'none'"
 LOADER = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"
 
 
@@ -67,7 +68,7 @@ class TestFirmware:
         variables = kvm_bench.lab.disk_path("own.fd")
         variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
         await add(kvm_bench, ("</os>", f"{LOADER}<nvram type='file'><source file='{variables}'/></nvram></os>"))
-        assert "<nvram type='file'>\n" in kvm_bench.domain(1).XMLDesc(0)
+        assert re.search(r"<nvram type='file'[^>]*>\n", kvm_bench.domain(1).XMLDesc(0))
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         variables.write_bytes(b"changed")
         await kvm_bench.hypervisor.revert(1, "vps-801")
@@ -89,6 +90,8 @@ class TestFirmware:
         await kvm_bench.hypervisor.revert(1, "vps-801")
         assert flash.read_bytes() == before
         assert (variables.read_bytes() != b"changed") is beside_variables
+        if beside_variables and libvirt.getVersion() >= STARTS_NO_VARIABLES_BESIDE_WRITABLE_FLASH:
+            return
         await kvm_bench.hypervisor.start(1)
         assert (await kvm_bench.hypervisor.layout(1)).nvram
 

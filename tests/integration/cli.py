@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import multiprocessing
 import os
 import pty
 import re
@@ -14,12 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from struct import pack
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from api.cli.main import main
+from tests.integration import warm
 from tests.queueing import PATIENCE_SECONDS
 
 PROGRAM = Path(sys.executable).parent / "vps-snapshots"
@@ -85,15 +85,12 @@ class Cli:
         return {name: value for name, value in (clean | ours | more).items() if value}
 
     async def run(self, *arguments: object, **environment: str) -> Done:
-        """Run a command in a pipe until it ends. The process has imported its modules already: there are hundreds of
-        runs."""
+        """Run a command in a pipe until it ends."""
         async with self._slots:
             with TemporaryDirectory() as folder:
                 out, err = Path(folder) / "out", Path(folder) / "err"
-                process = _WARM.Process(
-                    target=_program, args=(list(map(str, arguments)), self.environment(**environment), out, err)
-                )
-                process.start()
+                words, given = list(map(str, arguments)), self.environment(**environment)
+                process = warm.start("api.cli.main", words, given, program=PROGRAM.name, out=out, err=err)
                 await _ended(process, arguments)
                 done = Done(code=process.exitcode, out=out.read_text(), err=err.read_text())
         said = done.out + done.err
@@ -153,12 +150,8 @@ class Cli:
             os.close(screen)
 
 
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["__main__", "api.cli.main", "api.cli.wire", "tests.integration.cli"])
-
-
-async def _ended(process: multiprocessing.context.ForkServerProcess, arguments: object) -> None:
-    """Return when it has ended. Only one thread may wait: of two at once, one gets the exit code 255."""
+async def _ended(process: ForkServerProcess, arguments: object) -> None:
+    """Return when it has ended."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(process.sentinel, ended.set)
     try:
@@ -171,16 +164,6 @@ async def _ended(process: multiprocessing.context.ForkServerProcess, arguments: 
         if not ended.is_set():
             process.kill()
         process.join()
-
-
-def _program(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
-        with path.open("wb") as file:
-            os.dup2(file.fileno(), stream.fileno())
-    sys.argv = [PROGRAM.name, *arguments]
-    main()
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from tests.conftest import RedisServer
+from tests.integration import warm
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 
 BOTH = ["--permission", "snapshots:read", "--permission", "snapshots:write"]
@@ -38,14 +39,7 @@ class Program:
         return clean | {"VPS_SNAPSHOTS_REDIS__URL": self.redis_url, "COLUMNS": "200"} | ours
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, *arguments],
-            env=self.environment(**settings),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return warm.run("api.main", arguments, self.environment(**settings), program="vps-snapshots-api")
 
     def refuses(self, *arguments: str, **settings: str) -> str:
         """Check that it refuses to start. Returns its message."""

@@ -5,13 +5,13 @@ import os
 import shlex
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs_module
+from tests.integration import warm
 from tests.operations.pages import blocks
 from tests.unit.test_journal import TASK
 from worker.journal import KEPT_FOR_A_PERSON, Journal
@@ -19,21 +19,13 @@ from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
 from worker.store.model import ServerId, Step
 
-PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
 ADOPT = ["--server-id", "12345", "--account", "77"]
 
 
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     ours = {f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=clean | {"COLUMNS": "200"} | ours,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm.run("worker.main", arguments, clean | {"COLUMNS": "200"} | ours, program="vps-snapshots-worker")
 
 
 def refuses(*arguments: str, **settings: str) -> str:

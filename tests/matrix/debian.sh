@@ -40,3 +40,4 @@ git ls-files -z | tar --null --files-from=- -c | tar -C "$root/srv/checkout" -x
 mounts
 inside env PYTHON=python3 deploy/setup.sh
 inside deploy/setup.sh tests
+inside mkdir -p /var/lib/libvirt/qemu/nvram # as libvirtd does at its first start
