@@ -111,17 +111,17 @@ class _Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A permanent fault of an effect, on every disk. `server_id` None: on every server."""
+    """A fault of an effect, on every disk, while the rule is in the file. `server_id` None: on every server."""
 
     effect: Effect
     server_id: int | None = None
     fails: bool = False
     seconds: float = 0.0  # added to its duration
-    waits: bool = False  # the effect lasts until the rule is gone
+    waits: bool = False  # the effect does not end before the rule is removed
 
 
 _RULES = TypeAdapter(tuple[Rule, ...])
-_LOOK_SECONDS = 0.01  # between looks whether a rule is gone
+_LOOK_SECONDS = 0.01  # between two checks whether a rule was removed
 
 
 def write_rules(rules_file: Path, rules: Iterable[Rule]) -> None:

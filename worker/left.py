@@ -9,11 +9,14 @@ from worker.store.nodes.node_store import ClaimRefused, LeaseLost
 from worker.store.nodes.port import NodePort
 
 ASK_SECONDS = 5.0  # limit for the answer, at the start of a process or after a silence: the guest of a job may be off
-AGAIN_SECONDS = 0.1  # the connection and the lease take that long
+AGAIN_SECONDS = 0.1  # between two attempts: the connection or the lease may not be there yet
 
 
 async def has_left(store: NodePort, server_id: ServerId) -> bool:
-    """Also False if there is no answer within ASK_SECONDS: a started job is finished, whatever happens to the store."""
+    """Whether the store says that another node has the server.
+
+    False also if there is no answer within ASK_SECONDS: a started job is finished, whatever happens to the store.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(ASK_SECONDS):
             while True:

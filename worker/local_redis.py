@@ -45,7 +45,7 @@ class LocalRedis:
         finally:
             loop.remove_reader(watched)
             os.close(watched)
-        raise LocalRedisDied(f"redis-server has ended with code {self.process.wait()}")
+        raise LocalRedisDied(f"the worker's own Redis has ended with code {self.process.wait()}")
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
             # Uses the folder's descriptor, because a socket's path may have at most 107 characters.
             client = connect(RedisSettings(url=f"unix:///proc/self/fd/{place}/redis.sock"))
             try:
-                await _answers(client, process)
+                await _answers(client, process, program)
                 yield LocalRedis(client, process)
             finally:
                 await client.aclose(close_connection_pool=True)
@@ -102,7 +102,7 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-async def _answers(client: Redis, process: "subprocess.Popen[bytes]") -> None:
+async def _answers(client: Redis, process: "subprocess.Popen[bytes]", program: str) -> None:
     """Wait until it responds. Raises ConfigurationError if it does not start."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):
@@ -113,4 +113,4 @@ async def _answers(client: Redis, process: "subprocess.Popen[bytes]") -> None:
                     await asyncio.sleep(0.01)
                 else:
                     return
-    raise ConfigurationError(f"redis-server did not start (code {process.returncode}); try: redis-server --version")
+    raise ConfigurationError(f"{program} did not start (code {process.returncode}); try: {program} --version")

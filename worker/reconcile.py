@@ -275,7 +275,7 @@ class Reconciler:
             self._metrics.found(finding.kind)
         if is_busy:
             return  # earlier findings stay listed until the server is compared again
-        listed = [{"finding": str(d.kind), "tag": d.tag, "at": f"{time.time():.0f}"} for d in findings]
+        listed = [{"finding": str(one.kind), "tag": one.tag, "at": f"{time.time():.0f}"} for one in findings]
         await self._store.tell_findings(server_id, listed)
 
     async def _let_go_if_idle(self, server_id: ServerId) -> None:

@@ -287,10 +287,9 @@ class Runner:
         if not task.kind.only_looks:
             await self._let_go(task.server_id)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
-        self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
-        seconds = max(0.0, time.time() - facts.begun_at)  # wall clock: the job may span several processes
-        self._metrics.ended(task.kind, outcome, seconds=seconds)
-        _log_end(outcome, seconds=seconds)
+        entry = replace(entry, facts=facts)
+        self._journal.conclude(entry, outcome, safety_kept_seconds=self._keep(outcome))
+        self._count_and_log(entry, outcome)
         return outcome
 
     def _give_up(self, entry: Entry) -> Outcome:
@@ -299,10 +298,13 @@ class Runner:
         snapshot_status = SnapshotStatus.FAILED if task.kind is JobKind.CREATE else None
         outcome = replace(LEFT_ITS_NODE, snapshot_status=snapshot_status)
         self._journal.conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
-        seconds = max(0.0, time.time() - entry.facts.begun_at)
-        self._metrics.ended(task.kind, outcome, seconds=seconds)
-        _log_end(outcome, seconds=seconds)
+        self._count_and_log(entry, outcome)
         return outcome
+
+    def _count_and_log(self, entry: Entry, outcome: Outcome) -> None:
+        seconds = max(0.0, time.time() - entry.facts.begun_at)  # wall clock: the job may span several processes
+        self._metrics.ended(entry.task.kind, outcome, seconds=seconds)
+        _log_end(outcome, seconds=seconds)
 
     def _keep(self, outcome: Outcome) -> float:
         if outcome.failure is not None and outcome.failure.stranded:
@@ -395,7 +397,7 @@ def _has_moved(facts: Facts, reason: Failure) -> bool:
 
 def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome:
     status = None
-    undoable = facts.failure is None and task.kind in {JobKind.RESTORE, JobKind.UNDO}
+    undoable = facts.failure is None and task.kind.overwrites
     if task.kind is JobKind.CREATE:
         # complete on every disk, even if the guest did not start again
         status = SnapshotStatus.COMPLETED if facts.taken else SnapshotStatus.FAILED

@@ -27,20 +27,27 @@ _ON_A_DISK = {
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "is being merged into its backing file",
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP: "is being backed up",
 }
-_MOVED = frozenset({libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP})
-_MOVED_RUNNING = libvirt.VIR_DOMAIN_RUNNING_POSTCOPY
-_POSTCOPY = frozenset({libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED})
+# the states of a domain that is being migrated to this node
+_INCOMING_RUNNING = libvirt.VIR_DOMAIN_RUNNING_POSTCOPY
+_INCOMING_PAUSED = frozenset(
+    {
+        libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+        libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+        libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
+        libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+    }
+)
 
 
 def is_incoming(domain: Any) -> bool:
     """Whether the domain is being migrated to this node. Until the migration ends, it belongs to the other node.
 
-    Takes no lock in libvirt, so it does not block.
+    Takes no lock in libvirt, so it does not wait for another call on the domain.
     """
     state, reason = domain.state()
     if state == libvirt.VIR_DOMAIN_RUNNING:
-        return bool(reason == _MOVED_RUNNING)
-    if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _MOVED | _POSTCOPY:
+        return bool(reason == _INCOMING_RUNNING)
+    if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _INCOMING_PAUSED:
         return False
     try:
         domain.jobStats(0)

@@ -14,7 +14,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from structlog.typing import EventDict, WrappedLogger
 
 TRACEPARENT = "traceparent"  # W3C Trace Context: a request's header and a field of the job's record
-OURS = "vps_snapshots"  # prefix of the attributes that no semantic convention defines
 
 _recorded = False  # OpenTelemetry would read the environment each time
 _tracer = trace.get_tracer("vps-snapshots")

@@ -94,7 +94,10 @@ def runs_when_full(name: str) -> bool:
 
 
 def linked(script: str) -> str:
-    """A script with the guard and its modules. Its answer leaves out unreadable records."""
+    """A script with the guard and its modules, for tests and benchmarks that have Lua of their own.
+
+    Its answer leaves out unreadable records.
+    """
     return source(GUARD) + _modules(script) + script
 
 

@@ -131,21 +131,21 @@ local function delete(snapshot, server)
 end
 
 local function undo()
-  local restore = read_of(ask.account, 'job:' .. ask.id)
-  if not restore then return {'refused', 'job_not_found'} end
-  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner
+  local undone = read_of(ask.account, 'job:' .. ask.id)
+  if not undone then return {'refused', 'job_not_found'} end
+  local server = read_of(ask.account, 'server:' .. undone.server) -- it may have a new owner
   if not server or server.undoable ~= ask.id
-      or now_ms() > (number(restore.undoable_until_ms) or 0) then
+      or now_ms() > (number(undone.undoable_until_ms) or 0) then
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
-  local key = 'snapshot:' .. restore.snapshot -- it may have been deleted
+  local key = 'snapshot:' .. undone.snapshot -- it may have been deleted
   local is_ours = redis.call('HGET', key, 'account') == server.account
-  return admit(restore.server, server, restore.snapshot, {
-    name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,
-  }, is_ours and attempt(key, show_snapshot, restore.snapshot) or nil, ask.id)
+  return admit(undone.server, server, undone.snapshot, {
+    name = undone.snapshot_name, description = undone.snapshot_description, created_ms = undone.snapshot_created_ms,
+  }, is_ours and attempt(key, show_snapshot, undone.snapshot) or nil, ask.id)
 end
 
 -- Create a snapshot of a server for a schedule. Also returns whether the refusal is temporary.

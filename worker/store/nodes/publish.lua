@@ -10,7 +10,7 @@ local ask = cjson.decode(ARGV[1])
 local MOST = 1000 -- snapshots per call
 local JOBS_MOST = 100 -- unfinished jobs per server: more than a node runs at a time
 local NAME_BYTES, DESCRIPTION_BYTES, CONTENTS_BYTES = 256, 4096, 65536
-local BEGUN_MOST, BEGUN_MS = 500, 500 * 60000 -- jobs that a node may add: a burst of 500, then one a minute
+local ADDED_JOBS_MOST, ADDED_JOBS_MS = 500, 500 * 60000 -- jobs that a node may add: a burst of 500, then one a minute
 local RECORD_BYTES = 1500 -- of a snapshot, besides its texts
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
@@ -108,7 +108,7 @@ for _, begun in ipairs(ask.jobs) do
     if known[1] ~= node or known[2] ~= server_id then leave_out('other_node', 'job:' .. begun.id) end
   elseif why then
     leave_out(why, 'job:' .. begun.id)
-  elseif #begun_here >= room or take('node:' .. node .. ':begun', BEGUN_MOST, BEGUN_MS) == 0 then
+  elseif #begun_here >= room or take('node:' .. node .. ':begun', ADDED_JOBS_MOST, ADDED_JOBS_MS) == 0 then
     leave_out('too_many', 'job:' .. begun.id)
   else
     begun_here[#begun_here + 1] = begun

@@ -44,12 +44,7 @@ local function redeliver_one()
   local why = why_not(one)
   if why then return {'refused', 'delivery_not_redeliverable', why} end
   send(one)
-  local flat = {}
-  for field, value in pairs(one) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = value
-  end
-  return {'admitted', {one.id, flat}}
+  return {'admitted', {one.id, flattened(one)}}
 end
 
 local function redeliver_all(hook)
