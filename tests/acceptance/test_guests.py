@@ -278,12 +278,14 @@ async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(cell
 
 async def test_jobs_of_two_servers_run_side_by_side(cell: AcceptanceCell) -> None:
     plain, deaf = cell.servers[PLAIN], cell.servers[DEAF]
-    slow = asyncio.create_task(cell.create(deaf, "slow"))
-    await asyncio.sleep(0.5)
-    quick_id, _ = await cell.create(plain, "quick")
-    assert not slow.done()
-    slow_id, job = await slow
-    assert job["state"] == "completed"
+    assert cell.client is not None
+    answer = await cell.begin_create(deaf, "slow")
+    slow_id, place = answer.body["id"], answer.headers["Operation-Location"]
+    await eventually(lambda: _is_at(cell, place, "stopping"))
+    quick_id, quick = await cell.create(plain, "quick")
+    slow = await cell.client.follow(place, timeout_seconds=90)
+    assert slow["state"] == "completed"
+    assert quick["started_at"] < slow["finished_at"]
     for server, snapshot_id in ((plain, quick_id), (deaf, slow_id)):
         await server.ready()
         await cell.delete(server, snapshot_id)

@@ -46,17 +46,18 @@ async def test_a_job_is_followed_from_its_admission_to_its_end_in_one_document(o
     await operator.open("jobs/")
     await operator.mark()
     server_id = operator.a_server()
-    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.5))
+    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, waits=True))
     job_id = await operator.stage.create(server_id, "seen-live")
     await expect(row(operator, job_id)).to_contain_text("snapshotting")
     await expect(row(operator, job_id).get_by_text("in progress")).to_be_visible()
+    operator.node.befall()
     await expect(row(operator, job_id).get_by_text("completed")).to_be_visible()
     assert await operator.is_same_document()
 
 
 async def test_a_jobs_page_shows_its_steps_as_they_come(operator: Operator) -> None:
     server_id = operator.a_server()
-    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.5))
+    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, waits=True))
     job_id = await operator.stage.create(server_id)
     await operator.stage.at_step(job_id, "snapshotting")
     await operator.open(f"jobs/{job_id}/")
@@ -64,6 +65,7 @@ async def test_a_jobs_page_shows_its_steps_as_they_come(operator: Operator) -> N
     steps = operator.page.locator(".steps li")
     await expect(steps.filter(has_text="snapshotting").get_by_text("running")).to_be_visible()
     await expect(steps.filter(has_text="measuring").get_by_text("pending")).to_be_visible()
+    operator.node.befall()
     await expect(operator.page.locator(".head").get_by_text("completed")).to_be_visible()
     await expect(steps.filter(has_text="pending")).to_have_count(0)
     await expect(operator.page.get_by_text("job.completed")).to_be_visible()
@@ -197,12 +199,13 @@ async def test_a_stranded_server_comes_first_until_it_is_marked_as_resolved(oper
 
 async def test_a_page_is_correct_again_after_the_front_end_was_down(operator: Operator) -> None:
     server_id = operator.a_server()
-    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, seconds=1.0))
+    operator.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, waits=True))
     job_id = await operator.stage.create(server_id)
     await operator.open(f"jobs/{job_id}/")
     await operator.mark()
     await operator.stage.stop_front_end()
     await expect(operator.page.locator("#connection")).to_contain_text("Reconnecting")
+    operator.node.befall()
     assert (await operator.stage.ended(job_id)).state is JobState.COMPLETED
     await operator.stage.start_front_end()
     await operator.is_live()

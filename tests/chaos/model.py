@@ -20,9 +20,11 @@ NVRAM_BYTES = 4 << 10  # no guest boots with it
 SAFETY_PREFIX = "vps-safety-"
 LOCKED_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 0.1
-# exit codes of `qemu-img check`: errors, only leaked clusters
-CHECK_ERRORS, CHECK_LEAKS = 2, 3
-_WITHOUT_COPIED = re.compile(r"ERROR OFLAG_COPIED .* refcount=1$")  # with the flag, it would be another number
+CHECK_ERRORS = 2  # exit code of `qemu-img check`: the image has errors
+CHECK_LEAKS = 3  # only leaked clusters
+# The flag is missing (with it, one reference is right). With another number of references, it would be a flag too many,
+# which destroys data.
+_WITHOUT_COPIED = re.compile(r"ERROR OFLAG_COPIED .* refcount=1$")
 # qemu-img allocates a cluster beyond the end of the file before it writes to it. If it is killed in between, the
 # cluster is unused, and no `check` finds or repairs it until the file has grown past it.
 LEAKS_OF_A_CHANGE = 1

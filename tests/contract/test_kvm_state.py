@@ -19,7 +19,8 @@ from tests.contract.kvm_bench import KvmBench, read_text, write_text
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SPEC = SnapshotSpec(tag="vps-801", name="n", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
-STARTS_NO_VARIABLES_BESIDE_WRITABLE_FLASH = 11_000_000  # libvirt: "mishandled storage format 'none'"
+# libvirt's version from which such a server does not start: "mishandled storage format 'none'"
+STARTS_NO_VARIABLES_BESIDE_WRITABLE_FLASH = 11_000_000
 LOADER = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"
 
 

@@ -1,6 +1,7 @@
 """The driver with a real libvirtd that is killed and restarted."""
 
 import asyncio
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -101,11 +102,14 @@ async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: D
     hypervisor = await KvmHypervisor.open(daemon.uri)
     await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
     await hypervisor.start(SERVER)
+    qemu = int((daemon.folder / "run" / "qemu" / f"{NAME}.pid").read_text())
+    os.kill(qemu, signal.SIGSTOP)  # so that the call lasts
     cutting = asyncio.create_task(hypervisor.cut_power(SERVER))
     await asyncio.sleep(0.1)
     daemon.kill()
     with pytest.raises(HypervisorUnavailable):
         await cutting
+    os.kill(qemu, signal.SIGCONT)
     await daemon.start()
     await hypervisor.cut_power(SERVER)
     assert await hypervisor.power(SERVER) is Power.OFF

@@ -357,8 +357,11 @@ async def test_connections_without_a_request_are_replaced_first(cell: Cell) -> N
 
 async def test_a_call_that_the_store_makes_wait_too_long_is_503(cell: Cell) -> None:
     async with serving(cell, request_seconds=0.2) as api:
-        await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
-        answer = await api.call("GET")
+        await cell.raw("CLIENT", "PAUSE", "60000", "WRITE")
+        try:
+            answer = await api.call("GET")
+        finally:
+            await cell.raw("CLIENT", "UNPAUSE")
     assert answer.refused(503, "store_unavailable")["detail"]
     assert answer.headers["Retry-After"]
 

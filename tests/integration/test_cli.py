@@ -526,9 +526,11 @@ class TestExits:
     async def test_an_unavailable_store_is_not_a_refusal(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
-            await cell.raw("CLIENT", "PAUSE", "2000", "ALL")
-            done = await Cli(url=f"http://127.0.0.1:{api.port}", token=token).run("overview")
-            await cell.raw("CLIENT", "UNPAUSE")
+            await cell.raw("CLIENT", "PAUSE", "60000", "WRITE")
+            try:
+                done = await Cli(url=f"http://127.0.0.1:{api.port}", token=token).run("overview")
+            finally:
+                await cell.raw("CLIENT", "UNPAUSE")
         assert (done.code, "store_unavailable" in done.err) == (Exit.UNREACHABLE, True)
 
     async def test_a_service_that_is_another_or_takes_too_long_is_named(self) -> None:

@@ -6,6 +6,7 @@ import random
 import sqlite3
 from contextlib import closing
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,9 +280,8 @@ async def test_a_step_that_kills_every_worker_is_given_up(cell: Cell, tmp_path: 
 
 
 async def test_a_step_that_takes_too_long_is_given_up_and_its_disk_repaired(cell: Cell, tmp_path: Path) -> None:
-    node = await fresh(
-        cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=Limits(step_seconds=0.2, first_retry_seconds=0.001)
-    )
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    node.limits = replace(node.limits, step_seconds=2.0)
     job_id = await node.admit(JobKind.CREATE)
     node.hypervisor.faults.hang(Effect.SNAPSHOT_DISK)
     job = await node.settle(job_id)

@@ -64,16 +64,19 @@ def test_the_lock_of_a_killed_process_is_free_at_once(holder: subprocess.Popen[b
 def test_a_child_of_a_killed_process_blocks_the_next_one_until_it_ends(tmp_path: Path) -> None:
     orphaning = HOLD_THE_LOCK.replace("import sys,", "import subprocess, sys,").replace(
         "time.sleep(3600)",
-        "subprocess.Popen(['sleep', '1'], close_fds=False)\nprint('child', flush=True)\ntime.sleep(9)",
+        # cat runs until its input ends
+        "subprocess.Popen(['cat'], close_fds=False)\nprint('child', flush=True)\ntime.sleep(3600)",
     )
     program = [sys.executable, "-c", orphaning, str(tmp_path)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert [process.stdout.readline(), process.stdout.readline()] == [b"taken\n", b"child\n"]
         process.kill()
         process.wait()
         with pytest.raises(NodeTaken):
             NodeLock(tmp_path).take(orphan_seconds=0)
+        process.stdin.close()
         lock = NodeLock(tmp_path)
         lock.take()
         lock.release()

@@ -106,8 +106,11 @@ class TestCallers:
     async def test_a_call_that_waits_too_long_for_the_store_is_503(self, cell: Cell) -> None:
         async with serving(cell, request_seconds=0.2) as api:
             token = await api.new_token(account=None, permissions={Permission.OPERATOR})
-            await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
-            (await Ops(api=api, token=token).call("GET", "overview/")).refused(503, "store_unavailable")
+            await cell.raw("CLIENT", "PAUSE", "60000", "WRITE")
+            try:
+                (await Ops(api=api, token=token).call("GET", "overview/")).refused(503, "store_unavailable")
+            finally:
+                await cell.raw("CLIENT", "UNPAUSE")
 
 
 class TestJobs:

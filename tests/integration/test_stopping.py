@@ -138,7 +138,7 @@ async def test_a_part_that_fails_ends_the_worker(server: RedisServer) -> None:
             os.kill(int(child), signal.SIGKILL)
         async with asyncio.timeout(STOPS_WITHIN_SECONDS):
             assert await worker.process.wait() == 2
-        await until(lambda: any("redis-server has ended with code -9" in line for line in worker.lines))
+        await until(lambda: any("the worker's own Redis has ended with code -9" in line for line in worker.lines))
         assert worker.has_said("worker.stopping")
         assert not worker.has_said("worker.stopped")
     lock = NodeLock(state_dir)

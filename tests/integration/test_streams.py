@@ -70,7 +70,7 @@ async def listening(api: FrontEnd, *, token: str | None = None, after: str | Non
     headers = {"Authorization": f"Bearer {token or api.token}"} | ({} if after is None else {"Last-Event-ID": after})
     url = f"http://127.0.0.1:{api.port}{EVENTS}"
     async with (
-        ClientSession(timeout=ClientTimeout(total=30)) as client,
+        ClientSession(timeout=ClientTimeout(total=None)) as client,
         client.get(url, headers=headers) as response,
     ):
         assert response.status == 200, await response.text()

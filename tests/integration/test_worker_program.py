@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -115,6 +116,9 @@ async def test_a_second_worker_is_refused_and_names_the_holder_even_a_stopped_on
         async with customer(redis_of_ours) as ours:
             await ours.sees_end(await ours.create(SECOND))
         first.signal(signal.SIGSTOP)
+        async with customer(redis_of_ours) as ours:  # it renews it no more
+            far_ms = int((time.time() + 3600) * 1000)
+            await ours.redis.hset("node:n1", "lease_until_ms", str(far_ms))  # type: ignore[misc] # redis-py: sync or async
         holder = f"pid {first.process.pid} on "
         async with worker_process(redis_of_ours.socket, state) as second:
             await _refused(second, "worker.lock is held by", holder)

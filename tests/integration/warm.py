@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 _WARM = multiprocessing.get_context("forkserver")
 _MODULES = ("api.cli.main", "api.cli.wire", "api.main", "api.serving", "api.gateway.main", "worker.main")
 _WARM.set_forkserver_preload(["__main__", *_MODULES, __name__])
-_SECONDS = 60.0
+_LIMIT_SECONDS = 60.0
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = start(module, arguments, environment, program=program, out=out, err=err)
-        process.join(_SECONDS)
+        process.join(_LIMIT_SECONDS)
         if process.exitcode is None:
             process.kill()
             raise AssertionError(f"it did not end: {arguments}")

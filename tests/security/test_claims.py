@@ -1,7 +1,6 @@
 """A node's claims about others' records, and impossible ones, are refused and reported, and change nothing."""
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -283,14 +282,23 @@ async def test_what_a_node_says_of_its_jobs_and_servers_is_bounded(hostile: Host
     """Otherwise, it could fill Redis with logs, notes and contents of jobs. The end of a job is always recorded."""
     node, raw, job_id = hostile.node, hostile.cell.raw, JobId("a" * 32)
     await node.publish(ITS_SERVER, [], [begun(5, JobKind.CREATE, job_id)])
-    await used_up(hostile, "node:n2:told", left_ms=1000, window_ms=86_400_000)
+
+    async def left_bytes(count: int) -> None:
+        """Each ms that the test takes adds 0.8 bytes."""
+        await used_up(hostile, "node:n2:told", left_ms=round(count * day_ms / (64 << 20)), window_ms=day_ms)
+
+    day_ms = 86_400_000
     before = await raw("XLEN", "account:66:events")
-    for _ in range(4):
-        with suppress(ClaimRefused):
-            await node.progress(job_id, Step.STOPPING)
-    assert 1 <= await raw("XLEN", "account:66:events") - before <= 3
+    await left_bytes(400)
+    await node.progress(job_id, Step.STOPPING)
+    await left_bytes(0)
+    with pytest.raises(ClaimRefused, match="too_many"):
+        await node.progress(job_id, Step.STOPPING)
+    assert await raw("XLEN", "account:66:events") - before == 1
+    await left_bytes(400)
     with pytest.raises(ClaimRefused, match="too_many"):
         await node.progress(job_id, Step.STOPPING, JobReport(log=("x" * 8000,)))
+    await left_bytes(400)
     with pytest.raises(ClaimRefused, match="too_many"):
         await node.tell_findings(ITS_SERVER, [{"finding": "x", "tag": "y" * 250, "at": "1"}] * 10)
     contents = Contents(disks=(HeldDisk(target="vda", path="/" + "x" * 1000, virtual_bytes=1),))
