@@ -151,6 +151,11 @@ class Redundant:
         self.url = f"http://127.0.0.1:{port}"
         await until_told(self.client.is_up)
 
+    def times_up_again(self, place: int) -> int:
+        """How often HAProxy has taken this front end back."""
+        name = ("first", "second")[place]
+        return (self.folder / "haproxy.log").read_text().count(f"Server front-ends/{name} is UP")
+
     async def _program(self, name: str, program: str, *arguments: str, settings: dict[str, str]) -> Child:
         command: list[str | Path] = [_PROGRAMS / program, *arguments]
         return await Child.start(name, command, settings=settings, log=self.folder / f"{name}.log")
