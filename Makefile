@@ -49,7 +49,8 @@ demo: setup ## run a scripted demo: write A, create, write B, restore, A is back
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 PYTEST = $(REAPING) $(BIN)/pytest $(if $(CI),--durations=25)
 
-test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
+# Unit tests need none of the tools of the others.
+test: $(if $(and $(T),$(if $(filter-out tests/unit%,$(T)),,only units)),setup,setup-tests) ## run all tests, or those of T=tests/unit/test_journal.py
 	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
 
 test-fast: setup lint ## run lint and unit tests: less than a minute

@@ -9,6 +9,7 @@ part of the worker: the campaign must then fail; otherwise it proves nothing.
 import asyncio
 import os
 import random
+import re
 import secrets
 import shutil
 import subprocess
@@ -140,7 +141,11 @@ def _make_slow_disk(path: Path) -> Path:
 
 
 def main() -> int:
-    wanted, seed = os.environ.get("N") or "50", int(os.environ.get("SEED") or secrets.randbelow(10_000))
+    wanted, of_seed = os.environ.get("N") or "50", os.environ.get("SEED") or str(secrets.randbelow(10_000))
+    if not re.fullmatch(r"(steps:|frozen:)?\d+|steps", wanted) or not of_seed.isdecimal():
+        print(f"N={wanted} SEED={of_seed}: N must be a number, steps, steps:NUMBER or frozen:NUMBER, and SEED a number")
+        return 2
+    seed = int(of_seed)
     sabotage, libvirt = os.environ.get("SABOTAGE") or "none", os.environ.get("LIBVIRT") or "embedded"
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))
     print(f"{wanted} kills, SEED={seed}, libvirt: {libvirt}, sabotage: {sabotage}, in {folder}")

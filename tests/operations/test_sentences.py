@@ -28,7 +28,6 @@ MAKEFILE = (PROJECT / "Makefile").read_text()
 UNITS = {file.name for file in (PROJECT / "deploy" / "systemd").glob("vps-snapshots-*")}
 UNITS_OF_DEBIAN = {"libvirtd.service", "redis-server.service"}
 NOT_RUN = {
-    ".venv/bin/pytest -m contract": "a test that runs tests",
     ".venv/bin/python -m deploy.man FOLDER vps-snapshots": "tests/unit/test_man.py calls it",
     "acl load": "a block of the same page",
     "apt-get purge": "tests/packages/inside.sh purges with dpkg",

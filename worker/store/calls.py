@@ -278,6 +278,8 @@ class Scripts:
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
+            elif script_broke(error):
+                error.add_note(f"in the script {name}, line: {scripts.line_of(text(name), str(error))}")
             raise
         if left_out:
             await self._tell_unreadable(

@@ -35,6 +35,7 @@ _DEFINITIONS = re.compile(r"^(?=local |function )", re.MULTILINE)
 _DEFINED = re.compile(r"(?:local )?function (\w+)|local ([\w, ]+)")
 _COMMENTS_AND_STRINGS = re.compile(r"--.*|'[^'\n]*'")
 _NAMES = re.compile(r"(?<![\w.:])[A-Za-z_]\w*")
+_LINE = re.compile(r"user_script:(\d+):")
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 _ALSO_WHEN_FULL = re.compile(r"^-- Also when full\.$", re.MULTILINE)
 # Read when the program starts: after an upgrade of its package, the files are those of another release.
@@ -81,6 +82,12 @@ def _guarded(lua: str) -> str:
     return f"{source(GUARD)}local function script()\n{lua}end\nreturn {{left_out, script()}}\n"
 
 
+def line_of(lua: str, message: str) -> str:
+    """The line of the script's text that Redis's message names ("user_script:631: ..."); empty if it names none."""
+    found, lines = _LINE.search(message), lua.splitlines()
+    return lines[int(found[1]) - 1].strip() if found and int(found[1]) <= len(lines) else ""
+
+
 @cache
 def only_reads(name: str) -> bool:
     """Whether the script `name` writes nothing except notes."""
@@ -107,6 +114,8 @@ def _modules(*scripts: str) -> str:
 
     def add(module: str) -> None:
         if module not in modules:
+            if f"shared/{module}" not in _FILES and module != "states":
+                raise KeyError(f"{module}: no such module, but a script or a module includes it")
             lua = source(f"shared/{module}")
             for needed in includes(lua):
                 add(needed)
