@@ -207,6 +207,9 @@ class Cell:
                 primaries.append(place)
                 if told["connected_slaves"] != others:
                     return None
+                # a replica is good once it has acknowledged; before that, writes may be refused
+                if told.get("min_slaves_good_slaves", others) != others:
+                    return None
             elif told["master_link_status"] != "up":
                 return None
         for place in range(len(self.machines)):

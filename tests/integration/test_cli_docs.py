@@ -123,4 +123,5 @@ def test_every_command_in_a_document_is_one(program: str) -> None:
         path = max((path for path in known if tuple(words[: len(path)]) == path), key=len, default=None)
         assert path is not None, line
         options = {option for parameter in known[path].params for option in parameter.opts}
+        options.add("--help")
         assert {word for word in words if re.match("--[a-z]", word)} <= options, line
