@@ -69,7 +69,7 @@ class TestFirmware:
         variables = kvm_bench.lab.disk_path("own.fd")
         variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
         await add(kvm_bench, ("</os>", f"{LOADER}<nvram type='file'><source file='{variables}'/></nvram></os>"))
-        assert re.search(r"<nvram type='file'[^>]*>\n", kvm_bench.domain(1).XMLDesc(0))
+        assert re.search(r"<nvram [^>]*type='file'[^>]*>\n", kvm_bench.domain(1).XMLDesc(0))
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         variables.write_bytes(b"changed")
         await kvm_bench.hypervisor.revert(1, "vps-801")

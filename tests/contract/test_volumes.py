@@ -66,7 +66,10 @@ def define(daemon: Daemon, connection: Any, source: str, *, efi: bool = False) -
     xml = xml.replace(here, f"<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source {source}/>")
     if efi:
         xml = xml.replace("<os>", "<os firmware='efi'>").replace("machine='pc'", "machine='q35'")
-    connection.defineXML(xml)
+    domain = connection.defineXML(xml)
+    # libvirt 11 writes the path of the variables that it has chosen, as it is in the daemon's own mount namespace
+    named = domain.XMLDesc(0).replace(">/var/lib/libvirt/", f">{daemon.folder}/lib/")
+    connection.defineXML(named)
 
 
 async def test_a_disk_that_is_a_volume_of_a_pool_is_held_like_its_file(daemon: Daemon, connection: Any) -> None:
