@@ -353,6 +353,11 @@ class Hypervisor(Protocol):
         """Wait until the domain is off and its disks are released; False if that takes longer than the timeout."""
         ...
 
+    async def was_shut_down(self, server_id: int) -> bool | None:
+        """How a domain that is off was stopped: whether its guest shut down. If not, someone cut its power, or the
+        hypervisor failed. None: unknown, for example after a reboot of the host."""
+        ...
+
     async def cut_power(self, server_id: int) -> None:
         """Power the domain off at once; returns when its disks are released. No effect if it is off."""
         ...

@@ -141,7 +141,7 @@ class FakeHypervisor:
         def change() -> None:
             server.presses_needed = max(0, server.presses_needed - 1)
             if server.power is Power.ON and not (server.deaf or server.frozen or server.presses_needed):
-                server.power = Power.OFF
+                server.power, server.shut_down = Power.OFF, True
 
         await self._do(Effect.PRESS, server, change=change)
         await self._power_changed()
@@ -155,11 +155,16 @@ class FakeHypervisor:
             return False
         return True
 
+    async def was_shut_down(self, server_id: int) -> bool | None:
+        await self._look(server := self.server(server_id))
+        return server.shut_down
+
     async def cut_power(self, server_id: int) -> None:
         server = self.server(server_id)
 
         def change() -> None:
-            server.power, server.frozen = Power.OFF, False
+            if server.power is not Power.OFF:
+                server.power, server.shut_down, server.frozen = Power.OFF, False, False
 
         await self._do(Effect.CUT, server, change=change)
         await self._power_changed()

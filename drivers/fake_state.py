@@ -34,6 +34,7 @@ class FakeServer:
     server_id: int | None = None  # None: a domain that was not adopted
     account_id: int = 0
     power: Power = Power.OFF
+    shut_down: bool | None = None  # how it was stopped, if it is off; None: unknown
     presses_needed: int = 1  # presses of the power button until the guest reacts
     deaf: bool = False  # never reacts to the power button
     disks: dict[str, FakeDisk] = field(default_factory=lambda: {"vda": FakeDisk()})

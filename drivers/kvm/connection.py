@@ -72,6 +72,7 @@ class Connection:
         self._uuids: dict[int, str] = {}  # server ID -> UUID of its domain when it was last found
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Callable[[], None]] = []
+        self._ended_by_host: set[str] = set()  # UUIDs of domains
 
     async def open(self) -> None:
         _start_event_loop()
@@ -84,6 +85,11 @@ class Connection:
     def listen(self, listener: Callable[[], None]) -> None:
         """Call the listener on the event loop whenever a domain was started, stopped, defined or undefined."""
         self._listeners.append(listener)
+
+    def was_ended_by_host(self, uuid: str) -> bool:
+        """Whether QEMU last ended because of a signal or a command, not because the guest shut down. libvirt itself
+        remembers both as a shutdown."""
+        return uuid in self._ended_by_host
 
     async def call(
         self,
@@ -172,7 +178,7 @@ class Connection:
                 with suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-                self._handle.domainEventRegisterAny(None, lifecycle, self._tell, None)
+                self._handle.domainEventRegisterAny(None, lifecycle, self._note, None)
                 self._tell()  # events may have been missed while disconnected
             return self._handle
 
@@ -181,7 +187,13 @@ class Connection:
             alive = self._handle is not None and bool(self._handle.isAlive())
         return translate(error, otherwise, text, alive=alive)
 
-    def _tell(self, *_event: Any) -> None:
+    def _note(self, _handle: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:
+            by_host = detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST
+            (self._ended_by_host.add if by_host else self._ended_by_host.discard)(domain.UUIDString())
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             with suppress(RuntimeError):  # the event loop has been closed
                 self._loop.call_soon_threadsafe(listener)

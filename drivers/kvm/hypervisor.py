@@ -117,6 +117,12 @@ class KvmHypervisor:
         finally:
             self._waiting_for_off.remove(changed)
 
+    async def was_shut_down(self, server_id: int) -> bool | None:
+        return await self._libvirt.on(
+            server_id,
+            lambda found: readiness.was_shut_down(found) and not self._libvirt.was_ended_by_host(found.UUIDString()),
+        )
+
     async def cut_power(self, server_id: int) -> None:
         text = "the server could not be powered off"
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)

@@ -33,6 +33,13 @@ def power(domain: Any) -> Power:
     return Power.PAUSED if paused else Power.ON
 
 
+def was_shut_down(domain: Any) -> bool | None:
+    """Whether the guest of a domain that is off shut down, or its QEMU was ended with a signal that it handles; None:
+    unknown, because libvirt forgets it when it restarts."""
+    _state, reason = domain.state()
+    return None if reason == libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN else reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
+
+
 def refuse_paused(domain: Any) -> None:
     """Raises InvalidState if the domain is paused, with the reason if someone can fix it."""
     state, reason = domain.state()

@@ -138,6 +138,7 @@ class TestPower:
         for _ in range(2):
             await bench.hypervisor.cut_power(1)
             assert await bench.hypervisor.power(1) is Power.OFF
+            assert await bench.hypervisor.was_shut_down(1) is False
         assert await bench.hypervisor.wait_for_off(1, timeout_seconds=0)
 
     async def test_the_power_button_turns_a_listening_guest_off(self, bench: Bench) -> None:
@@ -147,6 +148,7 @@ class TestPower:
             if await bench.hypervisor.wait_for_off(1, timeout_seconds=2):
                 break
         assert await bench.hypervisor.power(1) is Power.OFF
+        assert await bench.hypervisor.was_shut_down(1)
 
     async def test_a_deaf_guest_stays_on_until_its_power_is_cut(self, bench: Bench) -> None:
         await bench.add_server(1, running=True, deaf=True)

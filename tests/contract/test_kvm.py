@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import signal
 import struct
@@ -320,6 +321,14 @@ class TestLibvirt:
         assert [skipped.target for skipped in layout.skipped] == ["nvram"]
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         await kvm_bench.hypervisor.revert(1, "vps-801")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_guest_whose_qemu_was_ended_did_not_shut_down(kvm_bench: KvmBench, number: signal.Signals) -> None:
+    await kvm_bench.add_server(1, running=True)
+    os.kill(int((kvm_bench.lab.folder / "run" / "qemu" / "server-1.pid").read_text()), number)
+    assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
+    assert await kvm_bench.hypervisor.was_shut_down(1) is False
 
 
 async def test_a_guest_outlives_a_driver_that_is_killed_and_is_found_by_the_next(kvm_bench: KvmBench) -> None:

@@ -175,7 +175,7 @@ try_packages() {
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
     absent dpkg-query -W libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
-    manual=$(for package in /srv/old/*.deb; do dpkg-deb --contents "$package"; done)
+    manual=$(for package in /srv/new/*.deb; do dpkg-deb --contents "$package"; done)
     for program in vps-snapshots{,-api,-gateway,-worker}; do
         [[ $manual == *"/usr/share/man/man1/$program.1.gz"* ]] || die "no manual page of $program"
     done

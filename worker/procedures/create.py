@@ -3,7 +3,6 @@
 For a create without a stop, see `worker.procedures.live`.
 """
 
-import time
 from dataclasses import replace
 
 from drivers.base import InvalidState, Power, SnapshotExists
@@ -45,18 +44,19 @@ async def _stop(work: Work) -> Next:
     await claimed(work)
     # Gracefully, because data that the guest has not written to its disks would be missing from the snapshot.
     by_itself = await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
-    return Next(step=Step.CHECKING, facts=replace(work.facts, consistency=_how_stopped(work, by_itself=by_itself)))
+    consistency = await _how_stopped(work) if by_itself else Consistency.FORCED_OFF
+    return Next(step=Step.CHECKING, facts=replace(work.facts, consistency=consistency))
 
 
-def _how_stopped(work: Work, *, by_itself: bool) -> Consistency | None:
-    """How the guest was stopped; None: unknown. `by_itself`: this run of the step did not cut its power."""
-    if not by_itself:
-        return Consistency.FORCED_OFF
+async def _how_stopped(work: Work) -> Consistency | None:
+    """How a guest that is off was stopped; None: unknown. This run of the step did not cut its power, but an earlier
+    process or another tool may have, or its QEMU may have been killed."""
     if work.facts.off_since is None:
         return Consistency.ALREADY_OFF
-    # An earlier process may have cut its power, but only after the grace period.
-    may_be_cut = work.interrupted and time.time() >= work.facts.off_since + work.policy.grace_seconds
-    return None if may_be_cut else Consistency.CLEAN_SHUTDOWN
+    was_shut_down = await work.hypervisor.was_shut_down(work.task.server_id)
+    if was_shut_down is None:
+        return None
+    return Consistency.CLEAN_SHUTDOWN if was_shut_down else Consistency.FORCED_OFF
 
 
 async def _check_disks(work: Work) -> Next:
