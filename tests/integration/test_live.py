@@ -177,7 +177,7 @@ async def test_uefi_variables_that_change_meanwhile_are_reported(cell: Cell, tmp
 
     node.hypervisor.faults.hook = change
     job = await create(node)
-    assert job.state is JobState.COMPLETED
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
     assert NoteCode.STATE_CHANGED in {note.code for note in job.notes}
 
 

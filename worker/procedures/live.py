@@ -106,7 +106,8 @@ async def thaw(work: Work) -> Next:
 async def record(work: Work) -> Next:
     hypervisor, task, facts = work.hypervisor, work.task, work.facts
     if not await hypervisor.state_is_at(task.server_id, task.tag):
-        facts = facts.noting(notes.STATE_CHANGED)
+        # the snapshot outlives the job and its note, so its label must not promise one instant of everything
+        facts = replace(facts.noting(notes.STATE_CHANGED), consistency=Consistency.CRASH_CONSISTENT)
     await hypervisor.list_snapshot(task.server_id, task.spec, consistency=facts.consistency)
     # The job does not stop a guest, but the host may have.
     is_off = await hypervisor.power(task.server_id) is Power.OFF
