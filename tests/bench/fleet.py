@@ -175,7 +175,12 @@ async def _nodes(folder: Path, gateways: list[str], nodes: int, jobs: Jobs) -> A
         numbers = (first, min(share, nodes - first), nodes, SERVERS, SLOTS)
         command = (sys.executable, "-m", "tests.bench.fleet_nodes", json.dumps(gateways), *map(str, numbers))
         with (folder / f"nodes-{first}.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "TMPDIR": str(folder)},  # killed processes leave their credentials there
+            )
         ready = asyncio.Event()
         processes.append(process)
         reading.append((asyncio.create_task(_read(process, jobs, ready)), ready))
