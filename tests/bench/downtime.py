@@ -111,9 +111,10 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
     await hypervisor.take_snapshot(SERVER, SPEC)
     bench = Bench(lab=lab, hypervisor=hypervisor, connection=connection, disks=[small, *large])
     await hypervisor.start(SERVER)
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        first = number % len(CONTESTANTS)
         for call in CALLS:
-            for whom in CONTESTANTS:
+            for whom in CONTESTANTS[first:] + CONTESTANTS[:first]:
                 await bench.booted()
                 await (bench.job(call) if whom == "ours" else bench.by_hand(call, whom))
         await hypervisor.cut_power(SERVER)
