@@ -111,18 +111,20 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
     await hypervisor.take_snapshot(SERVER, SPEC)
     bench = Bench(lab=lab, hypervisor=hypervisor, connection=connection, disks=[small, *large])
     await hypervisor.start(SERVER)
-    for number in range(ROUNDS):
-        first = number % len(CONTESTANTS)
-        for call in CALLS:
-            for whom in CONTESTANTS[first:] + CONTESTANTS[:first]:
-                await bench.booted()
-                await (bench.job(call) if whom == "ours" else bench.by_hand(call, whom))
-        await hypervisor.cut_power(SERVER)
-        await bench.clean()
-        await hypervisor.start(SERVER)
-    domains.remove_all(connection)
-    connection.close()
-    await hypervisor.close()
+    try:
+        for number in range(ROUNDS):
+            first = number % len(CONTESTANTS)
+            for call in CALLS:
+                for whom in CONTESTANTS[first:] + CONTESTANTS[:first]:
+                    await bench.booted()
+                    await (bench.job(call) if whom == "ours" else bench.by_hand(call, whom))
+            await hypervisor.cut_power(SERVER)
+            await bench.clean()
+            await hypervisor.start(SERVER)
+    finally:
+        domains.remove_all(connection)
+        connection.close()
+        await hypervisor.close()
     shutil.rmtree(lab.folder / "disks")
     return bench.off
 
