@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb check-packages test-packages test-units transcript release \
     lock clean bench bench-pickup \
-    bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-admission bench-beside bench-dashboard bench-lists bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint bench-neighbors cell chaos fuzz schemathesis matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
@@ -182,11 +182,14 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
 
+bench-lists: setup ## measure a customer's lists and items with N (1000000) snapshots and jobs, compared with 1,000
+	$(BIN)/python -m tests.bench.lists
+
 bench-dashboard: setup-tests ## measure the response times of the dashboard with N (1000000) jobs, in a real browser
 	$(BIN)/python -m tests.bench.dashboard
 
-bench-live: setup ## measure how long a guest's writes wait during a live snapshot (N=10 rounds)
-	$(REAPING) $(BIN)/python -m tests.bench.live
+bench-live: setup ## measure how long a guest's writes wait during a live snapshot (N=100 rounds, SIZES="10G:64k 100G:1M")
+	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.live
 
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
@@ -202,11 +205,11 @@ bench-disk: setup ## measure the disk's share of each job by disk size, compared
 bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
 	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
 
-bench-downtime: setup ## measure the guest's downtime for a create and a restore, compared with a minimal script (N=3 rounds)
+bench-downtime: setup ## measure the guest's downtime for a create and a restore, compared with a minimal script and with virsh (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
-bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000")
-	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
+bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000" REDIS_SERVER=valkey-server)
+	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" REDIS_SERVER="$(REDIS_SERVER)" $(BIN)/python -m tests.bench.fleet
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing

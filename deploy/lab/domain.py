@@ -54,6 +54,7 @@ class Device:
     shareable: bool = False
     left_out: bool = False  # snapshot='no'
     block: bool = False  # the path is a block device of the host
+    sata: bool = False  # on a bus for which the test guest has no driver, so that it does not format the disk
     cache: str | None = None  # libvirt's cache mode: none, writeback, directsync, ...; None: the hypervisor's default
 
 
@@ -76,17 +77,17 @@ def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
     tpm: bool = False,
     agent: bool = False,
 ) -> str:
-    """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
+    """The XML to define. Disks become vda, vdb, ... in their order; CD-ROMs, and disks with `sata`, sda, sdb, ...
 
     `image`: None boots nothing; QEMU starts in 0.2 s, idles, and ignores the power button. `metadata`: elements for
     `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot with UEFI and these variables, which libvirt
     creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `agent`: add the channel of a guest agent.
     `memory_mib`: None for enough to boot.
     """
-    disks = [device for device in devices if not device.cdrom]
-    cdroms = [device for device in devices if device.cdrom]
+    on_sata = [device for device in devices if device.cdrom or device.sata]
+    disks = [device for device in devices if device not in on_sata]
     lines = [_disk_xml(device, f"vd{_letter(index)}", "virtio") for index, device in enumerate(disks)]
-    lines += [_disk_xml(device, f"sd{_letter(index)}", "sata") for index, device in enumerate(cdroms)]
+    lines += [_disk_xml(device, f"sd{_letter(index)}", "sata") for index, device in enumerate(on_sata)]
     if tpm:
         lines.append("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
     if agent:

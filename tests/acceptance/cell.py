@@ -192,6 +192,12 @@ class AcceptanceCell:
         assert answer.status == 201, answer.body
         return answer
 
+    async def freezes(self, server: Server) -> bool:
+        """Whether the guest's agent answers: it starts a moment after the guest."""
+        body = {"server_id": server.id, "name": "dry", "consistency": "live"}
+        _, checked = await self.call("POST", "/api/v1/snapshots/?dry_run=true", body)
+        return checked.get("consistency") == "agent_frozen"
+
     async def restore(self, snapshot_id: int) -> dict[str, object]:
         """Return the ended job."""
         assert self.client is not None

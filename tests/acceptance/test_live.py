@@ -46,16 +46,10 @@ async def cell(folder: Path) -> AsyncIterator[AcceptanceCell]:
         server = await cell.add(1, devices, agent=True)
         await server.ready()
         await cell.start()
-        await eventually(lambda: _freezes(cell))
+        await eventually(lambda: cell.freezes(server))
         yield cell
     finally:
         await cell.stop()
-
-
-async def _freezes(cell: AcceptanceCell) -> bool:
-    """Whether the guest's agent answers: it starts a moment after the guest."""
-    _, checked = await cell.call("POST", "/api/v1/snapshots/?dry_run=true", {"server_id": 1, "name": "dry", **LIVE})
-    return checked.get("consistency") == "agent_frozen"
 
 
 @pytest.fixture
@@ -79,7 +73,7 @@ async def test_the_guest_runs_on_and_a_restore_brings_its_data_back(cell: Accept
     booted = await server.ready()
     assert set(booted.markers.values()) == {"A"}
     await cell.delete(server, snapshot_id)
-    await eventually(lambda: _freezes(cell))
+    await eventually(lambda: cell.freezes(server))
     await cell.check_disks()
 
 

@@ -19,12 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests import redis_program
+
 ROOT = Path(__file__).parents[2]
 PAGE, FOLDER = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
 PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
 BEGIN, END = "<!-- written by make bench -->", "<!-- end of what make bench has written -->"
 PACKAGES = ("aiohttp", "arq", "redis", "hiredis", "uvloop", "pydantic", "libvirt-python")
-PROGRAMS = {"Redis": ("redis-server", "--version"), "QEMU": ("qemu-system-x86_64", "--version")}
 LOG_LINE = re.compile(r"^(\{.*\"level\"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[)")
 
 
@@ -41,11 +42,12 @@ BENCHES = (
     Bench(name="http", title="Front end"),
     Bench(name="pickup", title="Pick-up"),
     Bench(name="downtime", title="Downtime", settings={"N": "3"}),
-    Bench(name="live", title="Snapshots without a stop", settings={"N": "3"}),
+    Bench(name="live", title="Snapshots without a stop", settings={"N": "100", "SIZES": "100G:64k"}),
     Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500"}),
     Bench(name="neighbors", title="Neighbors", settings={"N": "3", "SECONDS": "3"}),
     Bench(name="fleet", title="Fleet", settings={"NODES": "100 300", "IDLE": "5"}),
     Bench(name="footprint", title="Footprint", settings={"RUNS": "3", "IDLE": "10"}),
+    Bench(name="lists", title="Customers' lists", settings={"N": "1000000", "ROUNDS": "200"}),
     Bench(name="ops", title="Operators' lists and pages", settings={"N": "20000"}),
     Bench(name="admission", title="Admission"),
     Bench(name="tracing", title="Tracing"),
@@ -89,10 +91,10 @@ def machine() -> Iterator[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield f"{os.cpu_count()} CPUs ({model or platform.machine()}), {memory:.0f} GiB, Linux {platform.release()}"
     yield f"Python {platform.python_version()}"
-    for name, command in PROGRAMS.items():
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        if found := re.search(r"\d+\.\d+\.\d+", told):
-            yield f"{name} {found[0]}"
+    yield redis_program.version()
+    told = subprocess.run(("qemu-system-x86_64", "--version"), capture_output=True, text=True, check=True).stdout
+    if found := re.search(r"\d+\.\d+\.\d+", told):
+        yield f"QEMU {found[0]}"
     yield from (f"{package} {version(package)}" for package in PACKAGES)
 
 
@@ -122,6 +124,7 @@ def draw() -> list[str]:
 
 
 def main() -> None:
+    redis_program.choose()
     only = (os.environ.get("ONLY") or " ".join(bench.name for bench in BENCHES)).split()
     results = [run(bench) for bench in BENCHES if bench.name in only]
     FOLDER.mkdir(exist_ok=True)

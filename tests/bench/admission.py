@@ -7,6 +7,7 @@ the request and writes records, queue, wake-up and event; arq's only queues. Fig
 
 import asyncio
 import itertools
+import json
 import statistics
 import sys
 import tempfile
@@ -88,12 +89,16 @@ async def main() -> bool:
         arq = ArqRedis(unix_socket_path=str(server.socket))
         stack.push_async_callback(arq.aclose, close_connection_pool=True)
         print(f"{f'{ROUNDS} rounds of {JOBS} jobs, medians, jobs/s':<48}{'ours':>10}{'plain arq':>12}{'ratio':>8}")
+        medians = {}
         for at_once in AT_ONCE:
             pairs = [(await ours(cell, at_once), await plain(arq, at_once)) for _ in range(ROUNDS)]
             one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
             what = "one after the other" if at_once == 1 else f"{at_once} at once"
             print(f"{what:<48}{one:>10,.0f}{other:>12,.0f}{one / other:>7.2f}x")
-        return await race(cell)
+            medians[at_once] = {"ours": one, "arq": other}
+        is_one = await race(cell)
+        print(json.dumps({"rounds": ROUNDS, "jobs": JOBS, "per_second_by_callers": medians}))
+        return is_one
 
 
 if __name__ == "__main__":

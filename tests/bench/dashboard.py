@@ -1,6 +1,7 @@
 """How long an operator with a real browser needs to answer typical questions, in a cell with many jobs:
 `make bench-dashboard N=1000000`. A step is a click or a search, including the page that it waits for."""
 
+import json
 import os
 
 import uvloop
@@ -22,12 +23,15 @@ async def main(jobs: int) -> None:
         page.set_default_timeout(PATIENCE_MS)
         await log_in(page, stage, (await stage.new_operator()).secret)
         print(f"{'seconds':<44}{'clicks':>8}{'slowest step':>14}{'all':>8}")
+        rows = []
         for question, steps in QUESTIONS.items():
             await page.goto(f"{stage.url}/ops/")
             await page.locator("#connection[data-state=live]").wait_for()
             asking = Asking(page=page, facts=facts)
             seconds = await answer(asking, steps)
             print(f"{question:<44}{asking.clicks:>8}{max(seconds):>14.2f}{sum(seconds):>8.2f}", flush=True)
+            rows.append({"question": question, "clicks": asking.clicks, "step_seconds": seconds})
+        print(json.dumps({"jobs": jobs, "rows": rows}))
 
 
 if __name__ == "__main__":

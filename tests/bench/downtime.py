@@ -1,10 +1,11 @@
 """Downtime of a guest during a create and a restore: `make bench-downtime` (N=3 rounds).
 
 The baseline is the shortest possible script of virsh's calls and qemu-img: ask the guest to shut down and wait (for a
-restore: cut its power), one qemu-img call for each disk, start the domain. Ours is the job's whole procedure; a restore
-also takes its safety snapshot. The downtime is measured from the first shutdown request, or from the power cut, until
-the call that starts the domain has returned: it includes the guest's own shutdown and libvirt's start. Both take turns;
-medians. All disks but the first are fully mapped.
+restore: cut its power), one qemu-img call for each disk, start the domain. `virsh` does the same with libvirt's own
+snapshots: `snapshot-create-as` and `snapshot-revert`, as calls of the library, without a process for each. Ours is the
+job's whole procedure; a restore also takes its safety snapshot. The downtime is measured from the first shutdown
+request, or from the power cut, until the call that starts the domain has returned: it includes the guest's own shutdown
+and libvirt's start. They take turns; medians. All disks but the first are fully mapped.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from typing import Any
 import libvirt
 
 from deploy.lab import domains
-from deploy.lab.domain import disk
+from deploy.lab.domain import Device, disk
 from deploy.lab.lab import Lab, make_disk
 from drivers.kvm import KvmHypervisor
 from tests.bench.live import qemu_img
@@ -32,7 +33,8 @@ from worker.store.model import JobKind, Step
 
 ROUNDS = int(os.environ.get("N") or 3)
 SHAPES = {"one disk of 64 MB": (), "and 3 of 100 GB": ("100G",) * 3}
-NAME, PLAIN = "server-1", "plain"
+CALLS, CONTESTANTS = ("create", "restore"), ("script", "virsh", "ours")
+NAME, PLAIN, VIRSHS = "server-1", "plain", "virshs"  # PLAIN and VIRSHS: the snapshots of the script and of virsh
 POLICY = Policy(grace_seconds=60, press_again_seconds=1)
 
 
@@ -53,16 +55,25 @@ class Bench:
         """Wait for the next boot."""
         self.log_end = (await self.lab.console(NAME).ready(after=self.log_end)).end
 
-    async def script(self, call: str) -> None:
+    async def by_hand(self, call: str, whom: str) -> None:
         began = time.perf_counter()
         if call == "create":
             await asyncio.to_thread(domains.shut_down, self.connection, NAME, timeout_seconds=60)
         else:
             await asyncio.to_thread(self._domain.destroy)
-        for path in self.disks:
-            await qemu_img("-c" if call == "create" else "-a", PLAIN, path)
+        if whom == "virsh":
+            await asyncio.to_thread(self._virsh, call)
+        else:
+            for path in self.disks:
+                await qemu_img("-c" if call == "create" else "-a", PLAIN, path)
         await asyncio.to_thread(self._domain.create)
-        self._note(call, "script", time.perf_counter() - began)
+        self._note(call, whom, time.perf_counter() - began)
+
+    def _virsh(self, call: str) -> None:
+        if call == "create":
+            self._domain.snapshotCreateXML(f"<domainsnapshot><name>{VIRSHS}</name></domainsnapshot>")
+        else:
+            self._domain.revertToSnapshot(self._domain.snapshotLookupByName(VIRSHS))
 
     async def job(self, call: str) -> None:
         moments: dict[Step, float] = {}
@@ -76,61 +87,60 @@ class Bench:
         ended = moments[end.steps[after]] if after < len(end.steps) else time.perf_counter()
         self._note(call, "ours", ended - moments[Step.STOPPING])
 
+    async def clean(self) -> None:
+        """Delete the round's snapshots. The guest is off."""
+        await asyncio.to_thread(self._domain.snapshotLookupByName(VIRSHS).delete)
+        for found in await self.hypervisor.snapshots(SERVER):  # also the safety snapshot of the restore
+            if found.tag not in {SPEC.tag, PLAIN}:
+                await self.hypervisor.delete_snapshot(SERVER, found.tag)
+        for path in self.disks:
+            await qemu_img("-d", PLAIN, path)
+
     def _note(self, call: str, whom: str, seconds: float) -> None:
         self.off.setdefault((call, whom), []).append(1000 * seconds)
 
 
 async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], list[float]]:
     hypervisor, connection = await KvmHypervisor.open(lab.uri), libvirt.open(lab.uri)
-    paths = [make_disk(lab.disk_path("small"))]
-    for number, size in enumerate(sizes):
-        paths.append(lab.disk_path(f"large-{number}"))
-        options = ("-o", "preallocation=metadata", str(paths[-1]), size)
+    small, large = make_disk(lab.disk_path("small")), [lab.disk_path(f"large-{n}") for n in range(len(sizes))]
+    for path, size in zip(large, sizes, strict=True):
+        options = ("-o", "preallocation=metadata", str(path), size)
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options], check=True)  # noqa: ASYNC221
-    xml = lab.domain_xml(NAME, [disk(path) for path in paths])
-    for letter in "bcd":  # on a bus for which the guest has no driver, so that it does not format them
-        xml = xml.replace(f"<target dev='vd{letter}' bus='virtio'/>", f"<target dev='sd{letter}' bus='sata'/>")
-    domains.define(connection, xml)
+    domains.define(connection, lab.domain_xml(NAME, [disk(small), *(Device(path=path, sata=True) for path in large)]))
     await hypervisor.adopt(NAME, server_id=SERVER, account_id=1)
     await hypervisor.take_snapshot(SERVER, SPEC)
-    bench = Bench(lab=lab, hypervisor=hypervisor, connection=connection, disks=paths)
+    bench = Bench(lab=lab, hypervisor=hypervisor, connection=connection, disks=[small, *large])
     await hypervisor.start(SERVER)
-    for _ in range(ROUNDS):
-        await bench.booted()
-        await bench.script("create")
-        await bench.booted()
-        await bench.job("create")
-        await bench.booted()
-        await bench.script("restore")
-        await bench.booted()
-        await bench.job("restore")
-        await hypervisor.cut_power(SERVER)
-        for found in await hypervisor.snapshots(SERVER):  # also the safety snapshot of the restore
-            if found.tag not in {SPEC.tag, PLAIN}:
-                await hypervisor.delete_snapshot(SERVER, found.tag)
-        for path in paths:
-            await qemu_img("-d", PLAIN, path)
-        await hypervisor.start(SERVER)
-    domains.remove_all(connection)
-    connection.close()
-    await hypervisor.close()
+    try:
+        for number in range(ROUNDS):
+            first = number % len(CONTESTANTS)
+            for call in CALLS:
+                for whom in CONTESTANTS[first:] + CONTESTANTS[:first]:
+                    await bench.booted()
+                    await (bench.job(call) if whom == "ours" else bench.by_hand(call, whom))
+            await hypervisor.cut_power(SERVER)
+            await bench.clean()
+            await hypervisor.start(SERVER)
+    finally:
+        domains.remove_all(connection)
+        connection.close()
+        await hypervisor.close()
     shutil.rmtree(lab.folder / "disks")
     return bench.off
 
 
 async def main() -> None:
-    print(f"{ROUNDS} rounds, medians, downtime of the guest in ms; the ratio is to the script")
+    print(f"{ROUNDS} rounds, medians, downtime of the guest in ms; the ratios are ours to the script and to virsh")
+    print(f"{'':<22}{'':<10}{'ours':>8}{'script':>8}{'ratio':>7}{'virsh':>8}{'ratio':>7}")
     rows = []
     folder = Path(tempfile.mkdtemp(prefix="vps-"))  # a process can open only one libvirt root
     for shape, sizes in SHAPES.items():
         off = await measure(Lab(folder), sizes)
-        for call in ("create", "restore"):
-            ours, script = (statistics.median(off[call, whom]) for whom in ("ours", "script"))
-            print(
-                f"{shape:<22}{call:<10}{'ours':>6}{ours:>8.0f}{'script':>9}{script:>8.0f}{ours / script:>8.2f}",
-                flush=True,
-            )
-            rows.append({"disks": shape, "call": call, "ours_ms": ours, "script_ms": script})
+        for call in CALLS:
+            script, virsh, ours = (statistics.median(off[call, whom]) for whom in CONTESTANTS)
+            ratios = f"{script:>8.0f}{ours / script:>7.2f}{virsh:>8.0f}{ours / virsh:>7.2f}"
+            print(f"{shape:<22}{call:<10}{ours:>8.0f}{ratios}", flush=True)
+            rows.append({"disks": shape, "call": call, "ours_ms": ours, "script_ms": script, "virsh_ms": virsh})
     shutil.rmtree(folder)
     print(json.dumps({"rounds": ROUNDS, "rows": rows}))
 

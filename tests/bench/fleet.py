@@ -2,7 +2,8 @@
 
 Each size is a separate cell on this machine: one Redis with production's durability, one front end, two gateways, and
 simulated nodes with 100 servers each. Like a worker, a node holds its lease, reports its servers, takes jobs and
-reports each step; its jobs take no time (`tests.bench.fleet_nodes`).
+reports each step; its jobs take no time (`tests.bench.fleet_nodes`). REDIS_SERVER=valkey-server replaces Redis; the
+output names the program and its version.
 
 First the cell is idle, which shows the cost of heartbeats and reports. Then some creates run while operators follow the
 events of all accounts, and then ten creates per node, 64 requests at a time. Admission is the rate of 201 responses;
@@ -27,7 +28,9 @@ from redis.asyncio import Redis
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
+from tests import redis_program
 from tests.bench import seeding
+from tests.bench.figures import percentile
 from tests.bench.fleet_nodes import ACCOUNT, node_name
 from tests.bench.http import cpu_seconds
 from tests.conftest import RedisServer
@@ -148,17 +151,15 @@ async def cell_of(folder: Path, nodes: int) -> AsyncIterator[Cell]:
 
 
 async def seed(redis: Redis, nodes: int) -> None:
-    await redis.config_set("appendfsync", "no")
-    await redis.config_set("auto-aof-rewrite-percentage", "0")
     servers = (
         {"id": str(n + 1), "account": str(ACCOUNT), "node": node_name(n % nodes), "name": f"web-{n + 1}"}
         for n in range(nodes * SERVERS)
     )
-    await seeding.write_rows(redis, "servers", servers)
-    credentials = Credentials(redis)
-    for n in range(nodes):
-        await credentials.restore(node_name(n), secret_of(node_name(n)))
-    await redis.config_set("appendfsync", "always")
+    async with seeding.in_bulk(redis):
+        await seeding.write_rows(redis, "servers", servers)
+        credentials = Credentials(redis)
+        for n in range(nodes):
+            await credentials.restore(node_name(n), secret_of(node_name(n)))
 
 
 async def _are_there(sockets: list[Path]) -> bool:
@@ -174,7 +175,12 @@ async def _nodes(folder: Path, gateways: list[str], nodes: int, jobs: Jobs) -> A
         numbers = (first, min(share, nodes - first), nodes, SERVERS, SLOTS)
         command = (sys.executable, "-m", "tests.bench.fleet_nodes", json.dumps(gateways), *map(str, numbers))
         with (folder / f"nodes-{first}.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "TMPDIR": str(folder)},  # killed processes leave their credentials there
+            )
         ready = asyncio.Event()
         processes.append(process)
         reading.append((asyncio.create_task(_read(process, jobs, ready)), ready))
@@ -251,11 +257,7 @@ async def followed(cell: Cell, servers: list[int]) -> float:
         for stream in streams:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
-    return quantile(late, 0.99)
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+    return percentile(late, 0.99)
 
 
 async def measure(folder: Path, nodes: int) -> Grown:
@@ -283,7 +285,7 @@ async def measure(folder: Path, nodes: int) -> Grown:
             idle_gateways=used["gateways"],
             admitted=many / (max(jobs.admitted.values()) - began),
             pick_up_p50_ms=statistics.median(pick_up),
-            pick_up_p99_ms=quantile(pick_up, 0.99),
+            pick_up_p99_ms=percentile(pick_up, 0.99),
             done_seconds=max(jobs.ended[one] for one in jobs.admitted) - began,
             redis_ms=burst["redis"],
             gateways_ms=burst["gateways"],
@@ -310,13 +312,15 @@ ROWS = {
 
 
 def show(grown: list[Grown]) -> None:
-    print(f"{SERVERS} servers and {CREATES} creates a node; the ratio is to {grown[0].nodes} nodes")
+    program = redis_program.version()
+    print(f"{program}; {SERVERS} servers and {CREATES} creates a node; the ratio is to {grown[0].nodes} nodes")
     print(f"{'nodes':<38}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
     base = asdict(grown[0])
     for name, text in ROWS.items():
         figures = ((asdict(one)[name], base[name]) for one in grown)
         print(f"{text:<38}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
-    print(json.dumps({"servers": SERVERS, "creates": CREATES, "sizes": [asdict(one) for one in grown]}))
+    told = {"redis": program, "servers": SERVERS, "creates": CREATES, "sizes": [asdict(one) for one in grown]}
+    print(json.dumps(told))
 
 
 async def main() -> None:

@@ -111,12 +111,12 @@ async def is_up(port: str) -> bool:
             return False
 
 
-def _servers(many: int) -> Iterator[dict[str, str]]:
+def servers(many: int) -> Iterator[dict[str, str]]:
     for n in range(1, many + 1):
         yield {"id": str(n), "account": str(ACCOUNT), "node": f"node-{n % NODES}", "name": f"web-{n}"}
 
 
-def _snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
+def snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
     for n in range(1, many * of_each + 1):
         server = str((n - 1) // of_each + 1)
         about = {"name": f"weekly-{n}", "description": "Weekly snapshot", "size_mb": "4856", "status": "completed"}
@@ -128,15 +128,14 @@ async def seed(redis: Redis, what: str) -> tuple[str, int]:
     """Write a new cell. Returns a token's secret and the number of IDs that wrk may use, starting with 1."""
     await asyncio.sleep(SETTLED_SECONDS)
     await redis.flushdb()
-    await redis.config_set("appendfsync", "no")
     of_each = 1 if what in CHANGES else 5
     many = MANY if what in CHANGES else FEW
-    await seeding.write_rows(redis, "nodes", seeding.nodes(NODES))
-    await seeding.write_rows(redis, "servers", _servers(many))
-    if what != "create":
-        await seeding.write_rows(redis, "snapshots", _snapshots(many, of_each))
-        await redis.set("snapshots:last_id", str(many * of_each))
-    await redis.config_set("appendfsync", "always")
+    async with seeding.in_bulk(redis):
+        await seeding.write_rows(redis, "nodes", seeding.nodes(NODES))
+        await seeding.write_rows(redis, "servers", servers(many))
+        if what != "create":
+            await seeding.write_rows(redis, "snapshots", snapshots(many, of_each))
+            await redis.set("snapshots:last_id", str(many * of_each))
     permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
     token = await Tokens(redis).create(name="public tier", account_id=ACCOUNT, permissions=permissions)
     return token.secret, many
@@ -194,7 +193,6 @@ async def measure(folder: Path, wanted: tuple[str, ...]) -> dict[str, dict[str, 
         server.start()
         assert server.process is not None
         redis = await stack.enter_async_context(client(server.socket))
-        await redis.config_set("auto-aof-rewrite-percentage", "0")  # no rewrite during a round
         programs = await stack.enter_async_context(serving(folder, server))
         found: dict[str, dict[str, list[Round]]] = {}
         for _ in range(ROUNDS):

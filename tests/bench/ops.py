@@ -2,6 +2,7 @@
 beside that with 1,000 jobs, the baseline: a page that does not read all jobs takes about as long. Medians of the
 rounds."""
 
+import json
 import os
 import statistics
 import time
@@ -10,7 +11,8 @@ from collections.abc import Awaitable, Callable
 import uvloop
 from aiohttp import ClientSession
 
-from tests.bench.seeding import Size, seed
+from tests.bench.figures import took
+from tests.bench.seeding import Size, in_bulk, seed
 from tests.browser.stage import Stage, staged
 from worker.store.calls import Cursor
 from worker.store.customers.customer_store import CustomerStore
@@ -85,10 +87,8 @@ async def pages(stage: Stage, visitor: ClientSession, jobs: int) -> dict[str, Ca
 
 async def fill(stage: Stage, jobs: int) -> None:
     began = time.perf_counter()
-    await stage.redis.config_set("appendfsync", "no")  # bulk load, as for an import, without a rewrite during it
-    await stage.redis.config_set("auto-aof-rewrite-percentage", "0")
-    await seed(stage.redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
-    await stage.redis.config_set("appendfsync", "always")
+    async with in_bulk(stage.redis):
+        await seed(stage.redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
     print(f"{jobs:,} jobs written in {time.perf_counter() - began:.0f} s", flush=True)
 
 
@@ -100,7 +100,7 @@ async def medians(stage: Stage, jobs: int) -> dict[str, float]:
     async with ClientSession() as visitor:
         await log_in(stage, visitor)
         wanted = looks(OperatorStore(stage.redis, CustomerStore(stage.redis))) | await pages(stage, visitor, jobs)
-        first = await milliseconds_of(wanted["page: overview"])
+        first = await took(wanted["page: overview"]())
         return {"page: overview, the first": first} | {name: await median_of(look) for name, look in wanted.items()}
 
 
@@ -115,13 +115,7 @@ async def log_in(stage: Stage, visitor: ClientSession) -> None:
 
 
 async def median_of(look: Callable[[], Awaitable[object]]) -> float:
-    return statistics.median([await milliseconds_of(look) for _ in range(ROUNDS)])
-
-
-async def milliseconds_of(look: Callable[[], Awaitable[object]]) -> float:
-    before = time.perf_counter()
-    await look()
-    return (time.perf_counter() - before) * 1000
+    return statistics.median([await took(look()) for _ in range(ROUNDS)])
 
 
 async def main(jobs: int) -> None:
@@ -130,6 +124,7 @@ async def main(jobs: int) -> None:
     print(f"{'ms, medians':<40}{f'{BASELINE:,} jobs':>14}{f'{jobs:,} jobs':>18}{'ratio':>8}")
     for name, baseline in few.items():
         print(f"{name:<40}{baseline:>14.1f}{many[name]:>18.1f}{many[name] / baseline:>7.1f}x")
+    print(json.dumps({"rounds": ROUNDS, "medians_ms": {str(BASELINE): few, str(jobs): many}}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the contestants take turns.
 
 import asyncio
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from redis.asyncio import Redis
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
 from tests.bench.contestants import PEERS, Arq, Contestant, Ours, Peer, enter, peer_command, running
+from tests.bench.figures import percentile
 from tests.conftest import RedisServer
 from tests.gateway import make_certificate
 from tests.node_process import Kind
@@ -92,10 +92,6 @@ async def rerun(one: Contestant) -> Rerun:
         began = (await process.heard("ended", queued))[0]
         await one.settled()
     return Rerun(began.at - ready.at, began.at - executed)
-
-
-def percentile(numbers: list[float], share: float) -> float:
-    return sorted(numbers)[math.ceil(share * len(numbers)) - 1]
 
 
 Rounds = dict[str, list[list[float]]]  # by contestant

@@ -1,7 +1,8 @@
 """A cell with many nodes, servers and jobs, written in bulk in the formats and lists of the scripts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,16 @@ class Size:
     servers_per_node: int
     jobs: int
     open_jobs: int  # queued or in progress
+
+
+@asynccontextmanager
+async def in_bulk(redis: Redis) -> AsyncIterator[None]:
+    """Write without waiting for the disk. Afterwards, each write waits for it as in production, but the append-only
+    file is not rewritten."""
+    await redis.config_set("appendfsync", "no")
+    await redis.config_set("auto-aof-rewrite-percentage", "0")
+    yield
+    await redis.config_set("appendfsync", "always")
 
 
 async def seed(redis: Redis, size: Size, *, chance: int = 7) -> None:
