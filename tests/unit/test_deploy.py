@@ -175,6 +175,15 @@ def test_the_worker_may_take_rights_from_qemu_img() -> None:
     assert {"CAP_SETPCAP", "CAP_DAC_OVERRIDE"} <= {*allowed}
 
 
+def test_the_survey_knows_what_the_worker_cannot_see() -> None:
+    pytest.importorskip("libvirt")
+    from drivers.kvm import hidden  # noqa: PLC0415 - only where there is a libvirt
+
+    service = unit_options("vps-snapshots-worker.service")["Service"]
+    for option in {*hidden.OPTIONS.values()}:
+        assert service[option.partition("=")[0]] == "yes"
+
+
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-worker.service")["Service"]
     drain = WorkerSettings.model_fields["drain_seconds"].default
