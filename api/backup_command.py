@@ -1,7 +1,6 @@
 """The commands `backup` and `restore`, for the data that exists only in Redis."""
 
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +14,10 @@ from api.settings import ApiSettings
 from api.token_command import audit_of
 from worker.store.backup.file import BackupFile, BackupUnusable, Written, write
 from worker.store.backup.restore import AuditLogInUse, Restore
-from worker.store.backup.rows import Backup, Row
+from worker.store.backup.rows import Backup, DataLost
 
 _NAME = "vps-snapshots-*.backup"
+_LIFE = ".vps-snapshots-life"  # a file with what `Backup.life` returned for the newest backup, which may be encrypted
 LEFT_SECONDS = 86_400.0  # far longer than a backup takes
 
 Identity = Annotated[
@@ -42,29 +42,36 @@ def backup(
 
     async def run(redis: Redis) -> tuple[Path, Written]:
         store = Backup(redis)
+        if any(folder.glob(_NAME)) and await store.has_lost(_life_of_newest(folder)):
+            raise DataLost(
+                f"Redis has lost the data of the backups in {folder}: restore the newest one. To go on without them,"
+                " move them to another folder"
+            )
         made_ms = await store.now_ms()
-
-        async def rows() -> AsyncIterator[Row]:
-            async for row in store.records():
-                yield row
-            if audit:
-                async for row in store.audit():
-                    yield row
-
         name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
         last_id, life = await store.last_id(), await store.life()
         path = folder / name
-        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
+        rows = store.all(life=life, audit=audit)
+        written = await write(path, rows, made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
+        (folder / _LIFE).write_text(life)
         await store.made(made_ms)
         return path, written
 
     try:
         path, written = with_redis(settings.redis, run)
-    except OSError as error:
+    except (DataLost, OSError) as error:
         fail(f"the backup was not written: {error}", code=1)
     _tidy(folder, keep=keep)
     typer.echo(f"{written.rows} rows, {written.file_bytes} bytes", err=True)
     typer.echo(path)
+
+
+def _life_of_newest(folder: Path) -> str | None:
+    """None if a release that did not write it made the newest backup."""
+    try:
+        return (folder / _LIFE).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _tidy(folder: Path, *, keep: int) -> None:
@@ -117,6 +124,12 @@ async def _restore(
     redis: Redis, found: BackupFile, settings: ApiSettings, *, merge: bool, removed: bool
 ) -> dict[str, int]:
     store = Restore(redis)
+    if not merge and not found.has_tokens:
+        fail(
+            f"{found.path}: it has no tokens, because Redis had lost its data when it was made. Restore an older one;"
+            " --merge restores this one",
+            code=1,
+        )
     if not merge and not await store.is_empty():
         fail(
             "Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds the missing data",

@@ -18,10 +18,11 @@ _START_SECONDS = 60  # for a busy machine
 
 
 class Daemon:
-    """`inside`: a command that enters the target environment and executes the program."""
+    """`inside`: a command that enters the target environment and executes the program. `user`: of QEMU."""
 
-    def __init__(self, folder: Path, *, inside: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *, inside: Sequence[str] = (), user: str = "root") -> None:
         self.folder = folder
+        self._user = user
         self._inside = inside
         self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -32,7 +33,8 @@ class Daemon:
 
     async def start(self) -> None:
         """Return when it accepts connections."""
-        process = self._process = subprocess.Popen([*self._inside, _SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
+        command = [*self._inside, str(_SCRIPT), str(self.folder), self._user]
+        process = self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._listens():

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# libvirtd.sh FOLDER: runs a separate libvirtd in the foreground, as root.
+# libvirtd.sh FOLDER [USER]: runs a separate libvirtd in the foreground, as root.
 #
 # It runs in its own mount namespace, where its settings, state, sockets, logs and cache are folders in FOLDER, so that it
 # does not affect the machine's own libvirtd. Connect with qemu+unix:///system?socket=FOLDER/run/libvirt-sock
 # Guests keep running when it is killed; the next libvirtd in the same FOLDER finds them again.
 set -euo pipefail
-folder=$(realpath -m "${1:?usage: libvirtd.sh FOLDER}")
+folder=$(realpath -m "${1:?usage: libvirtd.sh FOLDER [USER]}")
+user=${2-root}
+gives=$([ "$user" = root ] && echo 0 || echo 1)
 mkdir -p "$folder"/{etc,lib,run,cache,log}
-# QEMU runs as root: images keep their owner, and libvirt need not probe QEMU again at each call
-cat >"$folder/etc/qemu.conf" <<'EOF'
-user = "root"
-group = "root"
-dynamic_ownership = 0
-remember_owner = 0
+# As root, QEMU leaves images their owner, and libvirt need not probe QEMU again at each call. As another user, it gets
+# the images of a server for as long as it runs, as on a node.
+cat >"$folder/etc/qemu.conf" <<EOF
+user = "$user"
+group = "$(id -gn "$user")"
+dynamic_ownership = $gives
+remember_owner = $gives
 security_driver = "none"
 stdio_handler = "file"
 namespaces = []

@@ -173,7 +173,10 @@ _LIVE_DEVICES = {"a network card": _addresses, "a device of the host": _host_dev
 
 
 def _is_open_somewhere(path: str) -> bool:
-    """Whether any process of this machine has the file open. Needed because some storage does not support locks."""
+    """Whether any process of this machine has the file open. Needed because some storage does not support locks.
+
+    Without CAP_SYS_PTRACE, the files of QEMU cannot be seen, and it is always False.
+    """
     status = os.stat(path)
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and any(_is_same(status, fd) for fd in _open_files(process)):

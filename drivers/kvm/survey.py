@@ -12,10 +12,12 @@ from typing import Any
 import libvirt
 
 from drivers.base import DriverError, Surveyed, SurveyedDisk
-from drivers.kvm import connection, domain, listing, readiness, sharing
+from drivers.kvm import connection, domain, hidden, listing, readiness, sharing
 from drivers.kvm.domain_xml import FileDisk, Hardware
 from drivers.kvm.judgment import judge
+from drivers.kvm.libvirt_xml import read
 from drivers.kvm.places import places_of
+from drivers.kvm.volumes import paths_by
 from drivers.qcow2_image import Image
 
 
@@ -35,19 +37,20 @@ def _read(of: Any, uri: str) -> tuple[Surveyed, str, Hardware | None]:
     """libvirt's report about a domain, its UUID, and its hardware if it is readable."""
     refusals: list[str] = []
     mark = found = None
-    reduced: tuple[str, ...] = ()
+    noticed: list[str] = []
     try:
         mark = connection.mark_of(of)
         found = domain.configured_hardware(of, places_of(uri))
-        reduced = readiness.reduced(of)
+        noticed += (f"after a job that stops the server, it has {less}" for less in readiness.reduced(of))
+        configured = read(of.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        noticed += hidden.notes(configured, paths_by(of.connect()))
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
     except libvirt.libvirtError as error:  # the domain has vanished, or a storage pool does not respond
         refusals.append(f"libvirt reports an error: {error}")
-    noticed = tuple(f"after a job that stops the server, it has {less}" for less in reduced)
     server_id = mark.server_id if mark else None
-    survey = Surveyed(name=of.name(), server_id=server_id, refused=tuple(refusals), noticed=noticed)
+    survey = Surveyed(name=of.name(), server_id=server_id, refused=tuple(refusals), noticed=tuple(noticed))
     return survey, of.UUIDString(), found
 
 

@@ -1,6 +1,7 @@
 """The survey of a folder and of a libvirt with real images: what a snapshot would hold. Nothing is changed."""
 
 import json
+import tempfile
 from pathlib import Path
 from uuid import NAMESPACE_DNS, uuid5
 
@@ -9,7 +10,9 @@ import pytest
 from deploy.lab.domain import Device, disk
 from deploy.lab.lab import make_disk
 from drivers.base import InvalidState, Surveyed, UnsupportedServer
-from drivers.kvm import survey_folder, survey_libvirt
+from drivers.kvm import hidden, survey_folder, survey_libvirt
+from drivers.kvm.domain_xml import unknown_volume
+from drivers.kvm.libvirt_xml import read
 from tests.conftest import needs
 from tests.contract.harness import ACCOUNT_ID
 from tests.contract.kvm_bench import KvmBench, qemu_img
@@ -68,6 +71,44 @@ async def test_a_server_that_could_not_start_again_is_refused_as_the_preflight_d
     with pytest.raises(InvalidState) as refused:
         await kvm_bench.hypervisor.layout(1)
     assert [found.refused for found in await survey_libvirt(lab.uri)] == [(str(refused.value),)]
+
+
+async def test_files_that_the_workers_unit_hides_are_named(kvm_bench: KvmBench) -> None:
+    """The worker would find them missing, but the survey is run from a shell."""
+    lab = kvm_bench.lab
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        base, link = make_disk(Path(folder) / "base"), lab.disk_path("link")
+        link.symlink_to(make_disk(Path(folder) / "linked"))
+        overlay = make_disk(lab.disk_path("overlay"), backing=base)
+        inserted = Device(path=make_disk(Path(folder) / "iso", format="raw"), format="raw", cdrom=True, readonly=True)
+        await kvm_bench.add_domain(1, [disk(overlay), disk(link), inserted])
+        (found,) = await survey_libvirt(lab.uri)
+        where = "below /var/tmp, which the worker sees only if its unit has PrivateTmp=no"
+        assert found.refused == ()
+        assert [note for note in found.noticed if "/var/tmp" in note] == [
+            f"a backing file of disk vda is {where}: {base}",
+            f"the file of disk vdb is {where}: {link}",
+            f"the file of cdrom sda is {where}: {inserted.path}",
+        ]
+    assert f"  note      the file of disk vdb is {where}: {link}" in as_text([found])
+
+
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("/home/pool/a", "ProtectHome=no"),
+        ("/root/a", "ProtectHome=no"),
+        ("/tmp/a", "PrivateTmp=no"),
+        ("/dev/vg0/a", "PrivateDevices=no"),
+        ("/dev/shm/a", None),
+        ("/homes/a", None),
+        ("/var/lib/libvirt/images/a", None),
+    ],
+)
+async def test_only_the_folders_that_the_unit_hides_are_named(path: str, option: str | None) -> None:
+    domain = read(f"<domain><devices><disk><source file='{path}'/><target dev='vda'/></disk></devices></domain>")
+    said = [*hidden.notes(domain, unknown_volume)]
+    assert [note.partition("its unit has ")[2] for note in said] == ([f"{option}: {path}"] if option else [])
 
 
 async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is(tmp_path: Path) -> None:

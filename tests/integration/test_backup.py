@@ -27,7 +27,7 @@ from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.backup.file import LINE_BYTES, BackupFile, BackupUnusable, write
 from worker.store.backup.restore import AuditLogInUse, Restore
-from worker.store.backup.rows import Backup, Row
+from worker.store.backup.rows import Backup, DataLost, Row
 from worker.store.customers.customer_store import Edit
 from worker.store.errors import NodeNotFound
 from worker.store.model import SnapshotId
@@ -518,6 +518,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     before = await known(node, snapshot_id, secrets)
     for name in ("vps-snapshots-20250101T000000Z.backup", "vps-snapshots-20250102T000000Z.backup"):
         (tmp_path / name).touch()
+    await Backup(node.cell.redis).made(1)  # those
     killed, being_written = (tmp_path / f".vps-snapshots-20250103T000000Z.backup.{one}.new" for one in "ab")
     killed.touch()
     os.utime(killed, (0, 0))
@@ -555,6 +556,107 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     assert await Webhooks(node.cell.redis).all(account_id=ACCOUNT) == (hook,)
     again = program(f"unix://{redis_server.socket}", "restore", path, "--audit")
     assert (again.returncode, "only an empty one can be restored" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("emergency", [False, True], ids=["what nodes published", "and a new token"])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["one folder", "after a backup to another folder"])
+async def test_what_is_left_after_a_loss_does_not_become_the_newest_backup(
+    node: Node, redis_server: RedisServer, tmp_path: Path, emergency: bool, elsewhere: bool
+) -> None:
+    """It would be restored in place of the last one that has the data."""
+    url, folder = f"unix://{redis_server.socket}", tmp_path / "nightly"
+    folder.mkdir()
+    snapshot_id, secrets = await have_all(node)
+    before = await known(node, snapshot_id, secrets)
+    good = Path(program(url, "backup", folder).stdout.strip())
+    await lose_redis_data(node)
+    await report(node)
+    if emergency:
+        new = await Tokens(node.cell.redis).create(
+            name="new", account_id=None, permissions=frozenset({Permission.OPERATOR}), lifetime=None
+        )
+    if elsewhere:
+        (tmp_path / "other").mkdir()
+        assert program(url, "backup", tmp_path / "other").returncode == (0 if emergency else 1)
+    made = (await CellNumbers(node.cell.redis).numbers()).backup_made
+
+    for _ in range(2):  # each night
+        refused = program(url, "backup", folder, "--keep", "1")
+        assert (refused.returncode, "Redis has lost" in refused.stderr) == (1, True), refused
+    assert [*folder.glob("*backup*")] == [good]
+    assert (await CellNumbers(node.cell.redis).numbers()).backup_made == made
+
+    done = program(url, "restore", good, *(["--merge"] if emergency else []))
+    assert (done.returncode, "lost nothing" in done.stderr) == (0, False), done.stderr
+    await report(node)
+    if emergency:
+        await Tokens(node.cell.redis).revoke(new.token.id)
+    after = await known(node, snapshot_id, secrets)
+    for part in ("audit", "head", "snapshot"):  # not restored; the restore's own entry; as its node published it
+        del before[part], after[part]
+    assert after == before
+    assert program(url, "backup", folder).returncode == 0
+
+
+async def test_a_backup_that_would_hold_no_token_is_refused(
+    node: Node, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Also by a folder that has no other backup."""
+    await node.create("kept")
+    refused = program(f"unix://{redis_server.socket}", "backup", tmp_path)
+    assert (refused.returncode, "Redis has no tokens" in refused.stderr) == (1, True), refused
+    assert [*tmp_path.glob("*backup*")] == []
+    assert (await CellNumbers(node.cell.redis).numbers()).backup_made == 0
+
+
+async def test_a_backup_during_which_redis_loses_its_data_is_refused(node: Node) -> None:
+    await have_all(node)
+    backup = Backup(node.cell.redis)
+    rows = backup.all(life=await backup.life(), audit=True)
+    await anext(rows)
+    await node.cell.raw("FLUSHALL")
+    with pytest.raises(DataLost, match="during the backup"):
+        async for _ in rows:
+            pass
+
+
+async def test_whoever_moves_the_old_backups_away_goes_on_without_them(
+    node: Node, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    url, folder = f"unix://{redis_server.socket}", tmp_path / "nightly"
+    folder.mkdir()
+    await have_all(node)
+    old = Path(program(url, "backup", folder).stdout.strip())
+    await lose_redis_data(node)
+    await Tokens(node.cell.redis).create(
+        name="new", account_id=None, permissions=frozenset({Permission.OPERATOR}), lifetime=None
+    )
+    assert program(url, "backup", folder).returncode == 1
+    old.rename(tmp_path / old.name)
+    for _ in range(2):
+        done = program(url, "backup", folder)
+        assert done.returncode == 0, done.stderr
+
+
+async def test_a_backup_of_a_release_without_an_id_is_followed_by_others(
+    node: Node, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    await have_all(node)
+    (tmp_path / "vps-snapshots-20250101T000000Z.backup").touch()
+    await Backup(node.cell.redis).made(1)
+    assert program(f"unix://{redis_server.socket}", "backup", tmp_path).returncode == 0
+
+
+async def test_a_backup_without_tokens_is_not_restored_without_a_question(
+    node: Node, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """An older release made such files after a loss."""
+    url = f"unix://{redis_server.socket}"
+    row = SERVER_ROW.replace(b'"7"', b'"7","node":"n1"')
+    path = forged(tmp_path / "one.backup", HEAD, row)
+    refused = program(url, "restore", path)
+    assert (refused.returncode, "it has no tokens" in refused.stderr) == (1, True), refused
+    assert program(url, "restore", path, "--merge").returncode == 0
 
 
 async def test_a_line_of_the_file_is_json(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs, needs_root
-from tests.operations.machine import Edits, Machine, machines
+from tests.operations.machine import Edits, Machine, NotDoneError, machines
 from tests.operations.pages import FILES, PROJECT, Block, blocks
 
 CELL = {  # each machine, with its address or name in the pages
@@ -277,6 +277,29 @@ def test_a_trusted_side_that_has_lost_all_disks_is_installed_again_as_the_page_s
         assert not old & passwords(cell["redis"])
     with capsys.disabled():
         sys.stdout.write(f"\nafter the loss of all disks, the commands took {seconds:.0f} s\n")
+
+
+def test_a_backup_between_the_loss_and_the_restore_changes_nothing_for_the_page(folder: Path) -> None:
+    with cell_of(folder) as cell:
+        say, backups = cell["front-end"].follow, cell["front-end"].file("/var/lib/vps-snapshots-backup")
+        follow(cell, [block for block in blocks("install") if block.kind in CELL])
+        say("vps-snapshots token create --name bob --service --permission operator:read --out bob.token")
+        say("systemctl start vps-snapshots-backup")
+        (good,) = backups.glob("*.backup")
+        steps = in_section("recover", "All data of Redis is lost")
+        (emptied,) = [block for block in steps if block.kind == "redis"]
+        follow(cell, [emptied])
+        with pytest.raises(NotDoneError, match="Redis has lost the data of the backups"):
+            say("systemctl start vps-snapshots-backup")  # as the timer does
+        assert [*backups.glob("*.backup")] == [good]
+        cell["redis"].follow("rm -r /var/backups/redis-bad")
+
+        follow(cell, steps)
+
+        assert "alice" in say("vps-snapshots --token-file bob.token tokens")
+        say("systemctl start vps-snapshots-backup")
+        assert len([*backups.glob("*.backup")]) == 2
+        assert running_units(cell["front-end"]) == [f"vps-snapshots-{unit}" for unit in UNITS_OF_A_FRONT_END]
 
 
 def follow(cell: Mapping[str, Machine], some: Iterable[Block]) -> dict[Block, str]:

@@ -149,21 +149,29 @@ class BackupFile:
     made_ms: int
     last_id: str
     life: str  # see `Backup.life`
+    has_tokens: bool
 
     @classmethod
     def open(cls, path: Path, *, identity: Path | None) -> Self:
         """Raises BackupUnusable or OSError."""
-        digest, count, head, last = hashlib.sha256(), -1, None, b""
+        digest, count, head, last, has_tokens = hashlib.sha256(), -1, None, b"", False
         for line in _lines(path, identity):
             if last:
                 digest.update(last)
                 count += 1
             if count > 0:
-                _check_row(last)
+                has_tokens |= _checked_row(last).kind == "token"
             head, last = head or _head(line), line
         if head is None or _parsed(last) != {"rows": count, "sha256": digest.hexdigest()}:
             raise BackupUnusable("it is damaged or truncated")
-        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id, life=head.life)
+        return cls(
+            path=path,
+            identity=identity,
+            made_ms=head.made_ms,
+            last_id=head.last_id,
+            life=head.life,
+            has_tokens=has_tokens,
+        )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for line in _lines(self.path, self.identity):
@@ -181,11 +189,12 @@ def _head(line: bytes) -> _Head:
     return _checked(_Head, line)
 
 
-def _check_row(line: bytes) -> None:
+def _checked_row(line: bytes) -> _Row:
     """Raises BackupUnusable for a row that a backup does not write."""
     row = _checked(_Row, line)
     if row.kind not in {"audit", "audit_head"} and row.kind != kind_of(row.key):
         raise BackupUnusable(f"it has a row of kind {row.kind!a:.100} for the key {row.key!a:.100}")
+    return row
 
 
 def _checked(form: type[_Form], line: bytes) -> _Form:

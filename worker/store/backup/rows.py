@@ -44,6 +44,11 @@ _FIELDS = {
 }
 
 
+class DataLost(Exception):
+    """Redis has lost its data, or never had any. What is left must not become the newest backup: that one will be
+    restored."""
+
+
 class Backup(Scripts):
     """Every call may raise StoreUnavailable."""
 
@@ -63,10 +68,33 @@ class Backup(Scripts):
             await self._redis.set(LIFE, secrets.token_hex(16), nx=True)
         return await life_of(self._redis)
 
+    async def has_lost(self, life: str | None) -> bool:
+        """Whether Redis has lost its data since a backup. `life`: what `life` returned for that backup; None if it is
+        unknown, because an older release made the backup."""
+        now = await life_of(self._redis)
+        if life is None:
+            return not now and not await reading(lambda: self._redis.exists(LAST_BACKUP))
+        return bool(life) and now != life
+
     async def made(self, made_ms: int) -> None:
         """Record that a backup was written; an alert fires if the last one is old."""
         with suppress(StoreReadOnly), redis_answers():
             await self._redis.set(LAST_BACKUP, made_ms)
+
+    async def all(self, *, life: str, audit: bool) -> AsyncIterator[Row]:
+        """Yields the rows of `records`, and those of `audit` if asked. Raises DataLost after the last one if none is a
+        token, or if Redis has lost its data since `life` was read."""
+        tokens = 0
+        async for row in self.records():
+            tokens += row["kind"] == "token"
+            yield row
+        if audit:
+            async for row in self.audit():
+                yield row
+        if await life_of(self._redis) != life:
+            raise DataLost("Redis has lost its data during the backup")
+        if not tokens:
+            raise DataLost("Redis has no tokens: it has lost its data, or is new")
 
     async def records(self) -> AsyncIterator[Row]:
         """Yields {kind, key, record: {field: text}, lifetime_ms: remaining time to live, if any}."""
