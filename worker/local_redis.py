@@ -16,6 +16,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from drivers.child import unprivileged
 from worker.program.configuration import ConfigurationError
 from worker.store.redis_client import RedisSettings, connect
 
@@ -92,10 +93,9 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
         "daemonize": "no",
     }
     arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    # pdeathsig kills it when this thread ends. Not with uvloop, which would pass on our open files and therefore our
-    # locks.
+    # Not with uvloop, which would pass on our open files and therefore our locks.
     return subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "--", program, *arguments],
+        [*unprivileged(), program, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
