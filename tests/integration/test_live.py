@@ -129,18 +129,21 @@ async def test_a_guest_that_ended_the_freeze_by_itself_is_labeled_as_it_is(cell:
     assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
 
 
-async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [Effect.HOLD, Effect.FREEZE])  # after the checks, or as our freeze is sent
+async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tmp_path: Path, at: Effect) -> None:
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
 
     def freeze(happening: Happening) -> None:
-        if happening.effect is Effect.HOLD:  # after the checks
+        if happening.effect is at:
             node.hypervisor.server(SERVER).frozen = True
 
     node.hypervisor.faults.hook = freeze
     job = await node.settle(job_id)
     assert (job.failure and job.failure.code) == "server_busy"
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).frozen
 
 
 async def test_libvirts_error_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
