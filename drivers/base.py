@@ -428,9 +428,9 @@ class Hypervisor(Protocol):
     async def freeze(self, server_id: int, *, timeout_seconds: float) -> bool:
         """Make the agent of a running guest flush its data and freeze its file systems until `thaw`.
 
-        Record the call durably first: a guest whose file systems stay frozen hangs. Returns False if the agent refuses
-        or freezes no file system; then nothing is frozen. Raises `ServerInUse` if they are frozen already,
-        `InvalidState` (not running), or `AgentFailed`, after which they may be frozen.
+        Record the call durably first: a guest whose file systems stay frozen hangs. Returns False if the agent refuses;
+        then nothing is frozen. Raises `ServerInUse` if another tool has frozen them, even at the same moment,
+        `InvalidState` (not running), or `AgentFailed`: they may be frozen or become so, call `thaw` until it succeeds.
         """
         ...
 

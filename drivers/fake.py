@@ -246,8 +246,7 @@ class FakeHypervisor:
     async def refuse_live(self, server_id: int) -> bool:
         await self._look(server := self.server(server_id))
         self._running(server_id)
-        if server.frozen:
-            raise ServerInUse("the server's file systems are frozen by another tool")
+        _refuse_frozen(server)
         for target in server.disks:
             if server.needs_stop:
                 raise UnsupportedServer(f"disk {target} {server.needs_stop}")
@@ -257,11 +256,15 @@ class FakeHypervisor:
         server = self._running(server_id)
         if not server.agent:
             return False
-        if server.frozen:
-            raise ServerInUse("the server's file systems are frozen by another tool")
+        _refuse_frozen(server)
+
+        def change() -> None:
+            _refuse_frozen(server)  # another tool may have been faster
+            server.frozen = True
+
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._do(Effect.FREEZE, server, change=functools.partial(setattr, server, "frozen", True))
+                await self._do(Effect.FREEZE, server, change=change)
         except TimeoutError as error:
             raise AgentFailed("the guest's agent did not freeze the file systems in time") from error
         return True
@@ -530,6 +533,11 @@ def _nvram_is_at(server: FakeServer, tag: str) -> bool:
 def _refuse_if_in_use(server: FakeServer) -> None:
     if server.in_use:
         raise ServerInUse(f"the server {server.in_use}")
+
+
+def _refuse_frozen(server: FakeServer) -> None:
+    if server.frozen:
+        raise ServerInUse("the server's file systems are frozen by another tool")
 
 
 def _take(disk: FakeDisk, tag: str) -> None:

@@ -1,40 +1,74 @@
-"""Thaws guests outside of the steps of a job: after a failed job, or when a job cannot continue for now."""
+"""Thaws guests outside of the steps of a job: after a failed job, or when it is in doubt whether a job may continue."""
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
 from drivers.base import DomainNotFound, DriverError, Hypervisor
 from worker.journal import Entry, Journal
-from worker.store.model import ServerId
+from worker.procedures import live
+from worker.store.model import ServerId, Step
 
 THAW_SECONDS = 30.0  # limit for one attempt
 
 log = structlog.stdlib.get_logger()
 
 
-async def thaw_all(journal: Journal, hypervisor: Hypervisor, locks: defaultdict[ServerId, asyncio.Lock]) -> None:
-    """Try once for each such guest. Busy servers wait for the next round. Raises JournalFailed."""
+def servers(journal: Journal) -> set[ServerId]:
+    """The servers whose guests ended jobs may have left frozen."""
+    return {entry.task.server_id for entry in journal.left_frozen()}
+
+
+async def thaw_all(
+    journal: Journal,
+    hypervisor: Hypervisor,
+    locks: defaultdict[ServerId, asyncio.Lock],
+    *,
+    thawed: Callable[[ServerId], Awaitable[None]],
+) -> None:
+    """Try once for each such guest. Busy servers wait for the next round. `thawed`: awaited after each thaw, under the
+    server's lock. Raises JournalFailed."""
     for entry in journal.left_frozen():
         server_id = entry.task.server_id
         if locks[server_id].locked():
             continue
         async with locks[server_id]:
             were_frozen = await thaw(hypervisor, entry)
-        if were_frozen is not None:
-            journal.thawed(entry.task.job_id)
-            log.warning("guest.thawed_late", server_id=server_id, job_id=entry.task.job_id, were_frozen=were_frozen)
+            if were_frozen is not None:
+                journal.thawed(entry.task.job_id)
+                log.warning("guest.thawed_late", server_id=server_id, job_id=entry.task.job_id, were_frozen=were_frozen)
+                await thawed(server_id)
+
+
+async def thaw_first(hypervisor: Hypervisor, entry: Entry, *, interrupted: bool = True) -> Entry:
+    """Thaw the guest of a job that may no longer continue: its process died, or the lease ran out. Call it before
+    anything that can take time. Returns the job as it continues, without a freeze; `frozen` stays set if the guest may
+    still be frozen.
+
+    `interrupted`: as in `Work`.
+    """
+    facts = entry.facts
+    if not facts.frozen:
+        return entry
+    if entry.step is Step.FREEZING and not interrupted:
+        return replace(entry, facts=replace(facts, frozen=False))  # recorded, but not begun
+    were_frozen = await thaw(hypervisor, entry)
+    return entry if were_frozen is None else replace(entry, facts=live.thawed(facts, were_frozen=were_frozen))
 
 
 async def thaw(hypervisor: Hypervisor, entry: Entry) -> bool | None:
     """Try once. Returns whether the guest was frozen until now; None if it may still be. The caller holds the server's
     lock."""
     server_id = entry.task.server_id
+    if entry.facts.domain is not None:
+        hypervisor.recall(server_id, entry.facts.domain)
     try:
         async with asyncio.timeout(THAW_SECONDS):
             return await hypervisor.thaw(server_id)
-    except DomainNotFound:
+    except DomainNotFound:  # removed: libvirt does not migrate a server that is held
         return False
     except (DriverError, TimeoutError) as error:
         reason = str(error) or type(error).__name__

@@ -257,7 +257,7 @@ class Reconciler:
                 found_id: one for found_id, one in ids.items() if one.tag not in safety and found_id in known.on_disk
             }
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
-            await self._let_go(server_id)  # a worker that died at the end of a job may have left the hold
+            await self._runner.let_go(server_id)  # a worker that died at the end of a job may have left the hold
             await self._settle(server_id, found)
             findings += await self._rewrite_metadata(server_id, whole, known)
             findings += await self._regain(server_id, whole, known)
@@ -281,11 +281,7 @@ class Reconciler:
     async def _let_go_if_idle(self, server_id: ServerId) -> None:
         known = await self._store.known(server_id, [])
         if not known.busy and not self._open_tasks(server_id):
-            await self._let_go(server_id)
-
-    async def _let_go(self, server_id: ServerId) -> None:
-        await self._hypervisor.let_go(server_id)
-        self._runner.still_held.discard(server_id)
+            await self._runner.let_go(server_id)
 
     async def _is_in_use(self, server_id: ServerId) -> bool:
         """Whether another tool is working on the server, which is then left alone."""

@@ -91,6 +91,7 @@ class Runner:
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
+        self._left_frozen = left_frozen.servers(journal)  # their holds stay
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -140,8 +141,13 @@ class Runner:
         return [self._run_to_end(entry, resumed=True) for entry in self._journal.owed()]
 
     async def thaw_left(self) -> None:
-        """Thaw the guests that failed jobs have left frozen. Raises JournalFailed."""
-        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers)
+        """Thaw the guests that failed jobs have left frozen, and let go of their servers. Raises JournalFailed."""
+        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers, thawed=self._thawed_late)
+
+    async def _thawed_late(self, server_id: ServerId) -> None:
+        self._left_frozen = left_frozen.servers(self._journal)
+        if not any(entry.outcome is None and entry.task.server_id == server_id for entry in self._journal.owed()):
+            await self.let_go(server_id)
 
     async def drain(self, seconds: float) -> None:
         """Return once no job is working on a VM, or after `seconds`.
@@ -210,23 +216,26 @@ class Runner:
             ),
             traces.job(task, node=self._store.node, resumed=resumed),
         ):
-            outcome = entry.outcome
+            outcome, recorded = entry.outcome, entry
             if entry.facts.domain is not None:
                 self._hypervisor.recall(task.server_id, entry.facts.domain)
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
-                        if resumed and await has_left(self._store, task.server_id):
-                            outcome = self._give_up(entry)
-                            break
+                        if resumed:
+                            entry = await left_frozen.thaw_first(self._hypervisor, entry)
+                            if await has_left(self._store, task.server_id):
+                                outcome = self._give_up(entry)
+                                break
                         await self.safety.repair_interrupted(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
-                    entry, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
-                    if entry.facts.frozen:
-                        async with self._servers[task.server_id]:
-                            await left_frozen.thaw(self._hypervisor, entry)
+                    found, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
+                    if found != recorded:  # otherwise the job has not gone on since its guest was thawed
+                        entry = recorded = found
+                    async with self._servers[task.server_id]:
+                        entry = await left_frozen.thaw_first(self._hypervisor, entry)
                     await asyncio.sleep(RETRY_MOST_SECONDS)
             traces.job_over(outcome)
             self._on_work_done(task.job_id)
@@ -271,8 +280,11 @@ class Runner:
         while step is not None:
             if (now := self._absences()) != absences:
                 absences = now
+                entry = replace(entry, step=step, facts=facts)
+                entry = await left_frozen.thaw_first(self._hypervisor, entry, interrupted=interrupted)
+                facts, interrupted = entry.facts, interrupted or entry.facts.frozen
                 if await has_left(self._store, task.server_id):
-                    return self._give_up(replace(entry, facts=facts))
+                    return self._give_up(entry)
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
                     detail = f"The node's worker died {interruptions} times in this step."
@@ -284,12 +296,10 @@ class Runner:
             step, facts, interruptions, interrupted = after.step, after.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
-        if not task.kind.only_looks:
-            await self._let_go(task.server_id)
+        if not (task.kind.only_looks or facts.frozen):
+            await self.let_go(task.server_id)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
-        entry = replace(entry, facts=facts)
-        self._journal.conclude(entry, outcome, safety_kept_seconds=self._keep(outcome))
-        self._count_and_log(entry, outcome)
+        self._conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         return outcome
 
     def _give_up(self, entry: Entry) -> Outcome:
@@ -297,11 +307,13 @@ class Runner:
         task = entry.task
         snapshot_status = SnapshotStatus.FAILED if task.kind is JobKind.CREATE else None
         outcome = replace(LEFT_ITS_NODE, snapshot_status=snapshot_status)
-        self._journal.conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
-        self._count_and_log(entry, outcome)
+        self._conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
         return outcome
 
-    def _count_and_log(self, entry: Entry, outcome: Outcome) -> None:
+    def _conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
+        self._journal.conclude(entry, outcome, safety_kept_seconds=safety_kept_seconds)
+        if entry.facts.frozen:
+            self._left_frozen.add(entry.task.server_id)
         seconds = max(0.0, time.time() - entry.facts.begun_at)  # wall clock: the job may span several processes
         self._metrics.ended(entry.task.kind, outcome, seconds=seconds)
         _log_end(outcome, seconds=seconds)
@@ -377,8 +389,13 @@ class Runner:
             facts = facts.failed(replace(reason, stranded=strands), f"{step}: {cause}" if cause else "")
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
-    async def _let_go(self, server_id: ServerId) -> None:
-        """Allow others to migrate the server again. If this fails, reconciliation does it within seconds."""
+    async def let_go(self, server_id: ServerId) -> None:
+        """Allow others to migrate the server again. If this fails, reconciliation does it within seconds.
+
+        No effect if an ended job may have left its guest frozen: on another node, no worker would thaw it.
+        """
+        if server_id in self._left_frozen:
+            return
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 await self._hypervisor.let_go(server_id)

@@ -13,7 +13,7 @@ import libvirt
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
 from drivers.kvm import listing, records
 from drivers.kvm.in_use import has_left, is_incoming
-from drivers.kvm.libvirt_errors import ignoring
+from drivers.kvm.libvirt_errors import UNKNOWN_OUTCOME, ignoring
 from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
@@ -22,11 +22,6 @@ Answer = TypeVar("Answer")
 THREADS = 32  # concurrent calls: a hung one must not block the others
 HUNG_SECONDS = 30.0  # how long to wait for a cancelled call; after that its server counts as hung
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # the connection is closed after 15 s without a reply from the daemon
-# The daemon is gone or hangs: the call may or may not have been executed. VIR_ERR_SYSTEM_ERROR means the same on a dead
-# connection; on a live one it is an error of the kernel (a file that a start needs is missing).
-UNKNOWN_OUTCOME = frozenset(
-    {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_OPERATION_TIMEOUT}
-)
 
 
 def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str, *, alive: bool) -> DriverError:
@@ -41,6 +36,8 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
         return ServerInUse("another tool is working on the server")  # the call has timed out and changed nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
+    # On a dead connection, VIR_ERR_SYSTEM_ERROR means the same; on a live one it is an error of the kernel (a file that
+    # a start needs is missing).
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor is not responding")
     return otherwise(text)

@@ -16,11 +16,15 @@ import libvirt_qemu
 
 from drivers.base import AgentFailed, InvalidState, Power, ServerInUse
 from drivers.kvm import readiness
+from drivers.kvm.libvirt_errors import UNKNOWN_OUTCOME
 from drivers.kvm.libvirt_xml import read
 
 CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
 FROZEN, THAWED = "frozen", "thawed"
+# libvirt's text for an error that the agent returned: the command has ended and changed nothing. Before libvirt 11.2,
+# the code does not tell. The agent refuses every freeze while the file systems are frozen.
+REFUSED = "unable to execute QEMU agent command"
 # Errors if the agent is not configured, not connected, silent, or refuses. Older Python bindings of libvirt lack some.
 _AGENTS = frozenset(
     {
@@ -45,7 +49,7 @@ def refuse_frozen(domain: Any) -> bool:
     """Raises ServerInUse if the file systems are frozen. Returns whether the agent answers."""
     found = status(domain)
     if found == FROZEN:
-        raise ServerInUse("the server's file systems are frozen by another tool")
+        raise _frozen_by_another_tool()
     return found is not None
 
 
@@ -58,14 +62,23 @@ def freeze(domain: Any, *, timeout_seconds: float) -> bool:
     try:
         held = _ask(domain, "guest-fsfreeze-freeze", timeout_seconds)
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in _AGENTS:
-            raise
-        if status(domain) != THAWED:
+        if error.get_error_code() in UNKNOWN_OUTCOME:
+            raise  # the daemon is lost, or did not send the freeze because another tool was asking the agent
+        now = None
+        with suppress(libvirt.libvirtError):  # for example, another tool is asking the agent
+            now = status(domain)
+        if now == FROZEN and REFUSED in str(error):
+            raise _frozen_by_another_tool() from error
+        if now != THAWED:
             raise AgentFailed("the guest's agent did not freeze the file systems in time") from error
         return False
     if not held:
-        thaw(domain)
-    return bool(held)
+        raise AgentFailed("the guest's agent did not freeze any file system")
+    return True
+
+
+def _frozen_by_another_tool() -> ServerInUse:
+    return ServerInUse("the server's file systems are frozen by another tool")
 
 
 def thaw(domain: Any) -> bool:

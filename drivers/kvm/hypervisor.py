@@ -254,7 +254,7 @@ class KvmHypervisor:
         return await self._libvirt.on(
             server_id,
             partial(guest_agent.freeze, timeout_seconds=timeout_seconds),
-            otherwise=AgentFailed,
+            otherwise=InvalidState,  # before the freeze was sent
             text="the guest's agent could not be asked to freeze the file systems",
         )
 

@@ -18,6 +18,7 @@ from deploy.lab import domains
 from deploy.lab.domain import disk
 from deploy.lab.lab import make_disk
 from drivers.base import DiskFailed, InvalidState, Power, ServerInUse, UnsupportedServer
+from drivers.kvm import guest_agent
 from tests.contract.harness import ACCOUNT_ID
 from tests.contract.kvm_bench import KvmBench, large_disk, qemu_img, read_text, write_text
 from tests.walking import SPEC
@@ -76,6 +77,9 @@ class TestAgent:
         for call in (guest.hypervisor.refuse_live(1), guest.hypervisor.freeze(1, timeout_seconds=5)):
             with pytest.raises(ServerInUse, match="frozen by another tool"):
                 await call
+        freeze = json.dumps({"execute": "guest-fsfreeze-freeze"})
+        with pytest.raises(libvirt.libvirtError, match=guest_agent.REFUSED):  # how a freeze that lost the race fails
+            libvirt_qemu.qemuAgentCommand(domain, freeze, 30, 0)
         assert domain.fsThaw() == 2
 
     async def test_a_thaw_may_be_asked_for_at_any_time(self, guest: KvmBench) -> None:

@@ -1,9 +1,10 @@
 """A node whose worker dies where a test requests it, and the checks of its state afterward."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from drivers.base import Power
 from drivers.fake import FakeHypervisor
@@ -18,11 +19,28 @@ from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
 from worker.store.customers.customer_store import SnapshotFilter
-from worker.store.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
+from worker.store.model import Job, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus
+from worker.store.nodes.node_store import Known, NodeStore
+from worker.store.nodes.port import NodePort
 
 TARGETS = ("vda", "vdb")
 BEFORE, NOW = "at the snapshot", "now"  # the content of the disks at the snapshot, and the current one
 LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, safety_kept_seconds=3600)
+
+
+class _Watched:
+    """The node's store; `asked` is told of each question about a server."""
+
+    def __init__(self, store: NodeStore, asked: Callable[[str], None]) -> None:
+        self._store = store
+        self._asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
+        self._asked("known")
+        return await self._store.known(server_id, on_disk)
 
 
 @dataclass(kw_only=True)
@@ -37,6 +55,7 @@ class DyingNode:
     die_at: set[int] = field(default_factory=set)
     away_at: Effect | None = None  # the effect during which it is cut off for long
     absences: int = 0
+    asked_while_frozen: list[str] = field(default_factory=list)  # the calls that could have waited for the cell
     past: Past = Past.QUIET
     without_a_stop: bool = False  # creates are live, and the guest has an agent
     held: dict[SnapshotId, Held] = field(default_factory=dict)
@@ -207,14 +226,24 @@ class DyingNode:
         if len(self.happened) in self.die_at:
             raise Killed(happening)
 
+    def _note(self, call: str) -> None:
+        if self.hypervisor.server(SERVER).frozen:
+            self.asked_while_frozen.append(call)
+
+    async def _may_continue(self) -> bool:
+        if self.absences:  # the lease is in doubt
+            self._note("lease_holder")
+        return True
+
     def _runner(self, journal: Journal) -> Runner:
         return Runner(
             journal=journal,
             hypervisor=self.hypervisor,
-            store=self.cell.node,
+            store=cast("NodePort", _Watched(self.cell.node, self._note)),
             publisher=Publisher(self.cell.node, publish_again=nothing_more),
             policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
             limits=self.limits,
             metrics=self.metrics,
+            may_continue=self._may_continue,
             absences=lambda: self.absences,
         )

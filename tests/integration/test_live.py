@@ -4,14 +4,14 @@ import asyncio
 import itertools
 import random
 import sqlite3
-from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from drivers.base import AgentFailed, HypervisorUnavailable, Power, ServerInUse
+from drivers.base import AgentFailed, HypervisorUnavailable, Power, ServerInUse, UnsupportedServer
 from drivers.fake_faults import Effect, Happening, Killed, Moment
 from drivers.fake_state import FakeServer
 from tests.integration.conftest import SERVER, Cell
@@ -19,8 +19,8 @@ from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
 from tests.queueing import until
 from worker.journal import Journal
-from worker.left_frozen import thaw_all
-from worker.store.model import Consistency, Job, JobKind, JobState, NoteCode
+from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, Step
+from worker.store.operators.operator_store import OperatorStore
 
 REACHED = (
     *(Effect.LOOK, Effect.HOLD, Effect.SAVE_NVRAM, Effect.FREEZE, Effect.TRANSACTION, Effect.THAW, Effect.LIST),
@@ -145,18 +145,21 @@ async def test_a_guest_that_ended_the_freeze_by_itself_is_labeled_as_it_is(cell:
     assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
 
 
-async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [Effect.HOLD, Effect.FREEZE])  # after the checks, or as our freeze is sent
+async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tmp_path: Path, at: Effect) -> None:
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
 
     def freeze(happening: Happening) -> None:
-        if happening.effect is Effect.HOLD:  # after the checks
+        if happening.effect is at:
             node.hypervisor.server(SERVER).frozen = True
 
     node.hypervisor.faults.hook = freeze
     job = await node.settle(job_id)
     assert (job.failure and job.failure.code) == "server_busy"
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).frozen
 
 
 async def test_libvirts_error_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
@@ -200,7 +203,9 @@ async def test_a_job_whose_worker_dies_once_anywhere_is_completed(cell: Cell, tm
         await node.check(job, power=Power.ON)
 
 
-async def test_the_thaw_comes_first_after_a_death(cell: Cell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changing", [False, True])
+async def test_the_thaw_comes_first_after_a_death(cell: Cell, tmp_path: Path, changing: bool) -> None:
+    """`changing`: a change of the disks outside of a job was interrupted, too, and is to be repaired."""
     for effect, at in itertools.product(
         (Effect.FREEZE, Effect.TRANSACTION, Effect.THAW), (Moment.BEFORE, Moment.AFTER)
     ):
@@ -208,12 +213,74 @@ async def test_the_thaw_comes_first_after_a_death(cell: Cell, tmp_path: Path) ->
         job_id = await node.admit(JobKind.CREATE)
         node.hypervisor.faults.fail(effect, at=at, error=Killed("there"))
         assert not await node.live(job_id)
+        if changing:
+            with closing(Journal(node.folder / "journal.sqlite")) as journal:
+                journal.change(SERVER)
         was_frozen = node.hypervisor.server(SERVER).frozen
         node.start_over()
         job = await node.settle(job_id)
         if was_frozen:
-            assert next(one.effect for one in node.happened if one.effect is not Effect.LOOK) is Effect.THAW
+            assert node.happened[0].effect is Effect.THAW
+        assert node.asked_while_frozen == []
+        assert [one.effect for one in node.happened].count(Effect.THAW) <= 2, "before and after, once"
+        if (effect, at) == (Effect.THAW, Moment.BEFORE):
+            assert label(job) == Consistency.AGENT_FROZEN
         await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize(
+    ("away_at", "expected"),
+    [
+        (Effect.LOOK, Consistency.CRASH_CONSISTENT),
+        (Effect.FREEZE, Consistency.CRASH_CONSISTENT),
+        (Effect.TRANSACTION, Consistency.AGENT_FROZEN),
+        (Effect.THAW, Consistency.AGENT_FROZEN),
+    ],
+)
+async def test_the_thaw_comes_before_the_cell_is_asked_when_the_lease_runs_out(
+    cell: Cell, tmp_path: Path, away_at: Effect, expected: Consistency
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    node.away_at = away_at
+    job = await create(node)
+    assert node.asked_while_frozen == []
+    assert (job.state, label(job)) == (JobState.COMPLETED, expected)
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_guest_that_does_not_thaw_when_the_lease_runs_out_gets_no_snapshot_until_it_does(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    node.away_at = Effect.FREEZE
+    node.hypervisor.faults.fail(Effect.THAW, times=2)
+    job = await create(node)
+    effects = [one.effect for one in node.happened if one.moment is Moment.AFTER]
+    assert effects.index(Effect.THAW) < effects.index(Effect.TRANSACTION)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("away_at", [Effect.LOOK, Effect.FREEZE, Effect.TRANSACTION])
+async def test_a_worker_cut_off_while_its_guest_is_frozen_leaves_a_server_alone_that_was_placed_elsewhere(
+    cell: Cell, tmp_path: Path, away_at: Effect
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    begun = await cell.node.begin(job_id)
+    await cell.raw("SADD", "nodes", "n2")
+    await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+    node.start_over()
+    node.away_at = away_at
+    await node.live(job_id, begun)
+    assert not node.hypervisor.server(SERVER).frozen
+    assert (Effect.TRANSACTION in effects(node)) is (away_at is Effect.TRANSACTION)
+    assert Effect.LIST not in effects(node)
+    failure = (await node.job(job_id)).failure
+    assert (failure and failure.code) == "node_unavailable"
+    node.hypervisor.server(SERVER).frozen = True
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).frozen, "it is not ours any more"
 
 
 async def test_a_worker_that_dies_again_and_again_leaves_no_guest_frozen(cell: Cell, tmp_path: Path) -> None:
@@ -258,14 +325,19 @@ async def test_a_qemu_that_dies_meanwhile_is_started_again_on_checked_disks(cell
     await node.check(job, power=Power.ON)
 
 
+async def stranded(node: DyingNode) -> Job:
+    """A job that could not thaw its guest, whose agent still does not answer."""
+    job_id = await node.admit(JobKind.CREATE)
+    node.limits = replace(LIMITS, thaw_seconds=0.05)
+    node.hypervisor.faults.fail(Effect.THAW, times=10_000)
+    return await node.settle(job_id)
+
+
 async def test_a_guest_that_does_not_thaw_is_stranded_and_thawed_as_soon_as_it_answers(
     cell: Cell, tmp_path: Path
 ) -> None:
     node = await fresh(cell, tmp_path / "n")
-    job_id = await node.admit(JobKind.CREATE)
-    node.limits = replace(LIMITS, thaw_seconds=0.05)
-    node.hypervisor.faults.fail(Effect.THAW, times=10_000)
-    job = await node.settle(job_id)
+    job = await stranded(node)
     assert job.failure is not None
     assert (job.failure.code, job.failure.stranded) == (AgentFailed.code, True)
     assert node.hypervisor.server(SERVER).frozen
@@ -277,6 +349,50 @@ async def test_a_guest_that_does_not_thaw_is_stranded_and_thawed_as_soon_as_it_a
     node.hypervisor.server(SERVER).frozen = True
     await _thaw_left(node)
     assert node.hypervisor.server(SERVER).frozen, "it is not ours any more"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_server_is_not_migrated_before_its_guest_is_thawed(cell: Cell, tmp_path: Path, readable: bool) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    await stranded(node)
+    assert node.hypervisor.server(SERVER).held
+    if not readable:
+        node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
+    await node.reconcile()
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).held
+    node.hypervisor.faults.heal()
+    node.hypervisor.faults.fail(Effect.THAW, at=Moment.AFTER)  # thawed, without an answer
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).held
+    await _thaw_left(node)
+    assert not node.hypervisor.server(SERVER).held
+
+
+async def test_a_failed_release_after_a_late_thaw_is_done_by_reconciliation(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    await stranded(node)
+    node.hypervisor.faults.heal()
+    node.hypervisor.faults.fail(Effect.LET_GO)
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).held
+    await node.reconcile()
+    assert not node.hypervisor.server(SERVER).held
+
+
+async def test_a_late_thaw_does_not_release_a_server_on_which_another_job_has_not_ended(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job = await stranded(node)
+    node.hypervisor.faults.heal()
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        left = journal.find(job.id)
+        assert left is not None
+        journal.begin(replace(left.task, job_id=JobId("f" * 32)), Step.PREFLIGHT)
+    await _thaw_left(node)
+    assert not node.hypervisor.server(SERVER).frozen
+    assert node.hypervisor.server(SERVER).held
 
 
 async def test_a_guest_does_not_stay_frozen_while_the_journal_cannot_be_written(cell: Cell, tmp_path: Path) -> None:
@@ -303,6 +419,35 @@ async def test_a_guest_does_not_stay_frozen_while_the_journal_cannot_be_written(
     await node.check(job, power=Power.ON)
 
 
+async def test_a_guest_is_thawed_once_while_the_journal_cannot_be_written(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runner.RETRY_MOST_SECONDS", 0.01)
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    with closing(sqlite3.connect(tmp_path / "n" / "journal.sqlite", isolation_level=None)) as disk:
+
+        def fill(happening: Happening) -> None:
+            if happening.effect is Effect.TRANSACTION:
+                node.hypervisor.faults.hook = None
+                disk.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT no_such_function(); END")
+                filled.set()
+
+        filled = asyncio.Event()
+        node.hypervisor.faults.hook = fill
+        with capture_logs() as lines:
+            running = asyncio.create_task(node.live(job_id))
+            await filled.wait()
+            await until(lambda: not node.hypervisor.server(SERVER).frozen)
+            node.hypervisor.server(SERVER).frozen = True  # another tool's
+            tried = len(lines)
+            await until(lambda: [line["event"] for line in lines[tried:]].count("job.not_written_down") >= 3)
+            assert node.hypervisor.server(SERVER).frozen
+        disk.execute("DROP TRIGGER full")
+        await running
+    assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+
+
 async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
@@ -324,4 +469,4 @@ async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell
 
 async def _thaw_left(node: DyingNode) -> None:
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        await thaw_all(journal, node.hypervisor, defaultdict(asyncio.Lock))
+        await node._runner(journal).thaw_left()

@@ -77,6 +77,7 @@ DOMAIN = """\
 # what a command ends with that libvirt's test driver was asked for, and cannot do
 _OF_THE_DRIVER = re.compile(
     r"not supported by the connection driver|unsupported flags \(|no domain checkpoint with matching name 'NAME'"
+    r"|no domain snapshot with matching name 'vps-job'"
     r"|no connection driver available for URI 'DESTINATION'"
 )
 

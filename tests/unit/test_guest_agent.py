@@ -11,7 +11,21 @@ import pytest
 from drivers.base import AgentFailed, ServerInUse
 from drivers.kvm import guest_agent
 
-SILENT, DEEP = "", "[" * 100_000
+DEEP = "[" * 100_000
+SILENT, REFUSED, LOCKED, NOT_RUNNING = "silent", "refused", "locked", "not running"  # libvirt's errors
+_ERRORS = {
+    SILENT: (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: Guest agent not available for now"),
+    REFUSED: (
+        libvirt.VIR_ERR_INTERNAL_ERROR,
+        "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze"
+        " has been disabled: the agent is in frozen state",
+    ),
+    LOCKED: (
+        libvirt.VIR_ERR_OPERATION_TIMEOUT,
+        "Timed out during operation: cannot acquire state change lock (held by agent=remoteDispatchDomainFSFreeze)",
+    ),
+    NOT_RUNNING: (libvirt.VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is not running"),
+}
 _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
@@ -33,16 +47,17 @@ Says = Callable[..., list[str]]
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """Sets the agent's answers, one per command (SILENT: none), and returns the received commands."""
+    """Sets the agent's answers or libvirt's errors, one per command, and returns the received commands."""
 
     def use(*answers: str) -> list[str]:
         left, asked = list(answers), list[str]()
 
         def command(_domain: Any, text: str, _timeout: int, _flags: int) -> str:
             asked.append(json.loads(text)["execute"].removeprefix("guest-fsfreeze-"))
-            if (answer := left.pop(0)) == SILENT:
-                error = libvirt.libvirtError("no answer")
-                error.err = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, 0, "", 2, "", "", "", 0, 0)
+            if (answer := left.pop(0)) in _ERRORS:
+                code, message = _ERRORS[answer]
+                error = libvirt.libvirtError(message)
+                error.err = (code, 0, message, 2, "", "", "", 0, 0)
                 raise error
             return answer
 
@@ -68,24 +83,52 @@ def test_a_frozen_guest_is_refused(says: Says) -> None:
         guest_agent.refuse_frozen(Domain())
 
 
-@pytest.mark.parametrize("held", [said(0), said("none"), DEEP])
-def test_a_freeze_that_holds_nothing_is_ended(says: Says, held: str) -> None:
-    asked = says(said("thawed"), held, said("frozen"), said(0))
-    assert guest_agent.freeze(Domain(), timeout_seconds=1) is (held == said("none"))
-    assert asked[:2] == ["status", "freeze"]
-    assert ("thaw" in asked) is (held != said("none"))
+@pytest.mark.parametrize("held", [said(0), DEEP])
+def test_a_freeze_that_holds_nothing_is_to_be_ended(says: Says, held: str) -> None:
+    says(said("thawed"), held)
+    with pytest.raises(AgentFailed):
+        guest_agent.freeze(Domain(), timeout_seconds=1)
 
 
-@pytest.mark.parametrize("after", [SILENT, said("frozen"), DEEP])
+@pytest.mark.parametrize("held", [said(2), said("none")])
+def test_any_other_answer_to_a_freeze_is_one(says: Says, held: str) -> None:
+    asked = says(said("thawed"), held)
+    assert guest_agent.freeze(Domain(), timeout_seconds=1)
+    assert asked == ["status", "freeze"]
+
+
+@pytest.mark.parametrize("after", [SILENT, said("frozen"), DEEP, LOCKED, NOT_RUNNING])
 def test_a_freeze_that_is_not_answered_may_have_frozen(says: Says, after: str) -> None:
     says(said("thawed"), SILENT, after)
     with pytest.raises(AgentFailed):
         guest_agent.freeze(Domain(), timeout_seconds=1)
 
 
-def test_a_freeze_that_is_refused_has_not(says: Says) -> None:
-    says(said("thawed"), SILENT, said("thawed"))
+def test_a_freeze_that_fails_unexpectedly_may_have_frozen(says: Says) -> None:
+    says(said("thawed"), NOT_RUNNING, said("frozen"))
+    with pytest.raises(AgentFailed):
+        guest_agent.freeze(Domain(), timeout_seconds=1)
+
+
+@pytest.mark.parametrize("answer", [SILENT, REFUSED])
+def test_a_freeze_after_which_the_agent_reports_thawed_has_frozen_nothing(says: Says, answer: str) -> None:
+    says(said("thawed"), answer, said("thawed"))
     assert not guest_agent.freeze(Domain(), timeout_seconds=1)
+
+
+def test_a_freeze_that_is_refused_because_another_tool_was_faster_leaves_that_freeze(says: Says) -> None:
+    asked = says(said("thawed"), REFUSED, said("frozen"))
+    with pytest.raises(ServerInUse):
+        guest_agent.freeze(Domain(), timeout_seconds=1)
+    assert "thaw" not in asked
+
+
+@pytest.mark.parametrize("before", [(), (said("thawed"),)])
+def test_a_freeze_that_libvirt_did_not_send_is_no_failure_of_the_agent(says: Says, before: Sequence[str]) -> None:
+    asked = says(*before, LOCKED)
+    with pytest.raises(libvirt.libvirtError, match="state change lock"):
+        guest_agent.freeze(Domain(), timeout_seconds=1)
+    assert "thaw" not in asked
 
 
 @pytest.mark.parametrize(

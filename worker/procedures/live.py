@@ -1,7 +1,8 @@
 """A create without a stop: freeze the guest's file systems, snapshot every disk in one transaction, thaw, record.
 
 A guest whose file systems stay frozen hangs. So every step that may find it frozen thaws it first. `Facts.frozen` is
-set before the freeze and cleared after the thaw: while it is set, the guest must be thawed.
+set before the freeze and cleared after the thaw: while it is set, the guest must be thawed. Once it is cleared, the job
+does not freeze the guest again.
 """
 
 from dataclasses import replace
@@ -52,6 +53,8 @@ def begun(facts: Facts, *, freezes: bool) -> Next:
 
 async def freeze(work: Work) -> Next:
     hypervisor, task = work.hypervisor, work.task
+    if not work.facts.frozen:  # thawed after an interruption: the guest has waited long enough
+        return Next(step=Step.SNAPSHOTTING, facts=work.facts)
     if work.interrupted:
         await hypervisor.thaw(task.server_id)
     try:
@@ -92,15 +95,20 @@ def after_snapshot_failed(facts: Facts) -> Step:
     return Step.THAWING if facts.frozen else Step.CLEANING
 
 
-async def thaw(work: Work) -> Next:
-    were_frozen = await work.hypervisor.thaw(work.task.server_id)
+def thawed(facts: Facts, *, were_frozen: bool) -> Facts:
+    """`were_frozen`: until this thaw."""
     log.info("guest.thawed", were_frozen=were_frozen)
-    facts = replace(work.facts, frozen=False)
-    if facts.failure is not None:
-        return Next(step=Step.CLEANING, facts=facts)
-    # False: the freeze has already ended, perhaps before the snapshot, by the guest itself or by an earlier process.
-    consistency = Consistency.AGENT_FROZEN if were_frozen else facts.consistency
-    return Next(step=Step.RECORDING, facts=replace(facts, consistency=consistency))
+    # Only if the snapshot is complete. If not `were_frozen`, the freeze has already ended, perhaps before the snapshot,
+    # by the guest itself or by an earlier process.
+    is_labeled = were_frozen and facts.consistency is not None
+    return replace(facts, frozen=False, consistency=Consistency.AGENT_FROZEN if is_labeled else facts.consistency)
+
+
+async def thaw(work: Work) -> Next:
+    facts = work.facts
+    if facts.frozen:
+        facts = thawed(facts, were_frozen=await work.hypervisor.thaw(work.task.server_id))
+    return Next(step=Step.RECORDING if facts.failure is None else Step.CLEANING, facts=facts)
 
 
 async def record(work: Work) -> Next:
