@@ -299,6 +299,7 @@ try_checkout() {
     holds command -v curl >/dev/null # the page Install calls it, and a minimal Debian has none
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
 
+    mv /opt/vps-snapshots/lib/python3.* /opt/vps-snapshots/lib/python3.0 # after an upgrade of Debian, its Python looks elsewhere
     install_role gateway vps-snapshots-gateway # on the same machine
 
     rm -r /opt/vps-snapshots # a node is another machine: its lock has other versions

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.packages.build import bill_of_wheel
 from deploy.packages.lock import pinned, pinned_for
-from deploy.packages.parts import CHECKOUT_HOME, PACKAGES, PROJECT, RELEASES, UNITS
+from deploy.packages.parts import CHECKOUT_HOME, PACKAGES, PROJECT, RELEASES, UNITS, Package
 from deploy.release import NotReadyError, dated, section, sums
 from tests.conftest import needs
 
@@ -116,6 +116,33 @@ def test_a_worker_with_unfinished_jobs_in_its_own_state_folder_is_not_removed(tm
     assert (f": {unfinished} jobs" in removed().stderr) == bool(unfinished)
     (tmp_path / "worker.toml").write_text("state_dir = ")  # nobody knows where the journal is
     assert removed().returncode == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_an_installation_names_the_files_of_a_checkout_that_hide_those_of_the_package(
+    package: Package, tmp_path: Path
+) -> None:
+    hiding = [Path("/etc/systemd/system", *Path(there).parts[3:]) for there in package.files if there.startswith(UNITS)]
+    hiding += [Path("/usr/local/bin", program) for program in package.programs]
+    text = (DEPLOY / "debian" / f"{package.name}.postinst").read_text()
+    text = re.sub(
+        r" (/etc/|/usr/local/)", rf" {tmp_path}\1", re.sub(r"^ +py3compile .*$", "", text, flags=re.MULTILINE)
+    )
+    (tmp_path / "postinst").write_text(text)
+
+    def said() -> list[str]:
+        done = subprocess.run(["sh", tmp_path / "postinst", "configure"], check=True, capture_output=True, text=True)
+        return done.stderr.splitlines()
+
+    assert said() == []
+    for file in hiding:
+        (tmp_path / file.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.relative_to("/")).symlink_to("/dev/null")  # masked
+    assert said() == []
+    for file in hiding:
+        (tmp_path / file.relative_to("/")).unlink()
+        (tmp_path / file.relative_to("/")).touch()
+    assert sorted(line.split()[2].removeprefix(str(tmp_path)) for line in said()) == sorted(map(str, hiding))
 
 
 def test_a_purge_leaves_no_key_and_no_certificate_but_the_backups(tmp_path: Path) -> None:
