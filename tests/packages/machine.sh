@@ -19,6 +19,7 @@ until_true() { # for at most 120 s
 }
 is_active() { systemctl is-active --quiet "$1"; }
 main_pid() { systemctl show -p MainPID --value "$1"; }
+has_restarted() { [ "$(systemctl show -p NRestarts --value "$1")" -ge "$2" ]; }
 is_new() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && is_active "$1"; }
 call() { curl -sS --max-time 300 -H "Authorization: Bearer $(cat /root/token)" -H 'X-Account-Id: 77' "$VPS_SNAPSHOTS_URL$1" "${@:2}"; }
 is_reachable() { call /api/v1/servers/12345/ | grep -qE '"reachable": ?true'; }
@@ -120,12 +121,12 @@ install -D -m 644 /srv/deploy/redis/at-boot.conf /etc/systemd/system/redis-serve
 sed -i 's/^bind .*/bind 127.0.0.1 10.20.0.5/' /etc/redis/redis.conf
 systemctl daemon-reload
 systemctl stop vps-snapshots-api vps-snapshots-api.socket redis-server
+systemctl start vps-snapshots-api.socket
 systemctl start --no-block redis-server
-sleep 15 # longer than five of its starts take, after which systemd would give up
-systemctl start vps-snapshots-api.socket vps-snapshots-api
-ip link set lo up
+until_true has_restarted redis-server 6 # systemd's default limit is five
 ip address add 10.20.0.5/32 dev lo
 until_true is_active redis-server
+systemctl start vps-snapshots-api
 until_true curl -fsS --max-time 10 http://10.20.0.5:8080/readyz
 until_true is_reachable
 
