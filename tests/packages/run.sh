@@ -155,7 +155,7 @@ container() { # RELEASE
 
 # prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh at boot.
 prepare_machine() {
-    local deb packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
+    local deb packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl iproute2)
     packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
     fresh "$1" "machine-$1"
     cp "$debs"/*~deb"$1"_*.deb tests/packages/machine.sh "$root/srv/"
