@@ -159,9 +159,13 @@ done
 step "the worker stops before libvirt-guests, and stays when its removal is refused"
 virsh -q destroy web
 systemctl start libvirt-guests
-systemctl stop libvirt-guests vps-snapshots-worker
+units="libvirt-guests.service vps-snapshots-worker.service" # one transaction stops both, as at a shutdown
+printf '[Unit]\nConflicts=%s\nAfter=%s\n' "$units" "$units" >/run/systemd/system/down.target
+systemctl daemon-reload
+systemctl start down.target
 stopped=$(systemctl show -p InactiveEnterTimestampMonotonic --value vps-snapshots-worker)
 [ "$(systemctl show -p ActiveExitTimestampMonotonic --value libvirt-guests)" -ge "$stopped" ] || die "libvirt-guests did not wait"
+systemctl stop down.target
 systemctl start vps-snapshots-worker
 until_true is_reachable
 sed 's|^state_dir = .*|state_dir = |' -i.good $etc/worker.toml
