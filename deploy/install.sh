@@ -44,9 +44,10 @@ fi
 
 home=/opt/vps-snapshots
 say "installing the programs in $home"
-[ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
 # also upgrade an installed extra, because the versions must match
-if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
+if compgen -G "$home/lib/python*/site-packages/opentelemetry_sdk-*" >/dev/null; then extra=tracing; fi
+# made anew after an upgrade of Debian, too: its Python is another one, and does not find pip
+"$home/bin/python" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$home"
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$lock.txt"
 if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$extra.txt"; fi
@@ -73,5 +74,6 @@ if [ "$role" = node ]; then
 fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 units=vps-snapshots-$unit
-if [ "$role" = front-end ]; then units+=" vps-snapshots-audit   # after you have edited /etc/vps-snapshots/audit.toml"; fi
-say "done; next: systemctl enable --now $units"
+if [ "$role" = front-end ]; then units="vps-snapshots-api.socket vps-snapshots-api vps-snapshots-audit"; fi
+say "done; next, once the settings are edited: systemctl enable --now $units"
+if [ "$role" = front-end ]; then say "and on one front end: systemctl enable --now vps-snapshots-backup.timer"; fi

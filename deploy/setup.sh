@@ -32,8 +32,8 @@ HYPERVISOR_PACKAGES=(
 # Since Debian 13 libvirt's storage pools are a package of their own
 if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
-# proxies before front ends, network namespaces, and virsh, which a page for providers uses
-TEST_PACKAGES=(chromium-headless-shell prometheus virtnbdbackup age haproxy nginx-light iproute2 libvirt-clients)
+# proxies before front ends, network namespaces, virsh, which a page for providers uses, and what writes the packages' scripts
+TEST_PACKAGES=(chromium-headless-shell prometheus virtnbdbackup age haproxy nginx-light iproute2 libvirt-clients debhelper)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`, which has chroots without a network, and builds an image without a daemon

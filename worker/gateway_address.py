@@ -5,7 +5,9 @@ import stat
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from worker.program.configuration import ReadableFile
 
 CREATE = "create a credential with `vps-snapshots node credential create NODE` and write it to this file"
 _ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
@@ -24,7 +26,7 @@ class GatewayAddress(BaseModel):
         default=Path("/etc/vps-snapshots/credential"),
         description="file with the node's credential; only its owner may read it",
     )
-    tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
+    tls_ca_file: ReadableFile | None = Field(default=None, description="CA certificates, instead of the system's")
 
     @field_validator("urls")
     @classmethod

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from socket import gethostname
 
 import structlog
@@ -14,6 +14,7 @@ import typer
 import uvloop
 
 from api.gateway import credential_command
+from api.gateway.certificate import ends_at
 from api.gateway.chores import CellChores
 from api.gateway.metrics import Metrics
 from api.gateway.server import Gateway, listening
@@ -97,6 +98,9 @@ async def running(settings: GatewaySettings, metrics: Metrics, turns: alive.Turn
         cell = CellChores(chores=chores, turns=turns or alive.Turns(), unreadable=metrics.schedules_unreadable.inc)
         server = await stack.enter_async_context(listening(gateway, settings))
         await stack.enter_async_context(in_background(cell.keep_doing()))
+        if settings.unix_socket is None and settings.tls_cert_file is not None:
+            with suppress(ValueError):  # a certificate of an unusual form must not keep the nodes out
+                metrics.certificate_end.set(ends_at(settings.tls_cert_file.read_text("latin-1")))
         yield _address(server.sockets[0].getsockname())
 
 

@@ -20,6 +20,10 @@ class Metrics(StoreMetrics):
             "schedules_unreadable", "Due schedules skipped because this release cannot read them."
         )
         self.connections = self._gauge("gateway_connections", "Connections of nodes.")
+        self.certificate_end = self._gauge(
+            "gateway_certificate_end_timestamp_seconds",
+            "When the certificate of this gateway, or an authority's in the same file, ends. 0: no TLS, or unknown.",
+        )
         self._handshakes = self._counter("gateway_handshakes", "Connections that nodes asked for.", "result")
         self._claims = self._counter("gateway_claims_refused", "Claims of nodes that were refused.", "reason")
         self._calls = self._counter("gateway_calls", "Calls of nodes.", "call", "result")

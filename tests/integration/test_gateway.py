@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.gateway.answers import ANSWERS
+from api.gateway.certificate import ends_at
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.server import Connection
@@ -796,8 +797,11 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
         tls_key_file=certificate[1],
         redis=RedisSettings(url=f"unix://{redis_server.socket}"),
     )
-    async with running(settings, Metrics()) as listening:
+    metrics = Metrics()
+    async with running(settings, metrics) as listening:
         port = listening.rpartition(":")[2]
+        ends = metrics.registry.get_sample_value("vps_snapshots_gateway_certificate_end_timestamp_seconds")
+        assert ends == ends_at(certificate[0].read_text())
         for host, authority, works in (
             ("localhost", certificate[0], True),
             ("127.0.0.1", certificate[0], False),  # a name that is not in the certificate

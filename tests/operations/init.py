@@ -54,6 +54,9 @@ def own_folders(folder: Path) -> None:
     subprocess.run(["mount", "--bind", "/var/lib/dpkg", folder / "var/lib/dpkg"], check=True)
     for name in OWN:
         subprocess.run(["mount", "--rbind", folder / name, f"/{name}"], check=True)
+    # no test removes or installs a program of this machine
+    subprocess.run(["mount", "--bind", "/usr/local/bin", "/usr/local/bin"], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", "/usr/local/bin"], check=True)
     for name in ("/run/programs", "/run/units", "/var/log/units"):
         Path(name).mkdir()
 

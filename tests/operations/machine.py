@@ -168,6 +168,7 @@ def entering(shared: Path, name: str, environment: Mapping[str, str]) -> list[st
             f"--chdir={folder / 'home'}",
         ),  # inside the mounts: nsenter's own --wd is a folder outside
         *(f"{key}={value}" for key, value in (variables | dict(environment)).items()),
+        *("/bin/sh", "-c", 'umask 077 && exec "$@"', "sh"),  # the strictest that root may have
     ]
 
 

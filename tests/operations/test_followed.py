@@ -2,6 +2,7 @@
 that form a small cell. `ELSEWHERE` names the other tests that run what cannot be run here."""
 
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -26,6 +27,11 @@ CELL = {  # each machine, with its address or name in the pages
 }
 TRUSTED = ("redis", "front-end", "gateway")
 LOSS = "All machines of the trusted side are lost"  # the section; its blocks are run on new machines
+CERTIFICATES = (  # the units of front end and gateway do not run as root
+    ("front-end", "/etc/vps-snapshots/redis-ca.crt"),
+    ("gateway", "/etc/vps-snapshots/redis-ca.crt"),
+    ("node-1", "/etc/vps-snapshots/gateway-ca.crt"),
+)
 THREE = {"redis-1": "10.20.0.5", "redis-2": "10.20.0.6", "redis-3": "10.20.0.7"}
 OF_THREE = {"each-redis": [*THREE], "first-redis": ["redis-1"], "other-redis": ["redis-2", "redis-3"]}
 CUSTOMER = "vps-snapshots --token-file public-tier.token --account 77"
@@ -113,7 +119,19 @@ def as_the_pages_say(order: Sequence[str]) -> dict[str, Edits]:
             ],
             "/etc/systemd/system/vps-snapshots-backup.service.d/override.conf": [("secure", [(r"\A", drop_in)])],
         },
-        "gateway": {"/etc/vps-snapshots/gateway.toml": [("install", redis_of("gateway")), ("secure", TLS_TO_REDIS)]},
+        "gateway": {
+            "/etc/vps-snapshots/gateway.toml": [
+                ("install", redis_of("gateway")),
+                (
+                    "operate",
+                    [
+                        ("^metrics_host = .*$", 'metrics_host = "0.0.0.0"'),
+                        ("^# metrics_port = 9753$", "metrics_port = 9753"),
+                    ],
+                ),
+                ("secure", TLS_TO_REDIS),
+            ]
+        },
         "node-1": {
             "/etc/vps-snapshots/worker.toml": [
                 (
@@ -204,6 +222,7 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path, order: Seque
         (*_, encrypted) = sorted(cell["front-end"].file("/var/lib/vps-snapshots-backup").glob("*.backup"))
         newest_backup = encrypted.read_bytes()
         running = {name: running_units(machine) for name, machine in cell.items()}
+        unreadable = [name for name, file in CERTIFICATES if not cell[name].file(file).stat().st_mode & stat.S_IROTH]
         left = {name: machine.edits_left() for name, machine in cell.items()}
     assert "bob" in last_of(shown, "vps-snapshots tokens")  # restored from the backup
     assert "\n".join(shown.values()).count("PONG") == 2
@@ -218,6 +237,7 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path, order: Seque
         "archive": [],
     }
     assert left == {name: {} for name in CELL}
+    assert unreadable == []
 
 
 def last_of(shown: Mapping[Block, str], beginning: str) -> str:
@@ -271,6 +291,7 @@ def test_a_trusted_side_that_has_lost_all_disks_is_installed_again_as_the_page_s
         assert "gold" in say(f"{CUSTOMER} snapshot show first")
         assert "completed" in say(f"{CUSTOMER} snapshot create 12345 again --follow")
         assert "alice" in say("vps-snapshots --token-file bob.token audit --token-name alice")
+        assert all(cell[name].file(file).stat().st_mode & stat.S_IROTH for name, file in CERTIFICATES)
         assert {name: cell[name].edits_left() for name in TRUSTED} == {name: {} for name in TRUSTED}
         assert running_units(cell["front-end"]) == [f"vps-snapshots-{unit}" for unit in UNITS_OF_A_FRONT_END]
         assert len(old) == len(passwords(cell["redis"]))

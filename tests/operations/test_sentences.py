@@ -30,6 +30,8 @@ UNITS_OF_DEBIAN = {"libvirtd.service", "redis-server.service"}
 NOT_RUN = {
     ".venv/bin/python -m deploy.man FOLDER vps-snapshots": "tests/unit/test_man.py calls it",
     "acl load": "a block of the same page",
+    "apt-get full-upgrade ./vps-snapshots-*~deb13_*.deb": "no test upgrades Debian",
+    "apt-get update": "has nothing that could be wrong",
     "apt-get purge": "tests/packages/inside.sh purges with dpkg",
     "cat /etc/debian_version": "has nothing that could be wrong",
     "chmod 600": "part of a command",
@@ -49,6 +51,7 @@ NOT_RUN = {
     "promtool test rules deploy/prometheus/rules_test.yml": "tests/unit/test_monitoring.py",
     "qemu-img rebase": "the sentence warns of it",
     "rsync -a": "part of a command",
+    "sentinel failover vps-snapshots": "tests/chaos/failovers.py kills the primary instead",
     "ssh-keygen -R HOST": "needs a file of known hosts",
     "ssh -L 8080:127.0.0.1:8080 HOST": "needs a server of ssh",
 }
@@ -66,6 +69,7 @@ NO_COMMANDS = {
     "server 12345",
     "snapshot 801",
     "some avg10",
+    "tls-auth-clients yes",
     "user default off",
     "user default off ~* &* +@all",
 }

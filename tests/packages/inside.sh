@@ -258,16 +258,22 @@ try_packages() {
     stop_all
     kill $redis && wait $redis
 
-    step "no removal while a job is unfinished"
+    step "no removal while a job is unfinished, also with another state_dir"
     change_journal "INSERT INTO jobs VALUES ('x', '{}', 'x', '{}', 0, NULL, 0, 0)"
     absent dpkg --remove vps-snapshots-worker
+    mv /var/lib/vps-snapshots /srv/state
+    sed -i 's|^state_dir = .*|state_dir = "/srv/state"|' /etc/vps-snapshots/worker.toml
+    absent dpkg --remove vps-snapshots-worker
     holds dpkg-query -W vps-snapshots-worker
+    mv /srv/state /var/lib/vps-snapshots
+    sed -i 's|^state_dir = .*|state_dir = "/var/lib/vps-snapshots"|' /etc/vps-snapshots/worker.toml
     change_journal "DELETE FROM jobs WHERE id = 'x'"
 
     step "remove and purge"
     dpkg --remove vps-snapshots-api vps-snapshots-worker vps-snapshots-cli >/dev/null
     holds test -e /etc/vps-snapshots/worker.toml -a -e /var/lib/vps-snapshots/journal.sqlite
     holds /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - </dev/null 2>/dev/null
+    touch /etc/vps-snapshots/{gateway.key,gateway.crt,redis-ca.crt,gateway-ca.crt} # as an operator does
     dpkg --purge vps-snapshots-api vps-snapshots-worker vps-snapshots-cli >/dev/null
     left=$(find /etc /usr /var/lib -path /var/lib/apt -prune -o -name '*vps-snapshots*' -print)
     [ -z "$left" ] || die "left after a purge: $left"
@@ -293,6 +299,7 @@ try_checkout() {
     holds command -v curl >/dev/null # the page Install calls it, and a minimal Debian has none
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
 
+    mv /opt/vps-snapshots/lib/python3.* /opt/vps-snapshots/lib/python3.0 # after an upgrade of Debian, its Python looks elsewhere
     install_role gateway vps-snapshots-gateway # on the same machine
 
     rm -r /opt/vps-snapshots # a node is another machine: its lock has other versions

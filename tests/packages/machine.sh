@@ -19,6 +19,7 @@ until_true() { # for at most 120 s
 }
 is_active() { systemctl is-active --quiet "$1"; }
 main_pid() { systemctl show -p MainPID --value "$1"; }
+has_restarted() { [ "$(systemctl show -p NRestarts --value "$1")" -ge "$2" ]; }
 is_new() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && is_active "$1"; }
 call() { curl -sS --max-time 300 -H "Authorization: Bearer $(cat /root/token)" -H 'X-Account-Id: 77' "$VPS_SNAPSHOTS_URL$1" "${@:2}"; }
 is_reachable() { call /api/v1/servers/12345/ | grep -qE '"reachable": ?true'; }
@@ -77,19 +78,57 @@ completed second
 [ "$(virsh domstate web)" = running ] || die "the server is $(virsh domstate web)"
 [ "$(qemu-img snapshot -U -l $disk | grep -c vps-)" = 2 ] || die "$(qemu-img snapshot -U -l $disk)"
 
+begin_calls() { # one after the other, until end_calls
+    rm -f /root/enough
+    (
+        n=0
+        while [ ! -e /root/enough ]; do call /api/v1/snapshots/ -o /dev/null -f || exit 1; n=$((n + 1)); done
+        echo "$n" >/root/calls
+    ) &
+    calls=$!
+}
+end_calls() { # WHAT
+    touch /root/enough
+    wait $calls || die "a call failed during $1"
+    step "$(cat /root/calls) calls went through"
+}
+
 step "a restart of the front end: no call is refused"
-(
-    n=0
-    while [ ! -e /root/enough ]; do call /api/v1/snapshots/ -o /dev/null -f || exit 1; n=$((n + 1)); done
-    echo "$n" >/root/calls
-) &
-calls=$!
 pid=$(main_pid vps-snapshots-api)
+begin_calls
 systemctl restart vps-snapshots-api
 until_true is_new vps-snapshots-api "$pid"
-touch /root/enough
-wait $calls || die "a call failed during the restart"
-step "$(cat /root/calls) calls went through"
+end_calls "the restart"
+
+step "an upgrade of the packages: no call is refused, and what was stopped stays stopped"
+declare -A before
+for unit in api audit gateway; do before[$unit]=$(main_pid "vps-snapshots-$unit"); done
+opened=$(systemctl show -p ActiveEnterTimestampMonotonic --value vps-snapshots-api.socket)
+systemctl stop vps-snapshots-worker # for a repair
+begin_calls
+dpkg --force-confold -i /srv/new/*.deb >/dev/null
+for unit in api audit gateway; do until_true is_new "vps-snapshots-$unit" "${before[$unit]}"; done
+end_calls "the upgrade"
+[ "$(systemctl show -p ActiveEnterTimestampMonotonic --value vps-snapshots-api.socket)" = "$opened" ] || die "the socket was opened again"
+if is_active vps-snapshots-worker; then die "the upgrade has started the worker"; fi
+systemctl start vps-snapshots-worker
+until_true is_reachable
+
+step "addresses that do not exist yet, as at boot"
+mkdir -p /run/systemd/system/vps-snapshots-api.socket.d
+printf '[Socket]\nListenStream=10.20.0.5:8080\n' >/run/systemd/system/vps-snapshots-api.socket.d/address.conf
+install -D -m 644 /srv/deploy/redis/at-boot.conf /etc/systemd/system/redis-server.service.d/vps-snapshots.conf
+sed -i 's/^bind .*/bind 127.0.0.1 10.20.0.5/' /etc/redis/redis.conf
+systemctl daemon-reload
+systemctl stop vps-snapshots-api vps-snapshots-api.socket redis-server
+systemctl start vps-snapshots-api.socket
+systemctl start --no-block redis-server
+until_true has_restarted redis-server 6 # systemd's default limit is five
+ip address add 10.20.0.5/32 dev lo
+until_true is_active redis-server
+systemctl start vps-snapshots-api
+until_true curl -fsS --max-time 10 http://10.20.0.5:8080/readyz
+until_true is_reachable
 
 for unit in api audit gateway worker; do
     step "vps-snapshots-$unit is killed, and hangs"
@@ -116,6 +155,23 @@ step "exposure"
 for unit in api audit gateway worker; do
     systemd-analyze security --no-pager "vps-snapshots-$unit" | tail -n 1
 done
+
+step "the worker stops before libvirt-guests, and stays when its removal is refused"
+virsh -q destroy web
+systemctl start libvirt-guests
+units="libvirt-guests.service vps-snapshots-worker.service" # one transaction stops both, as at a shutdown
+printf '[Unit]\nConflicts=%s\nAfter=%s\n' "$units" "$units" >/run/systemd/system/down.target
+systemctl daemon-reload
+systemctl start down.target
+stopped=$(systemctl show -p InactiveEnterTimestampMonotonic --value vps-snapshots-worker)
+[ "$(systemctl show -p ActiveExitTimestampMonotonic --value libvirt-guests)" -ge "$stopped" ] || die "libvirt-guests did not wait"
+systemctl stop down.target
+systemctl start vps-snapshots-worker
+until_true is_reachable
+sed 's|^state_dir = .*|state_dir = |' -i.good $etc/worker.toml
+if dpkg --remove vps-snapshots-worker >/dev/null 2>&1; then die "removed, and nobody knows where its journal is"; fi
+mv $etc/worker.toml.good $etc/worker.toml
+until_true is_active vps-snapshots-worker
 
 step "all stop cleanly, and were denied nothing"
 systemctl stop vps-snapshots-worker vps-snapshots-gateway vps-snapshots-audit vps-snapshots-api vps-snapshots-api.socket

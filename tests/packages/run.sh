@@ -155,10 +155,12 @@ container() { # RELEASE
 
 # prepare_machine RELEASE: a system with a kernel, systemd, libvirt and all packages, which runs machine.sh at boot.
 prepare_machine() {
-    local packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl)
+    local deb packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl iproute2)
     packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
     fresh "$1" "machine-$1"
     cp "$debs"/*~deb"$1"_*.deb tests/packages/machine.sh "$root/srv/"
+    mkdir "$root/srv/new"
+    for deb in "$debs"/*~deb"$1"_*.deb; do next_revision "$deb" "$root/srv/new"; done
     git archive HEAD deploy | tar -C "$root/srv" -x
     # shellcheck disable=SC2016  # $@ is for the inner shell
     quietly inside sh -c 'apt-get -q update && apt-get -q -y --no-install-recommends install "$@" /srv/*.deb' sh "${packages[@]}"

@@ -1,6 +1,7 @@
 """Connections to Redis: settings with clear errors, sockets, Sentinels, TLS, and no command sent twice."""
 
 import asyncio
+import os
 import shutil
 import socket
 import ssl
@@ -17,10 +18,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
 
-from tests.conftest import RedisServer, needs
+from tests.conftest import RedisServer, needs, needs_root
 from tests.lossy import lossy_way
 from tests.queueing import until_told
 from tests.trouble import cannot_save
+from worker.gateway_address import GatewayAddress
 from worker.store.redis_client import RedisSettings, connect
 from worker.store.trouble import AnswerLost, CutOff, TooSlow
 
@@ -70,6 +72,39 @@ def test_settings_that_cannot_work_are_refused_and_the_key_is_named(settings: di
         RedisSettings(**settings)
     (problem,) = refused.value.errors()
     assert named in ".".join(map(str, problem["loc"])) or named in problem["msg"]
+
+
+@pytest.fixture
+def private() -> Iterator[Path]:
+    """A file that exists and that only root can read, as a copied certificate where root's umask is 077. This process
+    has no more rights than a program in its unit."""
+    needs_root()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder, "ca.crt")
+        file.touch(mode=0o600)
+        os.seteuid(65534)
+        try:
+            yield file
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("key", ["tls_ca_file", "tls_cert_file", "tls_key_file"])
+def test_a_certificate_that_the_program_cannot_read_is_refused_at_the_start(private: Path, key: str) -> None:
+    files = (
+        {key: private} if key == "tls_ca_file" else {"tls_cert_file": __file__, "tls_key_file": __file__, key: private}
+    )
+    with pytest.raises(ValidationError) as refused:
+        RedisSettings.model_validate({"url": "rediss://localhost", **files})
+    (problem,) = refused.value.errors()
+    assert problem["loc"] == (key,)
+    assert problem["msg"] == f"Value error, the user of this program can't read {private}: Permission denied"
+
+
+def test_a_certificate_of_the_gateways_that_the_worker_cannot_read_is_refused_at_the_start(private: Path) -> None:
+    with pytest.raises(ValidationError, match="tls_ca_file"):
+        GatewayAddress(tls_ca_file=private)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -84,6 +85,39 @@ def test_the_worker_weighs_less_than_the_guests_beside_it() -> None:
     assert service["Slice"] == "-.slice"
     assert 0 < int(service["CPUWeight"]) <= 50
     assert 0 < int(service["IOWeight"]) <= 50
+
+
+def test_the_socket_opens_addresses_that_do_not_exist_yet() -> None:
+    """sockets.target is reached before DHCP. The front end would start without the socket, at the address of its
+    settings."""
+    assert unit_options("vps-snapshots-api.socket")["Socket"]["FreeBind"] == "yes"
+
+
+def test_at_a_shutdown_the_worker_drains_before_libvirt_stops_the_guests() -> None:
+    """The stop order is the reverse of `After=`."""
+    text = (DEPLOY / "systemd" / "vps-snapshots-worker.service").read_text()  # `After=` is there twice
+    after = {unit for line in re.findall(r"^After=(.*)$", text, re.MULTILINE) for unit in line.split()}
+    assert after >= {"libvirt-guests.service", "virt-guest-shutdown.target", "libvirtd.service", "virtqemud.service"}
+
+
+@pytest.mark.parametrize("unit", ["redis-server", "redis-sentinel"])
+def test_redis_is_started_until_its_address_exists(unit: str, tmp_path: Path) -> None:
+    needs("systemd-analyze")
+    service = tmp_path / f"{unit}.service"
+    service.write_text("[Unit]\nAfter=network.target\n[Service]\nType=notify\nExecStart=/bin/true\nRestart=always\n")
+    drop_in = tmp_path / f"{unit}.service.d" / "vps-snapshots.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(DEPLOY / "redis" / "at-boot.conf", drop_in)
+    said = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", service], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    options = configparser.ConfigParser()
+    options.read(drop_in)
+    assert {"network-online.target"} == {options["Unit"]["After"], options["Unit"]["Wants"]}
+    # systemd's default limit is five starts within ten seconds
+    assert options["Unit"]["StartLimitIntervalSec"] == "0"
+    assert options["Service"]["Restart"] == "always"
 
 
 def test_systemd_accepts_the_socket(installed_units: dict[str, Path]) -> None:

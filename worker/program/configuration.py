@@ -5,13 +5,25 @@ import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AnyUrl, BaseModel, SecretStr, ValidationError
+from pydantic import AfterValidator, AnyUrl, BaseModel, FilePath, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+
+
+def _is_readable(file: Path) -> Path:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"the user of this program can't read {file}: {error.strerror}") from error
+    return file
+
+
+# FilePath only calls stat. An unreadable certificate would then fail each connection, instead of the start.
+ReadableFile = Annotated[FilePath, AfterValidator(_is_readable)]
 
 
 class ConfigurationError(Exception):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.utils import str_if_bytes
 
+from worker.program.configuration import ReadableFile
 from worker.store import trouble
 from worker.store.connection import Tls, over_tls, tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
@@ -49,11 +50,11 @@ class RedisSettings(BaseModel):
         default=False,
         description="send the password to the address from a Sentinel without checking a certificate",
     )
-    tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
-    tls_cert_file: FilePath | None = Field(
+    tls_ca_file: ReadableFile | None = Field(default=None, description="CA certificates, instead of the system's")
+    tls_cert_file: ReadableFile | None = Field(
         default=None, description="certificate of this program, if Redis requires one"
     )
-    tls_key_file: FilePath | None = Field(default=None, description="key of that certificate")
+    tls_key_file: ReadableFile | None = Field(default=None, description="key of that certificate")
     tls_check_hostname: bool = Field(default=True, description="whether Redis's certificate must name its host")
     connect_seconds: Seconds = Field(default=2.0, description="limit for a new connection")
     command_seconds: Seconds = Field(default=5.0, description="limit for a command and its reply")
