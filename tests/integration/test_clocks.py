@@ -1,5 +1,6 @@
 """Wall clocks that are set forward or back: Redis's, a front end's, a node's. No single one decides."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, UnixConnector
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer
@@ -47,6 +49,11 @@ class Stepping:
     server: RedisServer
     clock: SteppedClock
 
+    async def set(self, ahead: timedelta) -> None:
+        """Set Redis's clock."""
+        self.clock.set(ahead)
+        await noticed(self.cell.redis, ahead)
+
     async def now(self) -> datetime:
         """The time of the cell, without a process that measures it."""
         return datetime.fromtimestamp((await self.compared(wall=None))[0] / 1000, UTC)
@@ -60,9 +67,18 @@ class Stepping:
             "agree_ms": round(AGREE_SECONDS * 1000),
             "each_ms": 5000,
         }
-        await self.cell.redis.time()  # Valkey 9 notices a clock step only after the next command
         answer: list[int] = await Scripts(self.cell.redis)._call("chores/compare_clocks", ask)
         return answer
+
+
+async def noticed(redis: Redis, ahead: timedelta) -> None:
+    """Wait until Redis's clock is ahead by this much. Valkey 9 does not read the clock for each command."""
+    async with asyncio.timeout(30):
+        while True:
+            seconds, microseconds = await redis.time()
+            shown = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
+            if abs(shown - datetime.now(UTC) - ahead) < timedelta(seconds=1):
+                return
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +101,7 @@ async def stepping(server: RedisServer, clock: SteppedClock) -> AsyncIterator[St
     clock.set(timedelta())
     # as in production: Redis ends a blocking command by its wall clock, the client by its own limit
     redis = connect(RedisSettings(url=f"unix://{server.socket}"))
+    await noticed(redis, timedelta())
     await redis.flushall()
     node = node_store(redis)
     assert await node.take_lease(seconds=60) is None
@@ -103,7 +120,7 @@ class TestOfRedis:
     async def test_callers_are_let_in_and_counted_as_before(self, stepping: Stepping, step: timedelta) -> None:
         async with serving(stepping.cell, calls_per_minute=8) as api:
             before = [(await api.call("GET")).status for _ in range(4)]
-            stepping.clock.set(step)
+            await stepping.set(step)
             after = [(await api.call("GET")).status for _ in range(7)]
         assert (before, after[:3]) == ([200] * 4, [200] * 3)
         # after a forward step, Redis drops the counter, which lives for a minute
@@ -111,14 +128,14 @@ class TestOfRedis:
 
     async def test_a_queued_job_starts_and_so_does_a_later_one(self, stepping: Stepping, step: timedelta) -> None:
         waiting = (await stepping.cell.create()).job.id
-        stepping.clock.set(step)
+        await stepping.set(step)
         assert await stepping.cell.node.take(running=[], free=2, seconds=0) == (waiting,)
         await stepping.cell.have([OTHER])
         came = (await stepping.cell.create(server=OTHER)).job.id
         assert await stepping.cell.node.take(running=[waiting], free=2, seconds=0) == (came,)
 
     async def test_leases_and_heartbeats_stay_as_they_are(self, stepping: Stepping, step: timedelta) -> None:
-        stepping.clock.set(step)
+        await stepping.set(step)
         other = node_store(stepping.cell.redis, machine="m2", who="pid 2 on m2")
         held = await other.take_lease(seconds=60)
         assert held is not None
@@ -139,14 +156,14 @@ class TestOfRedis:
             "snapshots:failed", {"4711": datetime.now(UTC).timestamp() * 1000 - 6.99 * 864e5}
         )
 
-        stepping.clock.set(step)
+        await stepping.set(step)
         assert await chores.expire() == 0
         assert await chores.due_schedules() == ()
         assert await chores.forget_failed() == 0
 
     async def test_operators_stay_logged_in(self, stepping: Stepping, step: timedelta) -> None:
         async with dashboard_of(stepping.cell, session_idle_seconds=600) as dashboard:
-            stepping.clock.set(step)
+            await stepping.set(step)
             assert (await dashboard.browser.get("/ops/")).status == 200
 
     async def test_webhooks_are_called_at_once_and_again_when_that_is_due(
@@ -158,10 +175,10 @@ class TestOfRedis:
         ):
             body = {"url": receiver.url, "events": ["job.queued"]}
             secret = (await api.call("POST", WEBHOOKS, body=body)).body["secret"]
-            stepping.clock.set(step)
+            await stepping.set(step)
             await stepping.cell.create()
             await receiver.has(1)
-            stepping.clock.set(timedelta())
+            await stepping.set(timedelta())
             await receiver.has(2)  # the first retry comes after five seconds
         assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
         receiver.messages(secret)  # each has its own timestamp
@@ -170,14 +187,14 @@ class TestOfRedis:
         body, key = {"server_id": SERVER, "name": "once", "description": ""}, {"Idempotency-Key": "one"}
         async with serving(stepping.cell) as api:
             first = await api.call("POST", body=body, headers=key)
-            stepping.clock.set(step)
+            await stepping.set(step)
             assert (await api.call("POST", body=body, headers=key)).raw == first.raw
 
     async def test_the_time_of_the_cell_is_as_before_also_when_the_clock_is_right_again(
         self, stepping: Stepping, step: timedelta
     ) -> None:
         for ahead in (step, timedelta(), -step, timedelta()):
-            stepping.clock.set(ahead)
+            await stepping.set(ahead)
             assert about(await stepping.now(), datetime.now(UTC))
 
     async def test_operators_are_notified(self, stepping: Stepping, step: timedelta) -> None:
@@ -185,7 +202,7 @@ class TestOfRedis:
         clock = CellClock(stepping.cell.redis, compared=lambda errors: seen.append(errors.redis))
         with capture_logs() as lines:
             await clock.compare()
-            stepping.clock.set(step)
+            await stepping.set(step)
             await clock.compare()
             await clock.compare()  # reported once
             assert about(clock.now(), datetime.now(UTC))
@@ -198,7 +215,7 @@ class TestOfRedis:
     async def test_it_is_kept_over_a_restart_of_redis(self, stepping: Stepping, step: timedelta) -> None:
         clock = CellClock(stepping.cell.redis)
         await clock.compare()
-        stepping.clock.set(step)
+        await stepping.set(step)
         await clock.compare()
         stepping.server.kill()
         stepping.server.start()
@@ -213,7 +230,7 @@ class TestTimeThatHasPassed:
 
     async def test_it_jumps_as_far_as_a_process_measured(self, stepping: Stepping) -> None:
         began = await stepping.now()
-        stepping.clock.set(2 * HOUR)
+        await stepping.set(2 * HOUR)
         now, ahead, leapt = await stepping.compared(wall=None, counted=began + HOUR)  # and no further than measured
         assert about(datetime.fromtimestamp(now / 1000, UTC), began + HOUR)
         assert (abs(ahead + 3_600_000) < 30_000, abs(leapt - 3_600_000) < 30_000) == (True, True)
@@ -224,14 +241,14 @@ class TestTimeThatHasPassed:
 
     async def test_it_jumps_if_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
         began = await stepping.now()
-        stepping.clock.set(HOUR)
+        await stepping.set(HOUR)
         assert (await stepping.compared(wall=began - HOUR))[2] == 0
         assert (await stepping.compared(wall=began + HOUR))[1:] != [0, 0]
         assert about(await stepping.now(), began + HOUR)
 
     async def test_a_new_process_does_not_make_a_step_of_what_others_know_for_one(self, stepping: Stepping) -> None:
         began = await stepping.now()
-        stepping.clock.set(HOUR)
+        await stepping.set(HOUR)
         assert (await stepping.compared(wall=None, counted=began))[2] == 0
         assert (await stepping.compared(wall=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
@@ -239,13 +256,13 @@ class TestTimeThatHasPassed:
     async def test_no_process_can_set_the_time_past_redis(self, stepping: Stepping) -> None:
         began = await stepping.now()
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[1:] == [0, 0]
-        stepping.clock.set(-HOUR)
+        await stepping.set(-HOUR)
         assert (await stepping.compared(wall=began + HOUR, counted=began + HOUR))[2] == 0
         assert about(await stepping.now(), began)
 
     async def test_after_a_jump_each_node_has_time_to_report(self, stepping: Stepping) -> None:
         began = await stepping.now()
-        stepping.clock.set(HOUR)
+        await stepping.set(HOUR)
         await stepping.compared(wall=None, counted=began + HOUR)
         await stepping.cell.create()
         assert await Chores(stepping.cell.redis, waiting_seconds=NODE_SILENT_SECONDS).fail_stale_jobs() == ()
@@ -255,17 +272,17 @@ class TestTimeThatHasPassed:
         self, stepping: Stepping, step: timedelta
     ) -> None:
         began = await stepping.now()
-        stepping.clock.set(step)
+        await stepping.set(step)
         await stepping.compared(wall=None, counted=began)
         distances = []
         for n in range(1, 4):  # as if five seconds apart
-            stepping.clock.set(step + timedelta(seconds=5.5) * n)
+            await stepping.set(step + timedelta(seconds=5.5) * n)
             distances.append(abs((await stepping.compared(wall=began + step, counted=began))[1]))
         assert [round(one - other) for one, other in pairwise(distances)] == [500, 500]
 
     async def test_a_redis_that_takes_no_writes_is_read_by_its_own_clock(self, stepping: Stepping) -> None:
         await stepping.cell.raw("CONFIG", "SET", "maxmemory", "1")
-        stepping.clock.set(HOUR)
+        await stepping.set(HOUR)
         try:
             chores = Chores(stepping.cell.redis)
             assert await chores.due_schedules() == ()

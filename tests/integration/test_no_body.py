@@ -56,9 +56,10 @@ async def token_for(api: FrontEnd, call: AnyCall) -> str:
 
 
 async def kept(api: FrontEnd) -> dict[bytes, bytes]:
-    """All data in the store, except what it records about the calls themselves."""
+    """All data in the store, except what it records about the calls themselves, and rate limits, which expire."""
     redis = api.cell.redis
-    keys = [key async for key in redis.scan_iter("*") if not key.startswith((b"calls:", b"probe:", b"audit", b"clock"))]
+    aside = (b"calls:", b"probe:", b"audit", b"clock")
+    keys = [key async for key in redis.scan_iter("*") if not key.startswith(aside) and not key.endswith(b":told")]
     return {key: await redis.dump(key) for key in sorted(keys)}
 
 
