@@ -175,11 +175,6 @@ try_packages() {
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
     absent dpkg-query -W libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
-    manual=$(for package in /srv/new/*.deb; do dpkg-deb --contents "$package"; done)
-    for program in vps-snapshots{,-api,-gateway,-worker}; do
-        [[ $manual == *"/usr/share/man/man1/$program.1.gz"* ]] || die "no manual page of $program"
-    done
-    bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
 
     step "node: Debian's libvirt"
     install /srv/old/vps-snapshots-worker_*.deb "${others[@]}"
@@ -190,7 +185,6 @@ try_packages() {
     serve
     start_cell
     snapshot before-upgrade
-    curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
 
     step "upgrade under load: front end, gateway, then the node, with a job at work"
     begin_load
@@ -235,6 +229,7 @@ try_packages() {
     look_at_files
     start_cell
     snapshot with-edited-settings
+    curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
@@ -279,7 +274,11 @@ try_packages() {
     [ -z "$left" ] || die "left after a purge: $left"
 }
 look_at_files() {
-    [[ $(dpkg-deb --contents /srv/new/vps-snapshots-cli_*.deb) == */usr/share/man/man1/vps-snapshots.1.gz* ]] || die "no manual pages"
+    local manual package program
+    manual=$(for package in /srv/new/*.deb; do dpkg-deb --contents "$package"; done)
+    for program in vps-snapshots{,-api,-gateway,-worker}; do
+        [[ $manual == *"/usr/share/man/man1/$program.1.gz"* ]] || die "no manual page of $program"
+    done
     bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
     /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
     absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
