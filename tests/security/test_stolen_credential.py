@@ -33,8 +33,8 @@ from worker.store.redis_client import RedisSettings, connect
 
 WORDS = "only-for-the-eyes-of-77"
 MOMENT = "2026-01-01T00:00:00Z"
-# with Redis 8, redis-py has only the base class of its error for it
-REFUSED = "invalid username-password|Authentication required"
+# with Redis 8, redis-py has only the base class of its error for it; redis-py 8 sends HELLO first
+REFUSED = "invalid username-password|Authentication required|HELLO must be called"
 
 
 @dataclass(kw_only=True)

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 LATER = {
-    "worker.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk"),
-    "api.gateway.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk"),
-    "api.main, api.serving": ("rich", "jinja2", "markdown_it", "api.document.openapi", "opentelemetry.sdk"),
+    "worker.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk.trace"),
+    "api.gateway.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk.trace"),
+    "api.main, api.serving": ("rich", "jinja2", "markdown_it", "api.document.openapi", "opentelemetry.sdk.trace"),
     "api.cli.main": ("rich", "asyncio.events", "aiohttp", "pydantic", "structlog"),
 }
 
