@@ -14,15 +14,15 @@ FILLER_BYTES = 64 << 10
 
 @asynccontextmanager
 async def full(redis: Redis, _: RedisServer) -> AsyncIterator[None]:
-    await redis.config_set("maxmemory", await _used(redis) + (2 << 20))
+    await redis.config_set("maxmemory", await _used(redis) + (4 << 20))
     try:
         for n in range(1000):
             try:
                 await redis.set(f"job:filler:{n}", b"x" * FILLER_BYTES)
             except OutOfMemoryError:
                 break
-        # connections that end free some memory
-        await redis.config_set("maxmemory", await _used(redis) - (1 << 20))
+        # connections that end free some memory, and so does the garbage collector of scripts
+        await redis.config_set("maxmemory", await _used(redis) - (2 << 20))
         yield
     finally:
         await redis.config_set("maxmemory", 0)
