@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -21,13 +22,26 @@ BROKEN = Script("return redis.call('NO SUCH COMMAND')")
 SECONDS = 0.3
 
 
-@pytest.fixture
-async def scripts(redis: Redis, redis_server: RedisServer) -> AsyncIterator[RunsScripts]:
-    settings = RedisSettings(url=f"unix://{redis_server.socket}", command_seconds=SECONDS)
+@asynccontextmanager
+async def connected(settings: RedisSettings) -> AsyncIterator[RunsScripts]:
     client = connect(settings)
     assert isinstance(client, RunsScripts)
     yield client
     await client.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+async def scripts(redis: Redis, redis_server: RedisServer) -> AsyncIterator[RunsScripts]:
+    async with connected(RedisSettings(url=f"unix://{redis_server.socket}")) as client:
+        yield client
+
+
+@pytest.fixture
+async def hasty_scripts(redis: Redis, redis_server: RedisServer) -> AsyncIterator[RunsScripts]:
+    """Waits for an answer only `SECONDS`."""
+    settings = RedisSettings(url=f"unix://{redis_server.socket}", command_seconds=SECONDS)
+    async with connected(settings) as client:
+        yield client
 
 
 async def test_each_gets_its_own_answer_over_a_few_connections(scripts: RunsScripts, redis: Redis) -> None:
@@ -85,16 +99,16 @@ async def test_all_waiting_calls_fail_and_the_next_is_answered(scripts: RunsScri
     assert isinstance(await scripts.run_script(WRITE, b"x"), int)
 
 
-async def test_a_late_answer_is_given_up_with_all_behind_it(scripts: RunsScripts, redis: Redis) -> None:
-    await asyncio.gather(*(scripts.run_script(ECHO, b"x") for _ in range(MANY)))
+async def test_a_late_answer_is_given_up_with_all_behind_it(hasty_scripts: RunsScripts, redis: Redis) -> None:
+    await asyncio.gather(*(hasty_scripts.run_script(ECHO, b"x") for _ in range(MANY)))
     await redis.client_pause(int(SECONDS * 4000))
     began = asyncio.get_running_loop().time()
-    asked = [scripts.run_script(ECHO, b"x") for _ in range(MANY)]
+    asked = [hasty_scripts.run_script(ECHO, b"x") for _ in range(MANY)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert {type(answer) for answer in answers} == {TooSlow}
     assert asyncio.get_running_loop().time() - began >= SECONDS
     await redis.client_unpause()
-    assert await scripts.run_script(ECHO, b"y") == b"y"
+    assert await hasty_scripts.run_script(ECHO, b"y") == b"y"
 
 
 async def test_a_connection_that_was_cut_while_idle_costs_nothing(scripts: RunsScripts, redis: Redis) -> None:
@@ -116,11 +130,11 @@ async def test_all_connections_are_left_for_others(scripts: RunsScripts) -> None
 
 
 async def test_a_connection_that_is_slow_to_open_holds_callers_up_only_once(
-    scripts: RunsScripts, monkeypatch: pytest.MonkeyPatch
+    hasty_scripts: RunsScripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(scripts, Redis)
-    monkeypatch.setattr(scripts.connection_pool, "get_connection", asyncio.Event().wait)
-    first, *others = (asyncio.create_task(scripts.run_script(ECHO, b"x")) for _ in range(2 * MANY))
+    assert isinstance(hasty_scripts, Redis)
+    monkeypatch.setattr(hasty_scripts.connection_pool, "get_connection", asyncio.Event().wait)
+    first, *others = (asyncio.create_task(hasty_scripts.run_script(ECHO, b"x")) for _ in range(2 * MANY))
     answers = await asyncio.gather(*others, return_exceptions=True)
     assert {type(answer) for answer in answers} == {RedisTimeoutError}
     first.cancel()
