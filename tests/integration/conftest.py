@@ -62,7 +62,7 @@ class Cell:
         # 64 MB, so that the scripts that Redis loads and the buffers of connections are only a small part
         await self.redis.config_set("maxmemory", 0)
         await self.redis.setrange("filler", 64 << 20, b"x")
-        await self.redis.eval("collectgarbage()", 0)  # otherwise, a part of 64 MB could be free again at any time
+        await self.raw("EVAL", "collectgarbage()", 0)  # otherwise, a part of 64 MB could be free again at any time
         used = int((await self.redis.info("memory"))["used_memory"])
         await self.redis.config_set("maxmemory", round(used / share))
 

@@ -107,5 +107,5 @@ async def test_customers_do_not_fill_redis_and_can_make_room(filling: Cell) -> N
     for snapshot in made:
         await delete(snapshot)
         assert await _share(cell) < 1
-    await cell.redis.eval("collectgarbage()", 0)  # garbage of scripts can be a tenth of so small a Redis
+    await cell.raw("EVAL", "collectgarbage()", 0)  # garbage of scripts can be a tenth of so small a Redis
     assert await _share(cell) < 0.93
