@@ -111,8 +111,8 @@ async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
     waiting = await full.raw("ZCARD", f"account:{ACCOUNT}:deliveries")
     assert waiting == 200
     jobs = 20 * (stated("a job") + stated("a snapshot"))
-    # Valkey needs half as much
-    assert (with_webhooks - jobs) / waiting == pytest.approx(stated("a waiting delivery"), rel=0.6)
+    # Valkey 8.1 needs half of what is stated
+    assert 0.45 <= (with_webhooks - jobs) / waiting / stated("a waiting delivery") <= 1.5
 
     kept = await _used(full)
     deliveries, refused = Deliveries(full.redis), Result(status=500, error="bad_status")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs, needs_root
+from tests.conftest import needs, needs_module, needs_root
 from tests.worker_unit import with_its_capabilities
 from worker.lease import HypervisorLock
 
@@ -64,7 +64,7 @@ def opened_by(user: int, path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("user", [0, NOBODY], ids=["root", "another user"])
 def test_a_disk_without_locks_is_found_among_the_files_of_its_qemu(tmp_path: Path, user: int) -> None:
     """Libvirt runs QEMU as a user of its own. As root, QEMU may have capabilities that the worker lacks."""
-    pytest.importorskip("libvirt")
+    needs_module("libvirt")
     disk, other = tmp_path / "disk", tmp_path / "other"
     for path in (disk, other):
         path.touch()

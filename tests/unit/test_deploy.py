@@ -14,7 +14,7 @@ import pytest
 
 from api.gateway.settings import GatewaySettings
 from api.settings import ApiSettings
-from tests.conftest import needs
+from tests.conftest import needs, needs_module
 from worker.program.alive import HUNG_SECONDS
 from worker.program.configuration import ENV_PREFIX, ConfigurationError, FileSettings, load
 from worker.program.span_export import SHUTDOWN_SECONDS
@@ -210,7 +210,7 @@ def test_the_worker_may_take_rights_from_qemu_img() -> None:
 
 
 def test_the_survey_knows_what_the_worker_cannot_see() -> None:
-    pytest.importorskip("libvirt")
+    needs_module("libvirt")
     from drivers.kvm import hidden  # noqa: PLC0415 - only where there is a libvirt
 
     service = unit_options("vps-snapshots-worker.service")["Service"]
