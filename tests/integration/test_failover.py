@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from tests.conftest import needs
+from tests.queueing import until_told
 from tests.sentinel import READY_SECONDS, Cell, Machine, certificate, password_of
 from worker.store.access.audit import Audit
 from worker.store.access.credentials import Credentials
@@ -111,8 +113,8 @@ async def test_the_accounts_that_we_ship_are_enough_for_a_failover(cell: Cell) -
     redis = connect(cell.settings)
     try:
         await redis.set("before", "1")
-        async with cell.operator(0) as primary:
-            await primary.wait(1, READY_SECONDS * 1000)
+        async with cell.operator(1) as replica:
+            await until_told(partial(replica.exists, "before"))
         cell.processes[0].kill()
         async with asyncio.timeout(READY_SECONDS):
             while True:
