@@ -55,8 +55,13 @@ stop() { # NAME...
 }
 stop_all() { stop "${!pids[@]}"; }
 call() { curl -s -H "Authorization: Bearer $(cat $cell/token)" -H 'X-Account-Id: 77' "http://127.0.0.1:8080$1" "${@:2}"; }
-can_create() { call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": $server, \"name\": \"$name\"}" | grep -q '"id"'; }
-is_completed() { call "$job" | grep -qE '"state": ?"completed"'; }
+# The command's output has the pattern. It reads all of the output: with `| grep -q`, curl would fail of a pipe that closes early.
+says() { # PATTERN COMMAND...
+    local output
+    output=$("${@:2}") && grep -qE "$1" <<<"$output"
+}
+can_create() { says '"id"' call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": $server, \"name\": \"$name\"}"; }
+is_completed() { says '"state": ?"completed"' call "$job"; }
 revision_is() {
     for package in api worker cli; do
         case $(dpkg-query -W -f '${Version}' "vps-snapshots-$package") in *-"$1"~*) ;; *) die "$package is not of revision $1" ;; esac
@@ -126,8 +131,8 @@ hold() { # NAME: a job whose guest is off, and which can go on only in another p
     until_true is_at_work
 }
 is_at_work() {
-    curl -s -H "Authorization: Bearer $(cat $cell/operator)" "http://127.0.0.1:8080/api/v1/ops/jobs/${job#/api/v1/jobs/}" |
-        grep -qE '"step": ?"snapshotting"'
+    says '"step": ?"snapshotting"' curl -s -H "Authorization: Bearer $(cat $cell/operator)" \
+        "http://127.0.0.1:8080/api/v1/ops/jobs/${job#/api/v1/jobs/}"
 }
 let_go() {
     rm /var/lib/vps-snapshots/faults.json
@@ -162,7 +167,7 @@ is_back() {
     local listed
     listed=$(call /api/v1/snapshots/)
     for name in before-upgrade after-upgrade after-roll-back; do [[ $listed == *"\"$name\""* ]] || return 1; done
-    call "/api/v1/snapshots/$labeled/" | grep -q '"tier": *"gold"'
+    says '"tier": *"gold"' call "/api/v1/snapshots/$labeled/"
 }
 
 others=(redis-server curl systemd) # what the test needs beside our packages
@@ -229,12 +234,12 @@ try_packages() {
     look_at_files
     start_cell
     snapshot with-edited-settings
-    curl -sf http://127.0.0.1:8080/ops/runbook/recover/ | grep -q 'id="all-data-of-redis-is-lost"' || die "no guides"
+    holds says 'id="all-data-of-redis-is-lost"' curl -sf http://127.0.0.1:8080/ops/runbook/recover/
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
     labeled=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
-    call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}' | grep -q gold || die "no label"
+    holds says gold call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}'
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
     stop api gateway # the worker runs on
     burn

@@ -22,16 +22,21 @@ main_pid() { systemctl show -p MainPID --value "$1"; }
 has_restarted() { [ "$(systemctl show -p NRestarts --value "$1")" -ge "$2" ]; }
 is_new() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && is_active "$1"; }
 call() { curl -sS --max-time 300 -H "Authorization: Bearer $(cat /root/token)" -H 'X-Account-Id: 77' "$VPS_SNAPSHOTS_URL$1" "${@:2}"; }
-is_reachable() { call /api/v1/servers/12345/ | grep -qE '"reachable": ?true'; }
+# The command's output has the pattern. It reads all of the output: with `| grep -q`, curl would fail of a pipe that closes early.
+says() { # PATTERN COMMAND...
+    local output
+    output=$("${@:2}") && grep -qE "$1" <<<"$output"
+}
+is_reachable() { says '"reachable": ?true' call /api/v1/servers/12345/; }
 completed() { # NAME: a create, or DATA and PATH of another call
     local job
     job=$(call /api/v1/snapshots/ -D - -o /root/body -d "{\"server_id\": 12345, \"name\": \"$1\"}" |
         sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p')
     [ -n "$job" ] || die "$1: $(cat /root/body)"
     until_true is_over "$job"
-    call "$job" | grep -qE '"state": ?"completed"' || die "$1: $(call "$job")"
+    says '"state": ?"completed"' call "$job" || die "$1: $(call "$job")"
 }
-is_over() { call "$1" | grep -qE '"state": ?"(completed|failed)"'; }
+is_over() { says '"state": ?"(completed|failed)"' call "$1"; }
 password() { sed -n "s/^user $1 .* >\([^ ]*\) .*/\1/p" /etc/redis/users.acl; }
 
 step "$(systemctl --version | head -n 1)"
