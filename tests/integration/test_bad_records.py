@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from tests.integration.bad_records import DAMAGES, LISTS, SINGLES, Hosted, World, ended, made, work, work_damaged
@@ -18,6 +19,7 @@ from tests.integration.cli import Cli
 from tests.integration.conftest import ACCOUNT, Cell
 from tests.integration.test_keyspace import ROWS
 from tests.integration.test_ops_api import failed
+from worker.store import scripts
 from worker.store.access.credentials import Credentials, key_of
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
@@ -362,3 +364,10 @@ async def test_a_server_whose_job_has_no_record_accepts_the_next_one(world: Worl
     await world.redis.hset(f"server:{server}", "job", "0" * 32)
     made = await world.api.call("POST", body={"server_id": server, "name": "next"})
     assert made.status == 201, made.raw
+
+
+async def test_a_key_of_another_type_stops_a_write_also_after_many_of_them(cell: Cell) -> None:
+    await cell.redis.mset({f"server:{n}": "" for n in range(150)})  # more than one reply lists
+    script = "-- include: records\nfor n = 0, 149 do redis.call('HGETALL', 'server:' .. n) end\nread('server:149')"
+    with pytest.raises(ResponseError, match="UNREADABLE server:149"):
+        await cell.redis.eval(scripts.linked(script), 0)  # type: ignore[misc]  # redis-py types it as a value, too

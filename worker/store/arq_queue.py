@@ -38,9 +38,13 @@ def payload(job_id: str, enqueued_ms: int) -> bytes:
 
 @cache
 def queue_parameters() -> dict[str, Any]:
-    """The parameters with which scripts queue a job for arq. They add the job's ID and the time."""
+    """The parameters with which scripts queue a job for arq. They add the job's ID and the time to arq's record."""
+    before_id, rest = payload("JOB_ID", 0).decode().split("JOB_ID")
+    before_ms, after_ms = rest.split("0")
     return {
         "prefix": QUEUE_PREFIX,
-        "payload": payload("JOB_ID", 0).decode(),
+        "before_id": before_id,
+        "before_ms": before_ms,
+        "after_ms": after_ms,
         "expires_ms": ARQ_RECORD_KEPT_SECONDS * 1000,
     }

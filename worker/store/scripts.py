@@ -155,6 +155,7 @@ def source(name: str) -> str:
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
         tables |= {
+            "KINDS": dict.fromkeys(JobKind, True),
             "OVERWRITES": overwrites,
             "BOUNDS": Bounds().model_dump(),
             "FULL_FROM": FULL_FROM,

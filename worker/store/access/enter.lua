@@ -23,12 +23,13 @@ end
 
 -- snapshot_id: the created snapshot
 local function add_to_audit(token, job_id, snapshot_id)
-  if redis.call('LLEN', 'audit:new') >= caller.audit_most then return 0 end
   local entry = caller.audit
   entry.at_ms = string.format('%.0f', now_ms())
   entry.token, entry.token_name, entry.account, entry.job = token.id, token.name, ask.account, job_id
   if snapshot_id then entry.made = 'snapshot ' .. snapshot_id end
-  return redis.call('RPUSH', 'audit:new', cjson.encode(entry)) > 0 and 1 or 0 -- 0: the key has another type of data
+  local many = redis.call('RPUSH', 'audit:new', cjson.encode(entry))
+  if many > caller.audit_most then redis.call('RPOP', 'audit:new') end
+  return many > 0 and many <= caller.audit_most and 1 or 0 -- many is 0 if the key has another type of data
 end
 
 local token, account, answer = count_call(caller)

@@ -6,15 +6,25 @@
 -- Answers 1, or 0 if another keeper has moved them.
 local ask = cjson.decode(ARGV[1])
 local LISTED = 2000 -- the latest entries that are kept in the list of an object
-local first_listed, lists = nil, {}
+local first_listed, lists = nil, {} -- lists: {time, ID, ...} of the new entries, by key
 
--- Add an entry to its lists. If the Redis account is of an earlier version and may not do that, there are no lists.
 local function list(id, ms, keys)
   for _, key in ipairs(keys) do
-    if not pcall(redis.call, 'ZADD', key, ms, id) then return end
-    lists[key] = true
+    lists[key] = lists[key] or {}
+    local new = lists[key]
+    new[#new + 1], new[#new + 2] = ms, id
   end
   first_listed = first_listed or id
+end
+
+-- Add the entries to their lists. If the Redis account is of an earlier version and may not do that, there are no
+-- lists.
+local function write_lists()
+  for key, new in pairs(lists) do
+    if not pcall(redis.call, 'ZADD', key, unpack(new)) then first_listed = nil; return end
+    redis.call('ZREMRANGEBYRANK', key, 0, -LISTED - 1)
+    if ask.kept_ms then redis.call('PEXPIRE', key, ask.kept_ms) end
+  end
 end
 
 local head = redis.call('HGET', 'audit:head', 'seq') or ''
@@ -28,10 +38,7 @@ for _, entry in ipairs(ask.entries) do
   local id = redis.call('XADD', 'audit', string.format('%.0f-*', last_ms), unpack(entry.fields))
   if id then list(id, string.format('%.0f', last_ms), entry.lists or {}) end
 end
-for key in pairs(lists) do
-  redis.call('ZREMRANGEBYRANK', key, 0, -LISTED - 1)
-  if ask.kept_ms then redis.call('PEXPIRE', key, ask.kept_ms) end
-end
+write_lists()
 -- From this entry on, all entries are in their lists. After a keeper of an earlier version has moved entries, it starts
 -- again.
 local listed_to = redis.call('HGET', 'audit:head', 'listed_seq')

@@ -39,7 +39,7 @@ end
 
 local function why_not_job(begun)
   if not fits(begun.id, 32) or not string.find(begun.id, '^' .. string.rep('%x', 32) .. '$') then return 'malformed' end
-  if not STEPS_OF[begun.kind] or not fits(begun.request_id, 128)
+  if not KINDS[begun.kind] or not fits(begun.request_id, 128)
       or not describes(begun.snapshot_name, begun.snapshot_description, begun.snapshot_created_ms) then
     return 'malformed'
   end

@@ -6,14 +6,19 @@ local function bound(name)
   return stored and stored > 0 and stored or BOUNDS[name]
 end
 
+-- A value in the answer of INFO.
+local function figure(about, name)
+  local _, ends = string.find(about, '\n' .. name .. ':', 1, true)
+  return tonumber(string.match(about, '^%d+', ends + 1))
+end
+
 local in_use
 
 -- The share of `maxmemory` that is in use, as of the first call; 0 where Redis has no limit.
 local function share_in_use()
   if in_use then return in_use end
   local about = redis.call('INFO', 'memory')
-  local used = tonumber(string.match(about, 'used_memory:(%d+)'))
-  local most = tonumber(string.match(about, 'maxmemory:(%d+)'))
+  local used, most = figure(about, 'used_memory'), figure(about, 'maxmemory')
   in_use = most > 0 and used / most or 0
   return in_use
 end

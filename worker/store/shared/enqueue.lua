@@ -3,8 +3,7 @@
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 local function enqueue(job_id, job, queue)
-  local now = now_ms()
-  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
+  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now_ms()), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
   if ONLY_LOOKS[job.kind] then
@@ -13,13 +12,12 @@ local function enqueue(job_id, job, queue)
   else
     redis.call('HSET', 'server:' .. job.server, 'job', job_id)
   end
-  redis.call('ZADD', 'jobs:waiting', now, job_id)
+  redis.call('ZADD', 'jobs:waiting', job.queued_ms, job_id)
   if job.start_by_ms then redis.call('ZADD', 'jobs:start_by', job.start_by_ms, job_id) end
   -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
-  local payload = string.gsub(queue.payload, 'JOB_ID', job_id)
-  payload = string.gsub(payload, '"et":0', '"et":' .. string.format('%.0f', now))
+  local payload = queue.before_id .. job_id .. queue.before_ms .. job.queued_ms .. queue.after_ms
   redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
-  redis.call('ZADD', queue.prefix .. job.node, now, job_id)
+  redis.call('ZADD', queue.prefix .. job.node, job.queued_ms, job_id)
   wake(queue.prefix .. job.node .. ':wake')
   tell(job_id, job)
 end

@@ -14,8 +14,9 @@ local NO_VALUE = {
 
 -- Note an unreadable key. The script's caller reports it to operators, because a read-only script cannot.
 local function set_aside(key, why)
-  if met[key] or #left_out == MOST_LEFT_OUT then return end
+  if met[key] then return end
   met[key] = true
+  if #left_out == MOST_LEFT_OUT then return end
   left_out[#left_out + 1] = {key, string.sub(why, 1, 200)}
 end
 

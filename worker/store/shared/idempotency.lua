@@ -10,9 +10,9 @@ local function answer_keys(ask)
   return mine .. ':' .. ask.idempotency.key, mine .. ':answers'
 end
 
--- Delete the oldest answers if there are too many. The list still contains expired answers.
-local function keep_answers(answers)
-  local over = redis.call('LLEN', answers) - bound('answers_per_account')
+-- Delete the oldest of `many` answers if there are too many. The list still contains expired answers.
+local function keep_answers(answers, many)
+  local over = many - bound('answers_per_account')
   for _ = 1, math.min(over, ANSWERS_DROPPED_AT_ONCE) do
     local key = redis.call('LPOP', answers)
     if not key or not string.find(key, '^idempotency:') then return end -- the list contains something else
@@ -26,8 +26,8 @@ end
 local function replay(ask)
   if not ask.idempotency then return nil end
   local key = answer_keys(ask)
-  demand(key, 'string') -- executing a request twice would be worse than refusing it
   local kept = redis.call('GET', key)
+  demand_as_read(key) -- executing a request twice would be worse than refusing it
   if not kept then return nil end
   local seen = json(kept)
   if type(seen) ~= 'table' or type(seen.answer) ~= 'table' then return unreadable(key, 'it is no answer') end
@@ -44,9 +44,9 @@ local function remember(ask, answer)
     local key, answers = answer_keys(ask)
     local kept_ms = ask.dry_run and DRY_RUN_ANSWER_MS or ask.idempotency.kept_ms
     redis.call('SET', key, seen, 'PX', kept_ms)
-    redis.call('RPUSH', answers, key)
+    local many = redis.call('RPUSH', answers, key)
     redis.call('PEXPIRE', answers, ask.idempotency.kept_ms)
-    keep_answers(answers)
+    keep_answers(answers, many)
   end
   return answer
 end

@@ -39,7 +39,7 @@ end
 local function is_a(what, text)
   if what == 'id' then return text and string.find(text, '^%d+$') and number(text) end
   if what == 'number' then return number(text) end
-  if what == 'kind' then return STEPS_OF[text or ''] end
+  if what == 'kind' then return KINDS[text or ''] end
   if what == 'state' then return MAY_FOLLOW[text or ''] end
   return text
 end
@@ -73,11 +73,17 @@ local function readable(key, record)
   return record
 end
 
+-- After a read of that key: end the script unless the key has the type of data that was read or does not exist,
+-- because a write to it would be lost.
+local function demand_as_read(key)
+  if met[key] then return unreadable(key, 'it holds another type of data') end
+end
+
 -- A hash as a table, and as {field, value, ...}; nil if it does not exist. Ends the script if the record is unreadable.
 local function read(key)
   local flat = redis.call('HGETALL', key)
   if #flat > 0 then return readable(key, named(flat)), flat end
-  demand(key, 'hash')
+  demand_as_read(key)
 end
 
 -- The same, if the record belongs to that account. A record with an unreadable account belongs to nobody.
@@ -85,12 +91,6 @@ local function read_of(account, key)
   local flat = redis.call('HGETALL', key)
   local record = named(flat)
   if record.account == account then return readable(key, record), flat end
-end
-
--- After a read of that key: end the script unless the key has the type of data that was read or does not exist,
--- because a write to it would be lost.
-local function demand_as_read(key)
-  if met[key] then return unreadable(key, 'it holds another type of data') end
 end
 
 -- The result of work(...) for the record of that key. If it fails, the record is noted as unreadable and the result
