@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
 
 from aiohttp import web
 
@@ -22,22 +24,44 @@ IDLE_SECONDS = 60.0  # between turns of the loop while nobody listens
 AGAIN_SECONDS = 1.0  # after an error
 # events that a listener may lag behind; beyond that it is disconnected, and reconnects with its Last-Event-ID
 QUEUE = 256
-WRITE_SECONDS = 20.0  # how long a client may take to receive a block
+TOGETHER = 64  # events that are written at once: a busy cell has many, and each write costs more than an event
+WRITE_SECONDS = 20.0  # how long a client may take to receive what is written at once
 RETRY_MS = 2000  # how long a client should wait before it reconnects
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """An event as it is sent, made once for all its listeners. `place`: its sort key."""
+
+    place: tuple[int, int]
+    content: bytes
+
+    @classmethod
+    def of(cls, event: Event, account_id: Audience) -> Self:
+        data = from_record(bodies.OpsEvent if account_id is None else bodies.Event, event)
+        text = f"id: {event.id}\nevent: job\ndata: {data.model_dump_json()}\n\n"
+        return cls(place=place(event.id), content=text.encode())
 
 
 class _Listener:
     def __init__(self, alive_seconds: float | None) -> None:
         self.alive_seconds = alive_seconds
-        self.events: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)  # None: the end
         self.cut_off: Callable[[], None] = lambda: None
+        self._blocks: asyncio.Queue[_Block | None] = asyncio.Queue(QUEUE)  # None: the end
 
-    def put(self, event: Event | None) -> None:
+    def put(self, block: _Block | None) -> None:
         try:
-            self.events.put_nowait(event)
+            self._blocks.put_nowait(block)
         except asyncio.QueueFull:
             self.cut_off()
+
+    async def next(self) -> list[_Block | None]:
+        """Wait for a block. Returns those that have come by then."""
+        blocks = [await self._blocks.get()]
+        while not self._blocks.empty() and len(blocks) < TOGETHER:
+            blocks.append(self._blocks.get_nowait())
+        return blocks
 
 
 class Streams:
@@ -109,49 +133,46 @@ class Streams:
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
                 await self._write(response, _opening(None if missed and late else start, missed=missed))
-                for event in late:
-                    if _is_for(event, account_id):
-                        await self._write(response, _text(event, account_id))
-                after = late[-1].id if late else start
-                await self._follow(response, listener, account_id, after, still_allowed)
+                for block in _blocks(late, account_id):
+                    await self._write(response, block.content)
+                await self._follow(response, listener, place(late[-1].id if late else start), still_allowed)
             return response
 
     async def _follow(
         self,
         response: web.StreamResponse,
         listener: _Listener,
-        account_id: Audience,
-        after: str,
+        after: tuple[int, int],
         still_allowed: Callable[[], Awaitable[bool]],
     ) -> None:
         checked = time.monotonic()
         while True:
-            event: Event | None = None
+            blocks: list[_Block | None] = []
             try:
                 async with asyncio.timeout(listener.alive_seconds or self._heartbeat_seconds):
-                    event = await listener.events.get()
-                if event is None:
-                    return
+                    blocks = await listener.next()
             except TimeoutError:
                 await self._write(response, self._sign(listener.alive_seconds))
-            # it may have been sent already, among the events that were read late
-            if event is not None and place(event.id) > place(after) and _is_for(event, account_id):
-                await self._write(response, _text(event, account_id))
+            # some may have been sent already, among the events that were read late
+            if content := b"".join(block.content for block in blocks if block is not None and block.place > after):
+                await self._write(response, content)
+            if None in blocks:
+                return
             if time.monotonic() - checked > self._check_seconds:
                 with suppress(StoreUnavailable):
                     if not await still_allowed():
                         return
                 checked = time.monotonic()
 
-    def _sign(self, alive_seconds: float | None) -> str:
+    def _sign(self, alive_seconds: float | None) -> bytes:
         """The heartbeat of a stream. A page that shows data of the store must not take a plain comment for a sign that
         the store responds."""
         answers = alive_seconds is not None and time.monotonic() - self._answered < alive_seconds
-        return "event: alive\ndata: {}\n\n" if answers else ": still here\n\n"
+        return b"event: alive\ndata: {}\n\n" if answers else b": still here\n\n"
 
-    async def _write(self, response: web.StreamResponse, text: str) -> None:
+    async def _write(self, response: web.StreamResponse, content: bytes) -> None:
         async with asyncio.timeout(WRITE_SECONDS):
-            await response.write(text.encode())
+            await response.write(content)
 
     async def _read(self) -> None:
         self._seen = {account_id: seen for account_id, seen in self._seen.items() if account_id in self._listeners}
@@ -165,9 +186,9 @@ class Streams:
         self._answered = time.monotonic()
         for account_id, (seen, events) in found.items():
             self._seen[account_id] = seen
-            for event in events:
+            for block in _blocks(events, account_id):
                 for listener in tuple(self._listeners.get(account_id, ())):
-                    listener.put(event)
+                    listener.put(block)
 
     @contextmanager
     def _counted(self, account_id: Audience) -> Iterator[None]:
@@ -193,17 +214,12 @@ class Streams:
                 del self._listeners[account_id]
 
 
-def _opening(start: str | None, *, missed: bool) -> str:
+def _opening(start: str | None, *, missed: bool) -> bytes:
     """The first block. Its ID `start` lets a client that is disconnected before its first event resume."""
     lines = [f"retry: {RETRY_MS}", *([f"id: {start}"] if start else [])]
-    return "\n".join([*lines, *(["event: missed", "data: {}"] if missed else []), "", ""])
+    return "\n".join([*lines, *(["event: missed", "data: {}"] if missed else []), "", ""]).encode()
 
 
-def _is_for(event: Event, account_id: Audience) -> bool:
-    """Check the account of each event again, so that a wrong stream never shows events of another account."""
-    return account_id in {None, event.account_id}
-
-
-def _text(event: Event, account_id: Audience) -> str:
-    data = from_record(bodies.OpsEvent if account_id is None else bodies.Event, event)
-    return f"id: {event.id}\nevent: job\ndata: {data.model_dump_json()}\n\n"
+def _blocks(events: Iterable[Event], account_id: Audience) -> Iterator[_Block]:
+    """Checks the account of each event again, so that a wrong stream never shows events of another account."""
+    return (_Block.of(event, account_id) for event in events if account_id in {None, event.account_id})
