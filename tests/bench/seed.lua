@@ -1,4 +1,4 @@
--- include: clock, records, states, stats, job_lists, conclude, snapshots, history
+-- include: clock, records, states, stats, job_lists, conclude, snapshots
 -- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers', 'snapshots' or 'jobs', JSON
 -- [row, ...]. No job is queued.
 local now = now_ms()
@@ -42,15 +42,11 @@ local function job(row)
   list_failure(id, row, result, ended)
 end
 
--- created_by: ID of the job for the snapshot's history; nil: it has none.
 local function snapshot(row)
-  local id, job = row.id, row.created_by
+  local id = row.id
   row.id, row.created_ms = nil, string.format('%.0f', now - row.age_ms)
-  row.age_ms, row.created_by = nil, nil
+  row.age_ms = nil
   add_snapshot(id, row)
-  if job then
-    chronicle(id, 'created', {token = '0a1b2c3d4e5f', token_name = 'public tier'}, {request = job, job = job})
-  end
 end
 
 local write_row = {nodes = node, servers = server, snapshots = snapshot, jobs = job}
