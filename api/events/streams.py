@@ -32,7 +32,7 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """An event as it is sent, made once for all its listeners. `place`: its sort key."""
+    """An event as it is sent, made once for all who listen when it comes. `place`: its sort key."""
 
     place: tuple[int, int]
     content: bytes
@@ -133,8 +133,9 @@ class Streams:
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
                 await self._write(response, _opening(None if missed and late else start, missed=missed))
-                for block in _blocks(late, account_id):
-                    await self._write(response, block.content)
+                blocks = list(_blocks(late, account_id))
+                for first in range(0, len(blocks), TOGETHER):
+                    await self._write(response, b"".join(block.content for block in blocks[first : first + TOGETHER]))
                 await self._follow(response, listener, place(late[-1].id if late else start), still_allowed)
             return response
 

@@ -11,7 +11,7 @@
 -- of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window
 -- {id, server, due_ms, retry_ms}, traceparent or nil,
 -- idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
--- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
+-- Answers {'admitted', job (see `show_job`; without `whole_job` {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])

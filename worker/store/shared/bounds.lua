@@ -6,7 +6,7 @@ local function bound(name)
   return stored and stored > 0 and stored or BOUNDS[name]
 end
 
--- A value in the answer of INFO.
+-- A value in the answer of INFO. One pattern would be tried at each of its thousand characters.
 local function figure(about, name)
   local _, ends = string.find(about, '\n' .. name .. ':', 1, true)
   return tonumber(string.match(about, '^%d+', ends + 1))
