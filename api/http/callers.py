@@ -22,7 +22,7 @@ from worker.store.access.tokens import (
     Presented,
     Token,
     Tokens,
-    granting,
+    words_granting,
 )
 from worker.store.calls import Entry
 from worker.store.model import AccountId
@@ -52,7 +52,7 @@ class Entering(Entry):
         caller: dict[str, Any] = {
             **self._callers.for_script(self._presented),
             "account_is_named": ACCOUNT_HEADER in self._request.headers,
-            "permissions": granting(self._call.permission),
+            "permissions": words_granting(self._call.permission),
         }
         return caller | ({"audit": self._entry(), "audit_most": NEW_MOST} if self._call.changes else {})
 
