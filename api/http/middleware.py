@@ -8,7 +8,6 @@ from os import urandom
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api.http import auditing, problems
 from api.http.audit_budget import AuditBudget
@@ -16,6 +15,7 @@ from api.http.callers import Callers
 from api.http.marks import ALLOWANCE, AUDITED, IDEMPOTENCY, PROBLEM, REQUEST_ID
 from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
+from worker.program import log_fields
 from worker.store import errors
 from worker.store.access.audit import Audit
 
@@ -40,8 +40,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
         given = request.headers.get("X-Request-Id", "")
         request_id = given if _SANE_ID.fullmatch(given) else urandom(16).hex()
         request[REQUEST_ID] = request_id
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
+        log_fields.only(request_id=request_id)
         metrics.in_flight += 1
         try:
             response = await _answer(request, handler, refuse)
@@ -50,7 +49,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
         if PROBLEM in request:
             metrics.problem(request[PROBLEM])
         if job_id := response.headers.get("X-Job-Id"):
-            bind_contextvars(job_id=job_id)
+            log_fields.bind(job_id=job_id)
         address = callers.address(request)
         if request.get(AUDITED, False):
             audit.told()
