@@ -46,8 +46,9 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
             response = await _answer(request, handler, refuse)
         finally:
             metrics.in_flight -= 1
-        if PROBLEM in request:
-            metrics.problem(request[PROBLEM])
+        code = request.get(PROBLEM)
+        if code is not None:
+            metrics.problem(code)
         if job_id := response.headers.get("X-Job-Id"):
             log_fields.bind(job_id=job_id)
         address = callers.address(request)
@@ -64,7 +65,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
             method=request.method,
             route=route,
             status=response.status,
-            **({"code": request[PROBLEM]} if PROBLEM in request else {}),
+            **({"code": code} if code is not None else {}),
             address=address,
             milliseconds=round(seconds * 1000, 1),
         )
@@ -75,13 +76,14 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """Add the common headers before a response or a stream is sent."""
-    response.headers.update(request.get(ALLOWANCE, {}))
+    headers = response.headers
+    headers.update(request.get(ALLOWANCE, {}))
     if (key := request.get(IDEMPOTENCY)) and key.replayed:
-        response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
-    response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
-    response.headers["Server"] = SERVER
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")  # also on a POST: its response may contain a secret
+        headers["Idempotent-Replayed"] = "true"  # as Stripe names it
+    headers["X-Request-Id"] = request.get(REQUEST_ID, "")
+    headers["Server"] = SERVER
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")  # also on a POST: its response may contain a secret
 
 
 async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
