@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -42,7 +42,7 @@ async def do(cell: Cell, admitted: Admitted, outcome: Outcome = DONE) -> None:
 
 
 def brief(snapshot: Snapshot) -> BriefSnapshot:
-    return BriefSnapshot(**{each.name: getattr(snapshot, each.name) for each in fields(BriefSnapshot)})
+    return BriefSnapshot(**{field: getattr(snapshot, field) for field in BriefSnapshot._fields})
 
 
 async def snapshots(cell: Cell) -> list[int]:
