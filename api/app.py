@@ -29,6 +29,7 @@ from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
 from api.http.probes import METRICS, PROBES, Probes, exposing
 from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS, CELL_TIME
+from api.http.time_limit import TimeLimit
 from api.http.traces import traced
 from api.measures.cell_view import CellView
 from api.measures.exposition import Exposition, SharedExposition
@@ -145,7 +146,7 @@ def build(
     if process.does_chores:
         _add_chores(app, redis, settings, clock=clock, metrics=metrics, turns=turns, resolver=resolver)
     handlers = [route for resource in RESOURCES for route in resource.handlers(parts)]
-    _serve(app, handlers, seconds=settings.request_seconds)
+    _serve(app, handlers, TimeLimit(settings.request_seconds))
     probes = Probes(watch.check)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
@@ -294,25 +295,23 @@ def _add_chores(
     app.cleanup_ctx.extend([sending, sweeping, bounding, view.running])
 
 
-def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, seconds: float) -> None:
+def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], limit: TimeLimit) -> None:
     for path in dict.fromkeys(call.path for call, _ in calls):
         for call, handler in calls:
             if call.path == path:
-                _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=not call.is_stream)
+                _add(app, call.method, path, _bounded(call, handler, limit), head=not call.is_stream)
         # `jobs/bulk/` also matches `jobs/{job_id}/`; without this it would answer that path's methods too.
         app.router.add_route("*", path, _another_method)
 
 
-def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
+def _bounded(call: AnyCall, handler: Handler, limit: TimeLimit) -> Handler:
     """Add a time limit, and a 304 for a client that already has the answer."""
 
-    bound = None if call.is_stream else seconds
-    changes, is_cacheable = call.changes, call.is_cacheable
+    changes, is_cacheable, is_stream = call.changes, call.is_cacheable, call.is_stream
 
     async def bounded(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(bound):
-                response = await handler(request)
+            response = await (handler(request) if is_stream else limit.within(handler(request)))
         except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
             raise too_slow(changing=changes) from error
         return conditional(request, response) if is_cacheable else response

@@ -17,6 +17,7 @@ from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace
 from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
+from worker.program import log_fields
 from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
@@ -110,7 +111,7 @@ class Runner:
         A job that has already started is not started again: this waits for its current run. One that the journal has
         from a newer version, or that undoes such a one, waits for that version.
         """
-        with structlog.contextvars.bound_contextvars(job_id=job_id):
+        with log_fields.bound(job_id=job_id):
             try:
                 await self._run(job_id, begun)
             except JobUnreadable as error:
@@ -211,9 +212,7 @@ class Runner:
     async def _to_the_end(self, entry: Entry, *, resumed: bool) -> None:
         task = entry.task
         with (
-            structlog.contextvars.bound_contextvars(
-                job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id
-            ),
+            log_fields.bound(job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id),
             traces.job(task, node=self._store.node, resumed=resumed),
         ):
             outcome, recorded = entry.outcome, entry

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from structlog.contextvars import bind_contextvars
 
 from api.http import reading
 from api.http.callers import Callers
 from api.http.marks import TOKEN
 from api.http.problems import Problem, rate_limited
+from worker.program import log_fields
 from worker.store.access.sessions import Session, Sessions
 from worker.store.access.tokens import Permission, Token
 from worker.store.errors import StoreReadOnly
@@ -68,7 +68,7 @@ class SessionGuard:
         request[TOKEN] = session.token
         request[SESSION] = session
         self._callers.used(session.token.id)
-        bind_contextvars(token=session.token.id, token_name=session.token.name)
+        log_fields.bind(token=session.token.id, token_name=session.token.name)
         _ensure_operator(session.token)
         is_post = request.method == "POST"
         if is_post:

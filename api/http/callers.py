@@ -6,13 +6,13 @@ from math import ceil
 from typing import Any
 
 from aiohttp import web
-from structlog.contextvars import bind_contextvars
 
 from api.http import addresses, auditing, reading
 from api.http.addresses import Network
 from api.http.calls import Call
 from api.http.marks import ACCOUNT, ALLOWANCE, AUDITED, TOKEN
 from api.http.problems import FieldError, Problem, invalid, rate_limited, unauthenticated
+from worker.program import log_fields
 from worker.store.access.audit import NEW_MOST
 from worker.store.access.tokens import (
     OPERATORS,
@@ -22,7 +22,7 @@ from worker.store.access.tokens import (
     Presented,
     Token,
     Tokens,
-    granting,
+    words_granting,
 )
 from worker.store.calls import Entry
 from worker.store.model import AccountId
@@ -52,7 +52,7 @@ class Entering(Entry):
         caller: dict[str, Any] = {
             **self._callers.for_script(self._presented),
             "account_is_named": ACCOUNT_HEADER in self._request.headers,
-            "permissions": granting(self._call.permission),
+            "permissions": words_granting(self._call.permission),
         }
         return caller | ({"audit": self._entry(), "audit_most": NEW_MOST} if self._call.changes else {})
 
@@ -150,7 +150,7 @@ class Callers:
             raise rate_limited(which, authenticated.more_in)
         if token is None:
             raise unauthenticated(presented.secret)
-        bind_contextvars(token=token.id, token_name=token.name)
+        log_fields.bind(token=token.id, token_name=token.name)
         request[TOKEN] = token
         self.used(token.id)
         return token
@@ -186,7 +186,7 @@ def _acting_for(request: web.Request, token: Token, permission: Permission) -> A
     """The account that the token acts for. Checks that the token may make the call. Raises Problem (400, 403)."""
     _ensure_allowed(token, permission)
     account_id = _account(token, request)
-    bind_contextvars(account=account_id)
+    log_fields.bind(account=account_id)
     request[ACCOUNT] = account_id
     return account_id
 

@@ -8,7 +8,6 @@ from os import urandom
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api.http import auditing, problems
 from api.http.audit_budget import AuditBudget
@@ -16,6 +15,7 @@ from api.http.callers import Callers
 from api.http.marks import ALLOWANCE, AUDITED, IDEMPOTENCY, PROBLEM, REQUEST_ID
 from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
+from worker.program import log_fields
 from worker.store import errors
 from worker.store.access.audit import Audit
 
@@ -40,17 +40,17 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
         given = request.headers.get("X-Request-Id", "")
         request_id = given if _SANE_ID.fullmatch(given) else urandom(16).hex()
         request[REQUEST_ID] = request_id
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
+        log_fields.only(request_id=request_id)
         metrics.in_flight += 1
         try:
             response = await _answer(request, handler, refuse)
         finally:
             metrics.in_flight -= 1
-        if PROBLEM in request:
-            metrics.problem(request[PROBLEM])
+        code = request.get(PROBLEM)
+        if code is not None:
+            metrics.problem(code)
         if job_id := response.headers.get("X-Job-Id"):
-            bind_contextvars(job_id=job_id)
+            log_fields.bind(job_id=job_id)
         address = callers.address(request)
         if request.get(AUDITED, False):
             audit.told()
@@ -65,7 +65,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
             method=request.method,
             route=route,
             status=response.status,
-            **({"code": request[PROBLEM]} if PROBLEM in request else {}),
+            **({"code": code} if code is not None else {}),
             address=address,
             milliseconds=round(seconds * 1000, 1),
         )
@@ -76,13 +76,14 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """Add the common headers before a response or a stream is sent."""
-    response.headers.update(request.get(ALLOWANCE, {}))
+    headers = response.headers
+    headers.update(request.get(ALLOWANCE, {}))
     if (key := request.get(IDEMPOTENCY)) and key.replayed:
-        response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
-    response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
-    response.headers["Server"] = SERVER
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")  # also on a POST: its response may contain a secret
+        headers["Idempotent-Replayed"] = "true"  # as Stripe names it
+    headers["X-Request-Id"] = request.get(REQUEST_ID, "")
+    headers["Server"] = SERVER
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")  # also on a POST: its response may contain a secret
 
 
 async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:

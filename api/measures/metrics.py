@@ -52,7 +52,7 @@ class Metrics(StoreMetrics):
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
         """Count a request. Event streams are not counted, because the client determines their duration. The method may
         be any text."""
-        if response.content_type == "text/event-stream":
+        if not isinstance(response, web.Response) and response.content_type == "text/event-stream":
             return
         labels = (request.method if request.method in _METHODS else "_OTHER", route, response.status // 100)
         if labels not in self._requests_of:

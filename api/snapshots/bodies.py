@@ -10,7 +10,7 @@ from api.http.calls import API
 from api.http.consistency import Asked, Label
 from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, label
 from worker.store import errors, model
-from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
+from worker.store.customers.customer_store import Admitted, BriefSnapshot, Edit, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
@@ -163,7 +163,7 @@ class RestoreStarted(Closed):
     server: RestoredServer
 
 
-def snapshot(record: model.Snapshot | ListedSnapshot) -> dict[str, object]:
+def snapshot(record: model.Snapshot | BriefSnapshot) -> dict[str, object]:
     """A `Snapshot` as JSON, without the model: for a list of 500, creating models would take most of the time."""
     return {
         "id": record.id,

@@ -27,6 +27,7 @@ from worker.local_redis import local_redis
 from worker.main import _live, _Means, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.program.exposition import exposed
+from worker.program.log_fields import with_fields
 from worker.settings import WorkerSettings
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import ServerId
@@ -97,9 +98,7 @@ def value(found: Samples, name: str, **labels: str) -> float:
 def counted(*processors: Processor) -> Iterator[None]:
     """Count log lines."""
     before = structlog.get_config()["processors"]
-    structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, *processors, *before]
-    )
+    structlog.configure(processors=[with_fields, structlog.stdlib.add_log_level, *processors, *before])
     try:
         yield
     finally:

@@ -14,7 +14,6 @@ import pytest
 from aiohttp import ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from api.app import build
@@ -24,6 +23,7 @@ from api.settings import ApiSettings
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
+from worker.program.log_fields import with_fields
 
 PATHS = {
     SNAPSHOTS: {"GET", "HEAD", "POST"},
@@ -187,7 +187,7 @@ async def test_unknown_expectations_are_ignored(api: FrontEnd) -> None:
 
 
 async def test_a_request_is_one_log_line_without_secrets(api: FrontEnd) -> None:
-    with capture_logs(processors=[merge_contextvars]) as lines:
+    with capture_logs(processors=[with_fields]) as lines:
         answer = await api.create("secret-name", "secret words")
 
     (line,) = lines
@@ -202,7 +202,7 @@ async def test_a_request_is_one_log_line_without_secrets(api: FrontEnd) -> None:
 
 async def test_one_request_leaves_nothing_in_the_log_of_the_next(api: FrontEnd) -> None:
     await api.call("GET")
-    with capture_logs(processors=[merge_contextvars]) as lines:
+    with capture_logs(processors=[with_fields]) as lines:
         await api.call("GET", "/api/v1/nothing/7/")
 
     said = {"method", "route", "status", "code", "address", "milliseconds", "request_id"}
@@ -220,7 +220,7 @@ async def test_an_internal_error_is_500_logged_once_and_shown_to_no_one(cell: Ce
     app.router.add_get("/broken/", _broken)
     async with listening(app, given_port) as address, ClientSession() as client:
         url = f"http://127.0.0.1:{address[1]}/broken/"
-        with capture_logs(processors=[merge_contextvars]) as lines:
+        with capture_logs(processors=[with_fields]) as lines:
             async with client.get(url) as answer:
                 body = await answer.text()
 

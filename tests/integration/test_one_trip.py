@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import pytest
-from structlog.contextvars import get_contextvars
 
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
+from worker.program import log_fields
 from worker.store.access.audit import NEW
 from worker.store.redis_client import RedisSettings, connect
 
@@ -21,7 +21,7 @@ class Commands:
         self.of: Counter[str] = Counter()
 
     def answered(self, seconds: float) -> None:
-        self.of[get_contextvars().get("request_id", "")] += 1
+        self.of[str(log_fields.current().get("request_id", ""))] += 1
 
     def failed(self, error: Exception) -> None:
         raise AssertionError from error

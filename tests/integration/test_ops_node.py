@@ -20,6 +20,7 @@ from worker.inventory import Inventory
 from worker.job_log import MAX_JOBS, MAX_LINES, JobLog
 from worker.journal import Journal
 from worker.procedures.work import Policy
+from worker.program.log_fields import with_fields
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
@@ -78,7 +79,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
 def logged(node: Node) -> Iterator[None]:
     """Write a line to the job's log."""
     before = structlog.get_config()["processors"]
-    structlog.configure(processors=[structlog.contextvars.merge_contextvars, node.job_log, *before])
+    structlog.configure(processors=[with_fields, node.job_log, *before])
     yield
     structlog.configure(processors=before)
 

@@ -13,7 +13,7 @@ from tests.integration.test_bounds import milliseconds
 from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
-from worker.store.customers.customer_store import AdmittedJob
+from worker.store.customers.customer_store import AdmittedJob, BriefSnapshot
 from worker.store.model import (
     Contents,
     Failure,
@@ -24,7 +24,6 @@ from worker.store.model import (
     Note,
     NoteCode,
     ServerId,
-    Snapshot,
     SnapshotId,
     SnapshotStatus,
     Step,
@@ -71,7 +70,7 @@ def begun(snapshot_id: int, kind: JobKind = JobKind.DELETE, job_id: JobId = UNKN
 class Victim:
     """Account 77's completed snapshot and its job on the honest node."""
 
-    def __init__(self, hostile: Hostile, snapshot: Snapshot, job: AdmittedJob) -> None:
+    def __init__(self, hostile: Hostile, snapshot: BriefSnapshot, job: AdmittedJob) -> None:
         self.node, self.snapshot, self.job = hostile.node, snapshot.id, job.id
 
 

@@ -54,5 +54,5 @@ async def test_nothing_of_another_changes(hostile: Hostile, seed: int) -> None:
     if not seed % 2:
         await cell.node.begin(victim.job)
     assert await cell.node.finish(victim.job, DONE) == "published"
-    created = await cell.create("next")
-    assert created.snapshot.account_id == ACCOUNT
+    created = (await cell.create("next")).snapshot
+    assert (await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=created.id)).account_id == ACCOUNT

@@ -17,7 +17,7 @@ from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
 from worker.store.calls import Page
-from worker.store.customers.customer_store import Admitted, AdmittedJob
+from worker.store.customers.customer_store import Admitted, AdmittedJob, BriefSnapshot
 from worker.store.model import (
     AccountId,
     Failure,
@@ -112,6 +112,10 @@ def test_the_list_is_the_contracts_example() -> None:
     }
 
 
+def brief(snapshot: Snapshot) -> BriefSnapshot:
+    return BriefSnapshot(**{field: getattr(snapshot, field) for field in BriefSnapshot._fields})
+
+
 def test_the_answer_to_a_create_is_the_contracts_example() -> None:
     snapshot = replace(
         BEFORE_MIGRATION,
@@ -122,7 +126,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
         size_mb=None,
         created_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
     )
-    admitted = Admitted(job=ADMITTED, snapshot=snapshot)
+    admitted = Admitted(job=ADMITTED, snapshot=brief(snapshot))
 
     assert sent(bodies.created(admitted)) == {
         "id": 802,
@@ -142,7 +146,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
 
 
 def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
-    assert sent(bodies.restoring(Admitted(job=ADMITTED, snapshot=BEFORE_MIGRATION))) == {
+    assert sent(bodies.restoring(Admitted(job=ADMITTED, snapshot=brief(BEFORE_MIGRATION)))) == {
         "status": "success",
         "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
@@ -152,7 +156,7 @@ def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
 
 def test_what_is_sent_is_what_the_document_says() -> None:
     """They are written without their models, from which the document is generated."""
-    admitted = Admitted(job=ADMITTED, snapshot=replace(WEEKLY, size_mb=None))
+    admitted = Admitted(job=ADMITTED, snapshot=brief(replace(WEEKLY, size_mb=None)))
     documented: dict[type[BaseModel], Mapping[str, object]] = {
         bodies.Snapshot: bodies.snapshot(BEFORE_MIGRATION),
         bodies.SnapshotCreated: bodies.created(admitted),

@@ -9,11 +9,11 @@ import pytest
 
 PROGRAM = """
 import asyncio, logging, structlog
-from worker.program import logs
+from worker.program import log_fields, logs
 
 logs.configure({options})
 log = structlog.get_logger()
-structlog.contextvars.bind_contextvars(request_id="r1")
+log_fields.bind(request_id="r1")
 
 def fail(secret):
     raise ValueError("what is true")

@@ -2,25 +2,33 @@
 
 import logging
 import sys
+from json import JSONEncoder
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.program.log_fields import with_fields
 from worker.program.tracing import with_trace_id
 
 _SHARED: tuple[Processor, ...] = (
-    structlog.contextvars.merge_contextvars,  # request ID, job ID: on every line of the request or job
+    with_fields,  # request ID, job ID: on every line of the request or job
     with_trace_id,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
+
+_encode = JSONEncoder(default=repr).encode  # structlog's renderer makes an encoder for each line
+
+
+def _rendered(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return _encode(event)
 
 
 def _renderers(*, json: bool) -> list[Processor]:
     # Never log local variables with a traceback: they contain tokens and customers' data.
     if json:
         plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        return [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
+        return [structlog.processors.ExceptionRenderer(plain), _rendered]
     return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 

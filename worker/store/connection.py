@@ -7,14 +7,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hiredis import Reader
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelManagedConnection
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
 
 from worker.store import trouble
 
 LATE_SECONDS = 0.5  # a connection or an answer that takes longer is a reason to look for another primary
 LOOK_AGAIN_SECONDS = 0.1  # then, because the Sentinels may name another one at any time
+_READ_BYTES = 64 * 1024
 
 
 class TrackedConnection(AbstractConnection):
@@ -55,6 +57,21 @@ class TrackedConnection(AbstractConnection):
         if self._writer is None or self._writer.transport.is_closing():
             raise trouble.NotSent("The connection is closed.")
         self._writer.write(packed)
+
+    def replies(self) -> Reader:
+        """A parser for `read`: its `gets` returns each reply, an error's as an exception, and False after the last."""
+        return Reader(protocolError=InvalidResponse, replyError=self._parser.parse_error)
+
+    async def read(self) -> bytes:
+        """What arrives next, for a parser of replies: several at once, which `read_response` would read one by one.
+        Raises CutOff."""
+        try:
+            arrived = b"" if self._reader is None else await self._reader.read(_READ_BYTES)
+        except OSError as error:
+            raise trouble.CutOff(f"The connection broke: {error}") from error
+        if not arrived:
+            raise trouble.CutOff("Redis has closed the connection.")
+        return arrived
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Raises AnswerLost if no response arrives."""

@@ -112,7 +112,7 @@ def decimal(text: str) -> float:
 
 def pairs(flat: Sequence[bytes]) -> Hash:
     """A script's {field, value, ...} as a dictionary."""
-    texts = [item.decode() for item in flat]
+    texts = list(map(bytes.decode, flat))
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 

@@ -177,36 +177,35 @@ class _Pipeline:
 
     async def _read(self) -> None:
         lost: Exception = trouble.CutOff("The connection was closed.")
-        # no timeout while the connection is idle
-        timeout, self._connection.socket_timeout = self._connection.socket_timeout, None
+        replies = self._connection.replies()
         try:
             while not self._is_retired or self._waiting or self._unsent:
-                await self._read_one()
+                replies.feed(await self._connection.read())
+                self._heard = self._loop.time()
+                while (reply := replies.gets()) is not False:
+                    self._deliver(reply)
         except RedisError as error:
             lost = error
         finally:
             self._watching.cancel()
             if self._hurrying is not None:
                 self._hurrying.cancel()
-            self._connection.socket_timeout = timeout
             for answer, _ in self._waiting:
                 _fail(answer, lost)
             await self._connection.disconnect(nowait=True)
             await self._pool.release(self._connection)
 
-    async def _read_one(self) -> None:
-        try:
-            found, refused = await self._connection.read_response(), None
-        except ResponseError as error:
-            found, refused = None, error
-        self._heard = self._loop.time()
+    def _deliver(self, reply: Any) -> None:
+        """Raises an error that is not about one command, such as LOADING."""
+        if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+            raise reply
         answer, _ = self._waiting.popleft()
         if answer.done():  # the caller was cancelled
             return
-        if refused is None:
-            answer.set_result(found)
+        if isinstance(reply, ResponseError):
+            answer.set_exception(reply)
         else:
-            answer.set_exception(refused)
+            answer.set_result(reply)
 
     def _watch(self) -> None:
         """One timer for all answers. Redis answers in order, so if the first answer is late, the connection is

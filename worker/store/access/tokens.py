@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Self
 
 from worker.store import errors, records
@@ -53,6 +53,12 @@ _WIDER = {
 def granting(permission: Permission) -> tuple[Permission, ...]:
     """The permissions that include this one, the narrowest first; a token needs one of them."""
     return (permission, _WIDER[permission]) if permission in _WIDER else (permission,)
+
+
+@cache
+def words_granting(permission: Permission) -> tuple[str, ...]:
+    """The same as plain text, because pydantic takes 1 us to write an enum's member for a script."""
+    return tuple(map(str, granting(permission)))
 
 
 _KNOWN = frozenset(map(str, Permission))  # a newer front end may have created a token with unknown ones

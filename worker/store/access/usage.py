@@ -4,9 +4,10 @@ Each front end keeps the times in memory and writes them once a minute in one ca
 write to the disk.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from redis.asyncio import Redis
 
@@ -28,19 +29,21 @@ class TokenUses(Scripts):
     def __init__(self, redis: Redis, *, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._now = now
-        self._used: dict[str, str] = {}
+        self._used: dict[str, float] = {}  # in seconds on the monotonic clock
 
     def note(self, token_id: str) -> None:
         """Note that the token is used now."""
-        self._used[token_id] = records.milliseconds(self._now())
+        self._used[token_id] = time.monotonic()
 
     async def keep(self) -> None:
         """Write the noted times. Raises StoreUnavailable; they are then written later."""
         used, self._used = self._used, {}
         if not used:
             return
+        now, seconds = self._now(), time.monotonic()
+        at = {token: records.milliseconds(now - timedelta(seconds=seconds - then)) for token, then in used.items()}
         try:
-            await self._call("access/note_uses", {"used": used})
+            await self._call("access/note_uses", {"used": at})
         except StoreUnavailable:
             self._used = used | self._used
             raise
