@@ -100,6 +100,11 @@ def test_at_a_shutdown_the_worker_drains_before_libvirt_stops_the_guests() -> No
     assert after >= {"libvirt-guests.service", "virt-guest-shutdown.target", "libvirtd.service", "virtqemud.service"}
 
 
+def test_libvirtd_writes_its_messages_in_english() -> None:
+    """Without an empty LANGUAGE, gettext takes its language from there also in the locale C.UTF-8."""
+    assert unit_options("libvirtd.conf")["Service"]["Environment"] == "LC_ALL=C.UTF-8 LANGUAGE="
+
+
 @pytest.mark.parametrize("unit", ["redis-server", "redis-sentinel"])
 def test_redis_is_started_until_its_address_exists(unit: str, tmp_path: Path) -> None:
     needs("systemd-analyze")
