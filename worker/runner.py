@@ -92,6 +92,7 @@ class Runner:
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
         self._left_frozen = left_frozen.servers(journal)  # their holds stay
+        self._thawed: set[JobId] = set()  # ended jobs whose guests were thawed, which the journal does not show yet
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -142,7 +143,9 @@ class Runner:
 
     async def thaw_left(self) -> None:
         """Thaw the guests that failed jobs have left frozen, and let go of their servers. Raises JournalFailed."""
-        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers, thawed=self._thawed_late)
+        await left_frozen.thaw_all(
+            *(self._journal, self._hypervisor, self._servers), unrecorded=self._thawed, thawed=self._thawed_late
+        )
 
     async def _thawed_late(self, server_id: ServerId) -> None:
         self._left_frozen = left_frozen.servers(self._journal)

@@ -18,8 +18,8 @@ from tests.integration.conftest import SERVER, Cell
 from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
 from tests.queueing import until
-from worker.journal import Journal
-from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, Step
+from worker.journal import Journal, JournalFailed
+from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, ServerId, Step
 from worker.store.operators.operator_store import OperatorStore
 
 REACHED = (
@@ -446,6 +446,45 @@ async def test_a_guest_is_thawed_once_while_the_journal_cannot_be_written(
         disk.execute("DROP TRIGGER full")
         await running
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+
+
+async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_only_once(
+    cell: Cell, tmp_path: Path
+) -> None:
+    """Of guests that ended jobs have left frozen: a thaw needs no disk."""
+    node = await fresh(cell, tmp_path / "n")
+    job = await stranded(node)
+    node.hypervisor.faults.heal()
+    second = ServerId(SERVER + 1)
+    other = FakeServer(name="web-server-02", server_id=second, agent=True, power=Power.ON, frozen=True)
+    node.hypervisor.add(other)
+    with (
+        closing(Journal(node.folder / "journal.sqlite")) as journal,
+        closing(sqlite3.connect(node.folder / "journal.sqlite", isolation_level=None)) as disk,
+    ):
+        left = journal.find(job.id)
+        assert left is not None
+        assert left.outcome is not None
+        task = replace(left.task, job_id=JobId("f" * 32), server_id=second)
+        facts = replace(left.facts, domain=None)
+        also = replace(journal.begin(task, left.step), facts=facts)
+        journal.conclude(also, left.outcome, safety_kept_seconds=0)
+        journal.published(task.job_id)
+        disk.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT no_such_function(); END")
+        runner = node._runner(journal)
+        with pytest.raises(JournalFailed):
+            await runner.thaw_left()
+        servers = (node.hypervisor.server(SERVER), other)
+        assert [server.frozen for server in servers] == [False, False]
+        other.frozen = True  # another tool's
+        with pytest.raises(JournalFailed):
+            await runner.thaw_left()
+        assert other.frozen
+        disk.execute("DROP TRIGGER full")
+        await runner.thaw_left()
+        assert other.frozen
+        assert not node.hypervisor.server(SERVER).held
+        assert journal.left_frozen() == []
 
 
 async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell: Cell, tmp_path: Path) -> None:
