@@ -46,6 +46,7 @@ class Limits:
     thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
+    journal_retry_seconds: float = 5.0  # after a failed write to the journal
     # How long a persistent error is retried, for example while libvirtd restarts: the VM could not start without it.
     lasting_seconds: float = 30.0
     # How long a failed start is retried: a device, a lock or a machine name may not be free yet.
@@ -219,7 +220,7 @@ class Runner:
             ),
             traces.job(task, node=self._store.node, resumed=resumed),
         ):
-            outcome, recorded = entry.outcome, entry
+            outcome, recorded, died = entry.outcome, entry, resumed
             if entry.facts.domain is not None:
                 self._hypervisor.recall(task.server_id, entry.facts.domain)
             while outcome is None:
@@ -231,15 +232,19 @@ class Runner:
                                 outcome = self._give_up(entry)
                                 break
                         await self.safety.repair_interrupted(task.server_id)
+                        if died:  # not after a failed write: the process lives
+                            entry, died = self._resume(entry), False
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
-                    log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
+                    wait = self._limits.journal_retry_seconds
+                    log.error("job.not_written_down", reason=str(error), again_in_seconds=wait)  # noqa: TRY400 - the reason is enough
                     found, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
-                    if found != recorded:  # otherwise the job has not gone on since its guest was thawed
+                    # otherwise the job has not gone on since its guest was thawed
+                    if (found.step, found.facts) != (recorded.step, recorded.facts):
                         entry = recorded = found
                     async with self._servers[task.server_id]:
                         entry = await left_frozen.thaw_first(self._hypervisor, entry)
-                    await asyncio.sleep(RETRY_MOST_SECONDS)
+                    await asyncio.sleep(wait)
             traces.job_over(outcome)
             self._on_work_done(task.job_id)
             power = await self._power(task.server_id)
@@ -274,12 +279,6 @@ class Runner:
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted, absences = entry.facts, entry.interruptions, resumed, self._absences()
-        if resumed:
-            interruptions += 1
-            self._journal.interrupted(task.job_id)
-            self._metrics.resumed(task.kind)
-            self._publisher.resumed(task.job_id)
-            log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
             if (now := self._absences()) != absences:
                 absences = now
@@ -304,6 +303,15 @@ class Runner:
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
         self._conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         return outcome
+
+    def _resume(self, entry: Entry) -> Entry:
+        """Count the death of an earlier process in the job's current step."""
+        task, interruptions = entry.task, entry.interruptions + 1
+        self._journal.interrupted(task.job_id)
+        self._metrics.resumed(task.kind)
+        self._publisher.resumed(task.job_id)
+        log.warning("job.resumed", step=entry.step, interruptions=interruptions)
+        return replace(entry, interruptions=interruptions)
 
     def _give_up(self, entry: Entry) -> Outcome:
         """End a job whose server another node has: its disks are left as they are."""
