@@ -94,6 +94,7 @@ class Runner:
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
         self._left_frozen = left_frozen.servers(journal)  # their holds stay
         self._thawed: set[JobId] = set()  # ended jobs whose guests were thawed, which the journal does not show yet
+        self._drained = False  # the process is about to exit
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -156,11 +157,13 @@ class Runner:
     async def drain(self, seconds: float) -> None:
         """Return once no job is working on a VM, or after `seconds`.
 
-        Outcomes then get LAST_WORDS_SECONDS to be published; the next process publishes the rest.
+        From then on, no job freezes its guest. Outcomes get LAST_WORDS_SECONDS to be published; the next process
+        publishes the rest.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+        self._drained = True
         if self._running:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
@@ -296,6 +299,8 @@ class Runner:
                     work = self._work(task, facts, interrupted=interrupted)
                     after = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = after.step, after.facts, 0, False
+            if step is Step.FREEZING and self._drained:
+                raise asyncio.CancelledError  # the next process continues; the exit could leave the guest frozen
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
         if not (task.kind.only_looks or facts.frozen):

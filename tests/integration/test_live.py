@@ -454,6 +454,25 @@ async def test_a_guest_is_thawed_once_while_the_journal_cannot_be_written(
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
 
 
+async def test_no_job_freezes_its_guest_once_the_time_of_a_stop_is_over(cell: Cell, tmp_path: Path) -> None:
+    """The process exits soon and would leave the guest frozen."""
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    checks = node.hypervisor.faults.hang(Effect.LOOK)  # in the step before the freeze
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        job = asyncio.create_task(runner.run(job_id))
+        await until(lambda: Effect.LOOK in effects(node))
+        asyncio.get_running_loop().call_later(0.05, checks.set)
+        await runner.drain(0)
+        await runner.thaw_interrupted()
+        await asyncio.wait({job})
+        assert Effect.FREEZE not in effects(node)
+    done = await node.settle(job_id)  # the next process freezes it
+    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.AGENT_FROZEN)
+    await node.check(done, power=Power.ON)
+
+
 async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_only_once(
     cell: Cell, tmp_path: Path
 ) -> None:
