@@ -214,13 +214,28 @@ def test_the_worker_may_take_rights_from_qemu_img() -> None:
     assert {"CAP_SETPCAP", "CAP_DAC_OVERRIDE"} <= {*allowed}
 
 
+# Options of a unit that hide files of the host from the service or show others in their place (systemd.exec(5)).
+HIDING = (
+    *(
+        "ProtectHome",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectKernelModules",
+        "InaccessiblePaths",
+        "TemporaryFileSystem",
+    ),
+    *("BindPaths", "BindReadOnlyPaths", "RootDirectory", "RootImage", "MountImages", "ExtensionImages"),
+    "ExtensionDirectories",
+)
+
+
 def test_the_survey_knows_what_the_worker_cannot_see() -> None:
     needs_module("libvirt")
     from drivers.kvm import hidden  # noqa: PLC0415 - only where there is a libvirt
 
     service = unit_options("vps-snapshots-worker.service")["Service"]
-    for option in {*hidden.OPTIONS.values()}:
-        assert service[option.partition("=")[0]] == "yes"
+    given = {f"{option}={service[option]}" for option in HIDING if option in service}
+    assert given == {option.replace("=no", "=yes") for option in hidden.OPTIONS.values()}
 
 
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
