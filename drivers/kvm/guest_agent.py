@@ -23,12 +23,14 @@ CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
 FROZEN, THAWED = "frozen", "thawed"
 FREEZE = "guest-fsfreeze-freeze"
-# Errors if the agent is not configured, not connected, silent, or refuses. Older Python bindings of libvirt lack some.
-_RETURNED_AN_ERROR = getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None)  # since libvirt 11.2
+# VIR_ERR_AGENT_COMMAND_TIMEOUT and VIR_ERR_AGENT_COMMAND_FAILED, since libvirt 11.2. As numbers, because the Python
+# binding may be older than the daemon.
+COMMAND_TIMEOUT, COMMAND_FAILED = 112, 113
+# Errors if the agent is not configured, not connected, silent, or refuses.
 _AGENTS = frozenset(
     {
         *(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED),
-        *(_RETURNED_AN_ERROR, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", None)),
+        *(COMMAND_TIMEOUT, COMMAND_FAILED),
     }
 )
 
@@ -85,7 +87,7 @@ def is_refused(error: libvirt.libvirtError) -> bool:
     not answered.
     """
     code = error.get_error_code()
-    return code == _RETURNED_AN_ERROR or (code == libvirt.VIR_ERR_INTERNAL_ERROR and FREEZE in str(error))
+    return code == COMMAND_FAILED or (code == libvirt.VIR_ERR_INTERNAL_ERROR and FREEZE in str(error))
 
 
 def _frozen_by_another_tool() -> ServerInUse:
