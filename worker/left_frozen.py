@@ -8,9 +8,9 @@ from dataclasses import replace
 import structlog
 
 from drivers.base import DomainNotFound, DriverError, Hypervisor
-from worker.journal import Entry, Journal
+from worker.journal import Entry, Journal, JournalFailed
 from worker.procedures import live
-from worker.store.model import ServerId, Step
+from worker.store.model import JobId, ServerId, Step
 
 THAW_SECONDS = 30.0  # limit for one attempt
 
@@ -27,20 +27,37 @@ async def thaw_all(
     hypervisor: Hypervisor,
     locks: defaultdict[ServerId, asyncio.Lock],
     *,
+    unrecorded: set[JobId],
     thawed: Callable[[ServerId], Awaitable[None]],
 ) -> None:
-    """Try once for each such guest. Busy servers wait for the next round. `thawed`: awaited after each thaw, under the
-    server's lock. Raises JournalFailed."""
+    """Try once for each such guest. Busy servers wait for the next round.
+
+    `unrecorded`: jobs whose guests were thawed in earlier rounds that could not write it to the journal; updated.
+    These guests are not thawed again, because another tool may have frozen them since. `thawed`: awaited after each
+    thaw is recorded, under the server's lock. Raises JournalFailed, but only after it has tried for all: a thaw needs
+    no disk.
+    """
+    failed: JournalFailed | None = None
     for entry in journal.left_frozen():
-        server_id = entry.task.server_id
+        server_id, job_id = entry.task.server_id, entry.task.job_id
         if locks[server_id].locked():
             continue
         async with locks[server_id]:
-            were_frozen = await thaw(hypervisor, entry)
-            if were_frozen is not None:
-                journal.thawed(entry.task.job_id)
-                log.warning("guest.thawed_late", server_id=server_id, job_id=entry.task.job_id, were_frozen=were_frozen)
-                await thawed(server_id)
+            if job_id not in unrecorded:
+                were_frozen = await thaw(hypervisor, entry)
+                if were_frozen is None:
+                    continue
+                log.warning("guest.thawed_late", server_id=server_id, job_id=job_id, were_frozen=were_frozen)
+                unrecorded.add(job_id)
+            try:
+                journal.thawed(job_id)
+            except JournalFailed as error:
+                failed = failed or error
+                continue
+            unrecorded.discard(job_id)
+            await thawed(server_id)
+    if failed is not None:
+        raise failed
 
 
 async def thaw_first(hypervisor: Hypervisor, entry: Entry, *, interrupted: bool = True) -> Entry:
@@ -61,7 +78,7 @@ async def thaw_first(hypervisor: Hypervisor, entry: Entry, *, interrupted: bool 
 
 async def thaw(hypervisor: Hypervisor, entry: Entry) -> bool | None:
     """Try once. Returns whether the guest was frozen until now; None if it may still be. The caller holds the server's
-    lock."""
+    lock, except at the exit of the process: a hung call that holds it must not delay the thaw."""
     server_id = entry.task.server_id
     if entry.facts.domain is not None:
         hypervisor.recall(server_id, entry.facts.domain)

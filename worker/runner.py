@@ -47,6 +47,7 @@ class Limits:
     thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
+    journal_retry_seconds: float = 5.0  # after a failed write to the journal
     # How long a persistent error is retried, for example while libvirtd restarts: the VM could not start without it.
     lasting_seconds: float = 30.0
     # How long a failed start is retried: a device, a lock or a machine name may not be free yet.
@@ -93,6 +94,8 @@ class Runner:
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
         self._left_frozen = left_frozen.servers(journal)  # their holds stay
+        self._thawed: set[JobId] = set()  # ended jobs whose guests were thawed, which the journal does not show yet
+        self._drained = False  # the process is about to exit
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -143,7 +146,9 @@ class Runner:
 
     async def thaw_left(self) -> None:
         """Thaw the guests that failed jobs have left frozen, and let go of their servers. Raises JournalFailed."""
-        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers, thawed=self._thawed_late)
+        await left_frozen.thaw_all(
+            *(self._journal, self._hypervisor, self._servers), unrecorded=self._thawed, thawed=self._thawed_late
+        )
 
     async def _thawed_late(self, server_id: ServerId) -> None:
         self._left_frozen = left_frozen.servers(self._journal)
@@ -153,11 +158,13 @@ class Runner:
     async def drain(self, seconds: float) -> None:
         """Return once no job is working on a VM, or after `seconds`.
 
-        Outcomes then get LAST_WORDS_SECONDS to be published; the next process publishes the rest.
+        From then on, no job freezes its guest. Outcomes get LAST_WORDS_SECONDS to be published; the next process
+        publishes the rest.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+        self._drained = True
         if self._running:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
@@ -215,7 +222,7 @@ class Runner:
             log_fields.bound(job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id),
             traces.job(task, node=self._store.node, resumed=resumed),
         ):
-            outcome, recorded = entry.outcome, entry
+            outcome, recorded, died = entry.outcome, entry, resumed
             if entry.facts.domain is not None:
                 self._hypervisor.recall(task.server_id, entry.facts.domain)
             while outcome is None:
@@ -227,15 +234,19 @@ class Runner:
                                 outcome = self._give_up(entry)
                                 break
                         await self.safety.repair_interrupted(task.server_id)
+                        if died:  # not after a failed write: the process lives
+                            entry, died = self._resume(entry), False
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
-                    log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
+                    wait = self._limits.journal_retry_seconds
+                    log.error("job.not_written_down", reason=str(error), again_in_seconds=wait)  # noqa: TRY400 - the reason is enough
                     found, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
-                    if found != recorded:  # otherwise the job has not gone on since its guest was thawed
+                    # otherwise the job has not gone on since its guest was thawed
+                    if (found.step, found.facts) != (recorded.step, recorded.facts):
                         entry = recorded = found
                     async with self._servers[task.server_id]:
                         entry = await left_frozen.thaw_first(self._hypervisor, entry)
-                    await asyncio.sleep(RETRY_MOST_SECONDS)
+                    await asyncio.sleep(wait)
             traces.job_over(outcome)
             self._on_work_done(task.job_id)
             power = await self._power(task.server_id)
@@ -270,12 +281,6 @@ class Runner:
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted, absences = entry.facts, entry.interruptions, resumed, self._absences()
-        if resumed:
-            interruptions += 1
-            self._journal.interrupted(task.job_id)
-            self._metrics.resumed(task.kind)
-            self._publisher.resumed(task.job_id)
-            log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
             if (now := self._absences()) != absences:
                 absences = now
@@ -293,6 +298,8 @@ class Runner:
                     work = self._work(task, facts, interrupted=interrupted)
                     after = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = after.step, after.facts, 0, False
+            if step is Step.FREEZING and self._drained:
+                raise asyncio.CancelledError  # the next process continues; the exit could leave the guest frozen
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
         if not (task.kind.only_looks or facts.frozen):
@@ -300,6 +307,15 @@ class Runner:
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
         self._conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         return outcome
+
+    def _resume(self, entry: Entry) -> Entry:
+        """Count the death of an earlier process in the job's current step."""
+        task, interruptions = entry.task, entry.interruptions + 1
+        self._journal.interrupted(task.job_id)
+        self._metrics.resumed(task.kind)
+        self._publisher.resumed(task.job_id)
+        log.warning("job.resumed", step=entry.step, interruptions=interruptions)
+        return replace(entry, interruptions=interruptions)
 
     def _give_up(self, entry: Entry) -> Outcome:
         """End a job whose server another node has: its disks are left as they are."""

@@ -28,4 +28,5 @@ exec unshare --mount --propagation private bash -c '
     mkdir -p "${place#*:}"
     mount --bind "$0/${place%%:*}" "${place#*:}"
   done
+  export LC_ALL=C.UTF-8 LANGUAGE= # as the same file does
   exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # not the default path, which the machine's own libvirtd uses

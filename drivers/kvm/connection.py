@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
+from drivers.base import (
+    MARK_NAMESPACE,
+    DomainNotFound,
+    DriverError,
+    HypervisorUnavailable,
+    InvalidState,
+    ServerInUse,
+    StartFailed,
+)
 from drivers.kvm import listing, records
 from drivers.kvm.in_use import has_left, is_incoming
 from drivers.kvm.libvirt_errors import UNKNOWN_OUTCOME, ignoring
@@ -25,22 +33,27 @@ KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # the connection is closed after 15 s
 
 
 def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str, *, alive: bool) -> DriverError:
-    """Translate libvirt's error to ours. Of its error codes only "no such domain" and a lost daemon are reliable; any
-    other becomes `otherwise(text)`.
+    """Translate libvirt's error to ours. Of its error codes only "no such domain", a lost daemon and a held lock are
+    reliable; any other becomes `otherwise(text)`. Its texts are in the language of the daemon's locale.
 
     `alive`: whether the connection still works after the failed call.
     """
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the server is not on this node")
-    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+    # Only a start has other limits that can run out (a device's helper that does not answer). Its lock is told by the
+    # English text; in any other language it counts as a daemon that does not respond, and the start is retried.
+    may_start = otherwise is StartFailed
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and (not may_start or "state change lock" in str(error)):
         return ServerInUse("another tool is working on the server")  # the call has timed out and changed nothing
-    lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
-    # On a dead connection, VIR_ERR_SYSTEM_ERROR means the same; on a live one it is an error of the kernel (a file that
-    # a start needs is missing).
-    if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
+    # On a dead connection, these two mean the same; on a live one they are errors of the daemon or of its kernel (a
+    # file that a start needs is missing).
+    if code in UNKNOWN_OUTCOME or (code in _LOST_IF_DEAD and not alive):
         return HypervisorUnavailable("the hypervisor is not responding")
     return otherwise(text)
+
+
+_LOST_IF_DEAD = frozenset({libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR})
 
 
 @cache
@@ -55,6 +68,12 @@ def _run_event_loop() -> None:
     while True:
         with suppress(libvirt.libvirtError):
             libvirt.virEventRunDefaultImpl()
+
+
+def _is_alive(handle: Any) -> bool:
+    with suppress(libvirt.libvirtError):  # it has been closed
+        return handle is not None and bool(handle.isAlive())
+    return False
 
 
 class Connection:
@@ -102,10 +121,13 @@ class Connection:
         """
 
         def run() -> Answer:
+            handle = None
             try:
-                return work(self._open_handle())
+                handle = self._open_handle()
+                return work(handle)
             except libvirt.libvirtError as error:
-                raise self._translate(error, otherwise, text) from error
+                # of the connection that the call used: another call may have opened a new one meanwhile
+                raise translate(error, otherwise, text, alive=_is_alive(handle)) from error
 
         return await self._in_thread(run, server_id)
 
@@ -178,11 +200,6 @@ class Connection:
                 self._handle.domainEventRegisterAny(None, lifecycle, self._note, None)
                 self._tell()  # events may have been missed while disconnected
             return self._handle
-
-    def _translate(self, error: libvirt.libvirtError, otherwise: type[DriverError], text: str) -> DriverError:
-        with self._opening:
-            alive = self._handle is not None and bool(self._handle.isAlive())
-        return translate(error, otherwise, text, alive=alive)
 
     def _note(self, _handle: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
         if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:

@@ -22,14 +22,15 @@ from drivers.kvm.libvirt_xml import read
 CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
 FROZEN, THAWED = "frozen", "thawed"
-# libvirt's text for an error that the agent returned: the command has ended and changed nothing. Before libvirt 11.2,
-# the code does not tell. The agent refuses every freeze while the file systems are frozen.
-REFUSED = "unable to execute QEMU agent command"
-# Errors if the agent is not configured, not connected, silent, or refuses. Older Python bindings of libvirt lack some.
+FREEZE = "guest-fsfreeze-freeze"
+# VIR_ERR_AGENT_COMMAND_TIMEOUT and VIR_ERR_AGENT_COMMAND_FAILED, since libvirt 11.2. As numbers, because the Python
+# binding may be older than the daemon.
+COMMAND_TIMEOUT, COMMAND_FAILED = 112, 113
+# Errors if the agent is not configured, not connected, silent, or refuses.
 _AGENTS = frozenset(
     {
         *(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED),
-        *(getattr(libvirt, f"VIR_ERR_AGENT_COMMAND_{which}", None) for which in ("TIMEOUT", "FAILED")),
+        *(COMMAND_TIMEOUT, COMMAND_FAILED),
     }
 )
 
@@ -60,14 +61,14 @@ def freeze(domain: Any, *, timeout_seconds: float) -> bool:
     if not refuse_frozen(domain):
         return False
     try:
-        held = _ask(domain, "guest-fsfreeze-freeze", timeout_seconds)
+        held = _ask(domain, FREEZE, timeout_seconds)
     except libvirt.libvirtError as error:
         if error.get_error_code() in UNKNOWN_OUTCOME:
             raise  # the daemon is lost, or did not send the freeze because another tool was asking the agent
         now = None
         with suppress(libvirt.libvirtError):  # for example, another tool is asking the agent
             now = status(domain)
-        if now == FROZEN and REFUSED in str(error):
+        if now == FROZEN and is_refused(error):
             raise _frozen_by_another_tool() from error
         if now != THAWED:
             raise AgentFailed("the guest's agent did not freeze the file systems in time") from error
@@ -75,6 +76,18 @@ def freeze(domain: Any, *, timeout_seconds: float) -> bool:
     if not held:
         raise AgentFailed("the guest's agent did not freeze any file system")
     return True
+
+
+def is_refused(error: libvirt.libvirtError) -> bool:
+    """Whether the agent itself returned an error to the freeze: then the freeze has ended and changed nothing. The
+    agent refuses every freeze while the file systems are frozen.
+
+    libvirtd translates its texts to the language of its locale, but every translation contains the command's name. Of
+    the texts with VIR_ERR_INTERNAL_ERROR, only that of a returned error does. What is not recognized counts as sent and
+    not answered.
+    """
+    code = error.get_error_code()
+    return code == COMMAND_FAILED or (code == libvirt.VIR_ERR_INTERNAL_ERROR and FREEZE in str(error))
 
 
 def _frozen_by_another_tool() -> ServerInUse:

@@ -43,7 +43,7 @@ def _read(of: Any, uri: str) -> tuple[Surveyed, str, Hardware | None]:
         found = domain.configured_hardware(of, places_of(uri))
         noticed += (f"after a job that stops the server, it has {less}" for less in readiness.reduced(of))
         configured = read(of.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        noticed += hidden.notes(configured, paths_by(of.connect()))
+        noticed += hidden.notes(configured, places_of(uri), paths_by(of.connect()))
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))

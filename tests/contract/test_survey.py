@@ -1,6 +1,7 @@
 """The survey of a folder and of a libvirt with real images: what a snapshot would hold. Nothing is changed."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from uuid import NAMESPACE_DNS, uuid5
@@ -13,6 +14,7 @@ from drivers.base import InvalidState, Surveyed, UnsupportedServer
 from drivers.kvm import hidden, survey_folder, survey_libvirt
 from drivers.kvm.domain_xml import unknown_volume
 from drivers.kvm.libvirt_xml import read
+from drivers.kvm.places import SYSTEM
 from tests.conftest import needs
 from tests.contract.harness import ACCOUNT_ID
 from tests.contract.kvm_bench import KvmBench, qemu_img
@@ -107,8 +109,41 @@ async def test_files_that_the_workers_unit_hides_are_named(kvm_bench: KvmBench) 
 )
 async def test_only_the_folders_that_the_unit_hides_are_named(path: str, option: str | None) -> None:
     domain = read(f"<domain><devices><disk><source file='{path}'/><target dev='vda'/></disk></devices></domain>")
-    said = [*hidden.notes(domain, unknown_volume)]
+    said = [*hidden.notes(domain, SYSTEM, unknown_volume)]
     assert [note.partition("its unit has ")[2] for note in said] == ([f"{option}: {path}"] if option else [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ("<os><nvram>/home/v.fd</nvram></os>", "the file of the UEFI variables"),
+        ("<os><nvram type='file'>\n<source file='/home/v.fd'/>\n</nvram></os>", "the file of the UEFI variables"),
+        ("<os><varstore path='/home/v.json'/></os>", "the file of the UEFI variables"),
+        ("<os><loader type='pflash' readonly='no'>/home/f.fd</loader></os>", "the file of <loader>"),
+        ("<os><kernel>/usr/lib/modules/6.1/vmlinuz</kernel></os>", "the file of <kernel>"),
+        (
+            "<devices><tpm><backend type='emulator'><source type='dir' path='/home/t'/></backend></tpm></devices>",
+            "the folder of the state of the TPM",
+        ),
+        ("<os><kernel>\n  </kernel><loader type='rom'> </loader></os>", None),
+    ],
+)
+async def test_every_file_of_the_firmware_that_the_unit_hides_is_named(parts: str, word: str | None) -> None:
+    said = [*hidden.notes(read(f"<domain>{parts}</domain>"), SYSTEM, unknown_volume)]
+    assert [note.partition(" is below ")[0] for note in said] == ([word] if word else [])
+
+
+async def test_a_path_that_leads_through_a_hidden_link_is_named() -> None:
+    """The worker does not see the link, although it would see the file."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as visible, tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        disk_file, link, way = Path(visible) / "a.qcow2", Path(folder) / "vms", Path(visible) / "way"
+        disk_file.touch()
+        link.symlink_to(visible)
+        way.symlink_to(os.path.relpath(link, visible))
+        for path, is_named in {disk_file: False, link / "a.qcow2": True, way / "a.qcow2": True}.items():
+            xml = f"<domain><devices><disk><source file='{path}'/><target dev='vda'/></disk></devices></domain>"
+            said = [*hidden.notes(read(xml), SYSTEM, unknown_volume)]
+            assert len(said) == is_named, (path, said)
 
 
 async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is(tmp_path: Path) -> None:

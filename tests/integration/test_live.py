@@ -18,8 +18,8 @@ from tests.integration.conftest import SERVER, Cell
 from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
 from tests.queueing import until
-from worker.journal import Journal
-from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, Step
+from worker.journal import Journal, JournalFailed
+from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, ServerId, Step
 from worker.store.operators.operator_store import OperatorStore
 
 REACHED = (
@@ -419,18 +419,20 @@ async def test_a_guest_does_not_stay_frozen_while_the_journal_cannot_be_written(
     await node.check(job, power=Power.ON)
 
 
+@pytest.mark.parametrize("change", ["UPDATE", "UPDATE OF step"])
 async def test_a_guest_is_thawed_once_while_the_journal_cannot_be_written(
-    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cell: Cell, tmp_path: Path, change: str
 ) -> None:
-    monkeypatch.setattr("worker.runner.RETRY_MOST_SECONDS", 0.01)
+    """Nor does the job look interrupted: its worker lives."""
     node = await fresh(cell, tmp_path / "n")
+    node.limits = replace(LIMITS, journal_retry_seconds=0.01)
     job_id = await node.admit(JobKind.CREATE)
     with closing(sqlite3.connect(tmp_path / "n" / "journal.sqlite", isolation_level=None)) as disk:
 
         def fill(happening: Happening) -> None:
             if happening.effect is Effect.TRANSACTION:
                 node.hypervisor.faults.hook = None
-                disk.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT no_such_function(); END")
+                disk.execute(f"CREATE TRIGGER full BEFORE {change} ON jobs BEGIN SELECT no_such_function(); END")
                 filled.set()
 
         filled = asyncio.Event()
@@ -440,12 +442,74 @@ async def test_a_guest_is_thawed_once_while_the_journal_cannot_be_written(
             await filled.wait()
             await until(lambda: not node.hypervisor.server(SERVER).frozen)
             node.hypervisor.server(SERVER).frozen = True  # another tool's
-            tried = len(lines)
-            await until(lambda: [line["event"] for line in lines[tried:]].count("job.not_written_down") >= 3)
+            tried, most = len(lines), LIMITS.interruptions + 2
+            await until(lambda: [line["event"] for line in lines[tried:]].count("job.not_written_down") >= most)
             assert node.hypervisor.server(SERVER).frozen
+            assert disk.execute("SELECT interruptions FROM jobs WHERE id = ?", (job_id,)).fetchone() == (0,)
         disk.execute("DROP TRIGGER full")
         await running
+    job = await node.job(job_id)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    assert "job.resumed" not in {line["event"] for line in lines}
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+
+
+async def test_no_job_freezes_its_guest_once_the_time_of_a_stop_is_over(cell: Cell, tmp_path: Path) -> None:
+    """The process exits soon and would leave the guest frozen."""
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    checks = node.hypervisor.faults.hang(Effect.LOOK)  # in the step before the freeze
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        job = asyncio.create_task(runner.run(job_id))
+        await until(lambda: Effect.LOOK in effects(node))
+        asyncio.get_running_loop().call_later(0.05, checks.set)
+        await runner.drain(0)
+        await runner.thaw_interrupted()
+        await asyncio.wait({job})
+        assert Effect.FREEZE not in effects(node)
+    done = await node.settle(job_id)  # the next process freezes it
+    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.AGENT_FROZEN)
+    await node.check(done, power=Power.ON)
+
+
+async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_only_once(
+    cell: Cell, tmp_path: Path
+) -> None:
+    """Of guests that ended jobs have left frozen: a thaw needs no disk."""
+    node = await fresh(cell, tmp_path / "n")
+    job = await stranded(node)
+    node.hypervisor.faults.heal()
+    second = ServerId(SERVER + 1)
+    other = FakeServer(name="web-server-02", server_id=second, agent=True, power=Power.ON, frozen=True)
+    node.hypervisor.add(other)
+    with (
+        closing(Journal(node.folder / "journal.sqlite")) as journal,
+        closing(sqlite3.connect(node.folder / "journal.sqlite", isolation_level=None)) as disk,
+    ):
+        left = journal.find(job.id)
+        assert left is not None
+        assert left.outcome is not None
+        task = replace(left.task, job_id=JobId("f" * 32), server_id=second)
+        facts = replace(left.facts, domain=None)
+        also = replace(journal.begin(task, left.step), facts=facts)
+        journal.conclude(also, left.outcome, safety_kept_seconds=0)
+        journal.published(task.job_id)
+        disk.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT no_such_function(); END")
+        runner = node._runner(journal)
+        with pytest.raises(JournalFailed):
+            await runner.thaw_left()
+        servers = (node.hypervisor.server(SERVER), other)
+        assert [server.frozen for server in servers] == [False, False]
+        other.frozen = True  # another tool's
+        with pytest.raises(JournalFailed):
+            await runner.thaw_left()
+        assert other.frozen
+        disk.execute("DROP TRIGGER full")
+        await runner.thaw_left()
+        assert other.frozen
+        assert not node.hypervisor.server(SERVER).held
+        assert journal.left_frozen() == []
 
 
 async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell: Cell, tmp_path: Path) -> None:

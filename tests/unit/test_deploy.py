@@ -100,6 +100,11 @@ def test_at_a_shutdown_the_worker_drains_before_libvirt_stops_the_guests() -> No
     assert after >= {"libvirt-guests.service", "virt-guest-shutdown.target", "libvirtd.service", "virtqemud.service"}
 
 
+def test_libvirtd_writes_its_messages_in_english() -> None:
+    """Without an empty LANGUAGE, gettext takes its language from there also in the locale C.UTF-8."""
+    assert unit_options("libvirtd.conf")["Service"]["Environment"] == "LC_ALL=C.UTF-8 LANGUAGE="
+
+
 @pytest.mark.parametrize("unit", ["redis-server", "redis-sentinel"])
 def test_redis_is_started_until_its_address_exists(unit: str, tmp_path: Path) -> None:
     needs("systemd-analyze")
@@ -209,13 +214,28 @@ def test_the_worker_may_take_rights_from_qemu_img() -> None:
     assert {"CAP_SETPCAP", "CAP_DAC_OVERRIDE"} <= {*allowed}
 
 
+# Options of a unit that hide files of the host from the service or show others in their place (systemd.exec(5)).
+HIDING = (
+    *(
+        "ProtectHome",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectKernelModules",
+        "InaccessiblePaths",
+        "TemporaryFileSystem",
+    ),
+    *("BindPaths", "BindReadOnlyPaths", "RootDirectory", "RootImage", "MountImages", "ExtensionImages"),
+    "ExtensionDirectories",
+)
+
+
 def test_the_survey_knows_what_the_worker_cannot_see() -> None:
     needs_module("libvirt")
     from drivers.kvm import hidden  # noqa: PLC0415 - only where there is a libvirt
 
     service = unit_options("vps-snapshots-worker.service")["Service"]
-    for option in {*hidden.OPTIONS.values()}:
-        assert service[option.partition("=")[0]] == "yes"
+    given = {f"{option}={service[option]}" for option in HIDING if option in service}
+    assert given == {option.replace("=no", "=yes") for option in hidden.OPTIONS.values()}
 
 
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ ON_DISKS = (
     *(Effect.CLEAR_BITMAPS, Effect.RESIZE_DISK),
 )
 GIB = 1 << 30
+BOUND_SECONDS = 20
+TURNS = 100  # of the event loop; an effect that nothing holds takes a few
 
 
 @pytest.fixture
@@ -39,6 +42,19 @@ def _server() -> FakeServer:
         checkpoints=["c0"],
         agent=True,
     )
+
+
+async def reached(fake: FakeHypervisor, effect: Effect, call: Coroutine[None, None, None]) -> asyncio.Future[None]:
+    """Start the call, and return once it is in the effect and would have ended if nothing held it there."""
+    entered = asyncio.Event()
+    fake.faults.hook = lambda happening: entered.set() if happening.effect is effect else None
+    running = asyncio.ensure_future(call)
+    async with asyncio.timeout(BOUND_SECONDS):
+        await entered.wait()
+    fake.faults.hook = None
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    return running
 
 
 async def all_effects(fake: FakeHypervisor) -> None:
@@ -117,14 +133,12 @@ async def test_rules_in_a_file_hold_while_they_are_there(tmp_path: Path) -> None
             await fake.start(12345)
     await fake.start(12346)
     write_rules(rules_file, [Rule(effect=Effect.START, seconds=3600)])
-    starting = asyncio.ensure_future(fake.start(12345))
-    await asyncio.sleep(0.01)
+    starting = await reached(fake, Effect.START, fake.start(12345))
     assert not starting.done()
     starting.cancel()
     await asyncio.wait([starting])
     write_rules(rules_file, [Rule(effect=Effect.START, waits=True)])
-    starting = asyncio.ensure_future(fake.start(12345))
-    await asyncio.sleep(0.01)
+    starting = await reached(fake, Effect.START, fake.start(12345))
     assert not starting.done()
     rules_file.unlink()
     await starting
@@ -203,8 +217,7 @@ async def test_qemus_own_change_is_not_torn_when_the_worker_dies(fake: FakeHyper
 
 async def test_a_hanging_call_continues_when_it_is_released(fake: FakeHypervisor) -> None:
     released = fake.faults.hang(Effect.SNAPSHOT_DISK)
-    call = asyncio.ensure_future(fake.take_snapshot(1, SPEC))
-    await asyncio.sleep(0.01)
+    call = await reached(fake, Effect.SNAPSHOT_DISK, fake.take_snapshot(1, SPEC))
     assert not call.done()
     assert fake.server(1).disks["vda"].dirty
     released.set()
@@ -215,8 +228,7 @@ async def test_a_hanging_call_continues_when_it_is_released(fake: FakeHypervisor
 async def test_a_cancelled_change_of_a_disk_breaks_off_and_one_of_libvirt_is_finished(fake: FakeHypervisor) -> None:
     for effect, call in {Effect.START: fake.start(1), Effect.SNAPSHOT_DISK: fake.take_snapshot(1, SPEC)}.items():
         fake.faults.hang(effect)
-        running = asyncio.ensure_future(call)
-        await asyncio.sleep(0.01)
+        running = await reached(fake, effect, call)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -26,6 +26,21 @@ _ERRORS = {
     ),
     NOT_RUNNING: (libvirt.VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is not running"),
 }
+# The same error where libvirtd's locale is not English, with the agent's own text.
+_IN_OTHER_LANGUAGES = {
+    "de": "Interner Fehler: Agent QEMU-befehl 'guest-fsfreeze-freeze' kann nicht ausgeführt werden: has been disabled",
+    "ru": "внутренняя ошибка: не удалось выполнить команду агента QEMU «guest-fsfreeze-freeze»: has been disabled",
+    "ko": "내부 오류: QEMU 에이전트 명령 'guest-fsfreeze-freeze'을 실행할 수 없음",
+}
+_ERRORS |= {language: (libvirt.VIR_ERR_INTERNAL_ERROR, text) for language, text in _IN_OTHER_LANGUAGES.items()}
+# Since libvirt 11.2, the code tells that the agent returned an error.
+FAILED = "Der Gast-Agent hat den Befehl abgelehnt"
+_ERRORS[FAILED] = (guest_agent.COMMAND_FAILED, FAILED)
+TIMED_OUT = "QEMU guest agent did not answer guest-fsfreeze-freeze in time"
+_ERRORS[TIMED_OUT] = (guest_agent.COMMAND_TIMEOUT, TIMED_OUT)
+# The agent's channel was closed: nobody knows what became of the command.
+CUT_OFF = ("Interner Fehler: End of file from agent socket", "내부 오류: 에이전트 소켓의 파일 끝")
+_ERRORS |= {text: (libvirt.VIR_ERR_INTERNAL_ERROR, text) for text in CUT_OFF}
 _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
@@ -97,6 +112,19 @@ def test_any_other_answer_to_a_freeze_is_one(says: Says, held: str) -> None:
     assert asked == ["status", "freeze"]
 
 
+@pytest.mark.parametrize("name", ["COMMAND_TIMEOUT", "COMMAND_FAILED"])
+def test_the_numbers_of_newer_errors_are_libvirts(name: str) -> None:
+    number = getattr(guest_agent, name)
+    assert getattr(libvirt, f"VIR_ERR_AGENT_{name}", number) == number
+
+
+@pytest.mark.parametrize("text", [*CUT_OFF, TIMED_OUT])
+def test_a_freeze_whose_answer_is_lost_may_have_frozen(says: Says, text: str) -> None:
+    says(said("thawed"), text, said("frozen"))
+    with pytest.raises(AgentFailed):
+        guest_agent.freeze(Domain(), timeout_seconds=1)
+
+
 @pytest.mark.parametrize("after", [SILENT, said("frozen"), DEEP, LOCKED, NOT_RUNNING])
 def test_a_freeze_that_is_not_answered_may_have_frozen(says: Says, after: str) -> None:
     says(said("thawed"), SILENT, after)
@@ -116,8 +144,9 @@ def test_a_freeze_after_which_the_agent_reports_thawed_has_frozen_nothing(says: 
     assert not guest_agent.freeze(Domain(), timeout_seconds=1)
 
 
-def test_a_freeze_that_is_refused_because_another_tool_was_faster_leaves_that_freeze(says: Says) -> None:
-    asked = says(said("thawed"), REFUSED, said("frozen"))
+@pytest.mark.parametrize("refused", [REFUSED, FAILED, *_IN_OTHER_LANGUAGES])
+def test_a_freeze_that_is_refused_because_another_tool_was_faster_leaves_that_freeze(says: Says, refused: str) -> None:
+    asked = says(said("thawed"), refused, said("frozen"))
     with pytest.raises(ServerInUse):
         guest_agent.freeze(Domain(), timeout_seconds=1)
     assert "thaw" not in asked
