@@ -53,7 +53,7 @@ PYTEST = $(REAPING) $(BIN)/pytest $(if $(CI),--durations=25)
 test: $(if $(and $(T),$(if $(filter-out tests/unit%,$(T)),,only units)),setup,setup-tests) ## run all tests, or those of T=tests/unit/test_journal.py
 	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
 
-test-fast: setup lint ## run lint and unit tests: less than a minute
+test-fast: setup lint ## run lint and unit tests: about a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
 
 # The packages are tried beside the linters and not beside the tests, which have limits of time.

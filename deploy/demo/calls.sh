@@ -1,9 +1,11 @@
 call() { curl -sS --fail-with-body -H @- -H 'Content-Type: application/json' "$@" <<<"Authorization: Bearer $TOKEN" && echo; }
 start() {  # prints the response, and keeps the paths that its headers name: of the snapshot and of the job
+    snapshot='' job=''
     paths=$(call -o /dev/stderr -w '%header{location} %header{operation-location}' "$@") && echo &&
         snapshot=${paths% *} && job=${paths#* }
 }
 follow() {  # polls the job until it has ended
+    [ -n "$job" ] || return
     for _ in $(seq 600); do
         call "$URL$job" | grep -E '"state": "(completed|failed)"' && return || sleep 1
     done

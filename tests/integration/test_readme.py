@@ -13,8 +13,9 @@ from deploy.demo.state import State
 from drivers import base
 from tests.conftest import needs
 from worker.settings import Driver
+from worker.store import outcome
 from worker.store.errors import REFUSALS
-from worker.store.model import CANCELLED
+from worker.store.model import CANCELLED, WINDOW_MISSED
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -102,10 +103,14 @@ def test_every_error_of_a_driver_is_in_the_document_of_the_api() -> None:
     assert {code for code in codes if f"`{code}`" not in API} == set()
 
 
-def test_every_error_of_a_job_has_its_section_in_the_runbook() -> None:
+def test_every_error_of_a_job_is_in_the_runbook_and_in_the_document_of_the_api() -> None:
     sources = [path.read_text() for path in (PROJECT / "worker").rglob("*.py")]
     codes = {code for source in sources for code in re.findall(r'Failure\(\s*code="([a-z_]+)"', source)}
     codes |= {kind.code for kind in base.DriverError.__subclasses__()} | {CANCELLED}
+    outcomes = [made for made in vars(outcome).values() if isinstance(made, outcome.Outcome)]
+    codes |= {made.failure.code for made in outcomes if made.failure}
     runbook = (PROJECT / "docs" / "runbook.md").read_text()
     assert len(codes) > 10
+    assert WINDOW_MISSED in codes
     assert {code for code in codes if f"\n### {code}\n" not in runbook} == set()
+    assert {code for code in codes if f"`{code}`" not in API.partition("## Errors of jobs")[2]} == set()
