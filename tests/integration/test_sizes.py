@@ -46,8 +46,8 @@ async def full(cell: Cell) -> AsyncIterator[Cell]:
 
 
 async def _used(cell: Cell, pattern: str = "") -> int:
-    """Bytes of all keys that match the pattern. The used memory also includes scripts, from their first run on, and buffers, which vary by
-    hundreds of kB in Redis 8."""
+    """Bytes of all keys that match the pattern. The used memory also includes scripts, from their first run on, and
+    buffers, which vary by hundreds of kB in Redis 8."""
     for stream in ("events", f"account:{ACCOUNT}:events"):  # once full, they have a fixed size
         await cell.redis.xtrim(stream, maxlen=0, approximate=False)
     keys = [key async for key in cell.redis.scan_iter(count=1000) if re.search(pattern, key.decode())]
