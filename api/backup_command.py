@@ -49,10 +49,12 @@ def backup(
             )
         made_ms = await store.now_ms()
         name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
-        last_id, life = await store.last_id(), await store.life()
+        last_id, life, merged = await store.last_id(), await store.life(), await store.merged()
         path = folder / name
         rows = store.all(life=life, audit=audit)
-        written = await write(path, rows, made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
+        written = await write(
+            path, rows, made_ms=made_ms, last_id=last_id, recipient=recipient, life=life, merged=merged
+        )
         (folder / _LIFE).write_text(life)
         await store.made(made_ms)
         return path, written
@@ -66,12 +68,12 @@ def backup(
     typer.echo(path)
 
 
-def _life_of_newest(folder: Path) -> str | None:
-    """None if a release that did not write it made the newest backup."""
+def _life_of_newest(folder: Path) -> str:
+    """Empty if it is unknown: a release that did not write it made the newest backup."""
     try:
         return (folder / _LIFE).read_text()
     except FileNotFoundError:
-        return None
+        return ""
 
 
 def _tidy(folder: Path, *, keep: int) -> None:
