@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RedisServer, needs
+from tests.conftest import RedisServer, lacking, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.test_reconcile import Node, lose_redis_data, node, report
 from tests.security.conftest import kept
@@ -524,8 +524,10 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         (tmp_path / name).touch()
     await Backup(node.cell.redis).made(1)  # those
     killed, being_written = (tmp_path / f".vps-snapshots-20250103T000000Z.backup.{one}.new" for one in "ab")
-    killed.touch()
-    os.utime(killed, (0, 0))
+    also_killed = tmp_path / "..vps-snapshots-life.a.new"
+    for file in (killed, also_killed):
+        file.touch()
+        os.utime(file, (0, 0))
     being_written.touch()
     done = program(f"unix://{redis_server.socket}", "backup", tmp_path, "--keep", "2")
     assert done.returncode == 0, done.stderr
@@ -535,7 +537,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         "vps-snapshots-20250102T000000Z.backup",
         path.name,
     ]
-    assert (killed.exists(), being_written.exists()) == (False, True)
+    assert (killed.exists(), also_killed.exists(), being_written.exists()) == (False, False, True)
 
     refused = program(f"unix://{redis_server.socket}", "restore", path)
     assert (refused.returncode, "Redis has tokens" in refused.stderr) == (1, True)
@@ -731,6 +733,69 @@ async def test_redis_that_accepts_no_writes_is_backed_up_each_night(
         for _ in range(2):
             assert not is_refused(url, nightly)
     assert not await cell.raw("EXISTS", "backups:life")
+    await lose_all(cell)
+    assert is_refused(url, nightly)
+
+
+def on_full_disk(url: str, folder: Path, *, files: int) -> subprocess.CompletedProcess[str]:
+    """Back up to a file system that has room for this number of files. The program's output ends with their names."""
+    shell = """mount -t tmpfs -o nr_inodes=$1 tmpfs "$2" && { "$3" backup "$2"; code=$?; ls -A "$2"; exit $code; }"""
+    command = ["unshare", "--mount", "sh", "-c", shell, "sh", str(files + 1), str(folder), str(PROGRAM)]
+    environment = {**os.environ, "VPS_SNAPSHOTS_REDIS__URL": url}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+async def test_a_backup_whose_id_has_no_room_is_made(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    if os.getuid():
+        lacking("only root may mount")
+    nightly, _ = folders
+    await lose_all(cell)
+    done = on_full_disk(url, nightly, files=1)
+    path, *files = done.stdout.splitlines()
+    assert (done.returncode, files) == (1, [Path(path).name])
+    assert "the backup was written, but .vps-snapshots-life was not" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert (await CellNumbers(cell.redis).numbers()).backup_made > 0
+
+    done = on_full_disk(url, nightly, files=0)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the backup was not written" in done.stderr
+
+
+async def test_an_old_backup_that_cannot_be_deleted_is_told(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    nightly, _ = folders
+    await lose_all(cell)
+    await Backup(cell.redis).made(1)
+    (nightly / "vps-snapshots-20250101T000000Z.backup").mkdir()
+    done = program(url, "backup", nightly, "--keep", "1")
+    assert done.returncode == 1
+    assert "the backup was written, but old ones are left: [Errno 21] Is a directory" in done.stderr
+    assert Path(done.stdout.strip()).is_file()
+    assert (nightly / ".vps-snapshots-life").read_bytes() == await cell.raw("GET", "backups:life")
+
+
+@pytest.mark.parametrize("life", ["", "another"])
+async def test_an_id_that_was_left_in_an_empty_folder_is_not_believed(
+    cell: Cell, url: str, folders: tuple[Path, Path], life: str
+) -> None:
+    """The ID is replaced at once, never emptied, so that one that was linked to is as before."""
+    nightly, other = folders
+    await lose_all(cell)
+    (nightly / ".vps-snapshots-life").write_text(life)
+    (other / "link").hardlink_to(nightly / ".vps-snapshots-life")
+    for _ in range(2):
+        assert not is_refused(url, nightly)
+    assert (other / "link").read_text() == life
+
+
+async def test_an_empty_id_does_not_end_the_refusals(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    """An older release left an empty file on a full disk."""
+    nightly, _ = folders
+    await lose_all(cell)
+    backed_up(url, nightly)
+    (nightly / ".vps-snapshots-life").write_text("")
+    assert not is_refused(url, nightly)
+    (nightly / ".vps-snapshots-life").write_text("")
     await lose_all(cell)
     assert is_refused(url, nightly)
 

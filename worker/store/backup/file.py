@@ -53,7 +53,7 @@ async def write(
     `recipient`: age's public key for encryption. Raises OSError, also if age fails.
     """
     count = 0
-    with _new_file(path, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
+    with new_file(path, recipient=recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
         lines = _Lines(compressed)
         head = {"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id, "life": life}
         lines.add(head | ({"merged": [*merged]} if merged else {}))
@@ -89,7 +89,7 @@ def _sink(opened: int, recipient: str | None) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _new_file(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
+def new_file(path: Path, *, recipient: str | None = None) -> Iterator[IO[bytes]]:
     """A file that gets its final name once it is complete and on the disk. Until then it has a temporary name,
     because another backup may be written at the same time."""
     opened, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
