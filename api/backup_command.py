@@ -1,6 +1,7 @@
 """The commands `backup` and `restore`, for the data that exists only in Redis."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 from api.options import Config, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
 from api.token_command import audit_of
-from worker.store.backup.file import BackupFile, BackupUnusable, Written, write
+from worker.store.backup.file import BackupFile, BackupUnusable, Written, new_file, write
 from worker.store.backup.restore import AuditLogInUse, Restore
 from worker.store.backup.rows import Backup, DataLost
 
@@ -40,7 +41,7 @@ def backup(
     servers, labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
     settings = settings_of(ApiSettings, context, config)
 
-    async def run(redis: Redis) -> tuple[Path, Written]:
+    async def run(redis: Redis) -> tuple[Path, Written, list[str]]:
         store = Backup(redis)
         if any(folder.glob(_NAME)) and await store.has_lost(_life_of_newest(folder)):
             raise DataLost(
@@ -49,35 +50,62 @@ def backup(
             )
         made_ms = await store.now_ms()
         name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
-        last_id, life = await store.last_id(), await store.life()
+        last_id, life, merged = await store.last_id(), await store.life(), await store.merged()
         path = folder / name
         rows = store.all(life=life, audit=audit)
-        written = await write(path, rows, made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
-        (folder / _LIFE).write_text(life)
+        written = await write(
+            path, rows, made_ms=made_ms, last_id=last_id, recipient=recipient, life=life, merged=merged
+        )
+        failed = _conclude(folder, keep=keep, life=life)
         await store.made(made_ms)
-        return path, written
+        return path, written, failed
 
     try:
-        path, written = with_redis(settings.redis, run)
+        path, written, failed = with_redis(settings.redis, run)
     except (DataLost, OSError) as error:
         fail(f"the backup was not written: {error}", code=1)
-    _tidy(folder, keep=keep)
     typer.echo(f"{written.rows} rows, {written.file_bytes} bytes", err=True)
     typer.echo(path)
+    if failed:
+        fail(f"the backup was written, but {'; '.join(failed)}", code=1)
 
 
-def _life_of_newest(folder: Path) -> str | None:
-    """None if a release that did not write it made the newest backup."""
+def _conclude(folder: Path, *, keep: int, life: str) -> list[str]:
+    """Do what follows a backup. Returns what failed."""
+    steps: dict[str, Callable[[], None]] = {
+        "old ones are left": lambda: _tidy(folder, keep=keep),  # first, because it frees space
+        f"{_LIFE} was not, so the next one may not notice that Redis has lost its data": lambda: _set(folder, life),
+    }
+    failed = []
+    for what, step in steps.items():
+        try:
+            step()
+        except OSError as error:
+            failed.append(f"{what}: {error}")
+    return failed
+
+
+def _set(folder: Path, life: str) -> None:
+    file = folder / _LIFE
+    if _life_of_newest(folder) != life:
+        file.unlink(missing_ok=True)  # none is better than a wrong one, which would refuse every backup from now on
+        with new_file(file) as new:
+            new.write(life.encode())
+
+
+def _life_of_newest(folder: Path) -> str:
+    """Empty if it is unknown: a release that did not write it made the newest backup."""
     try:
         return (folder / _LIFE).read_text()
     except FileNotFoundError:
-        return None
+        return ""
 
 
 def _tidy(folder: Path, *, keep: int) -> None:
     for old in sorted(folder.glob(_NAME))[:-keep]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(f".{_NAME}*.new"):  # files of killed backups, but not one that is being written
+    # files of killed backups, but not one that is being written
+    for left in (*folder.glob(f".{_NAME}*.new"), *folder.glob(f".{_LIFE}*.new")):
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink()

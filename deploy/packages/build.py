@@ -43,20 +43,24 @@ def bill_of_wheel() -> str:
     return bill(only={(entry.name, entry.version) for entry in entries})
 
 
+def architecture() -> str:
+    """Debian's name for that of this machine, for which the packages are: amd64."""
+    return _said("dpkg", "--print-architecture")
+
+
 def debs(release: Release, *, wheel: Path, revision: str, folder: Path, dist: Path) -> None:
     """Build the packages for `release` in `dist`, each with its bill of materials and its licenses beside it.
 
     `folder` is the build folder, and must be empty. Raises CalledProcessError if a tool fails.
     """
-    architecture = _said("dpkg", "--print-architecture")
     full_version = f"{version()}-{revision}~deb{release.number}"
     shutil.copytree(DEPLOY / "debian", folder / "debian")
     for package in PACKAGES:
         root = folder / "staged" / package.name
-        _stage(root, package, release, wheel=wheel, machine=MACHINES[architecture])
+        _stage(root, package, release, wheel=wheel, machine=MACHINES[architecture()])
         shutil.copy(folder / "debian" / "lintian-overrides", folder / "debian" / f"{package.name}.lintian-overrides")
         for name in ("sbom.json", "licenses.txt"):
-            beside = dist / f"{package.name}_{full_version}_{architecture}.{name}"
+            beside = dist / f"{package.name}_{full_version}_{architecture()}.{name}"
             shutil.copy(root / "usr/share/doc" / package.name / name, beside)
     (folder / "debian" / "lintian-overrides").unlink()
     (folder / "debian" / "changelog").write_text(_changelog(full_version))

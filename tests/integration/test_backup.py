@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RedisServer, needs
+from tests.conftest import RedisServer, lacking, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.test_reconcile import Node, lose_redis_data, node, report
 from tests.security.conftest import kept
+from tests.trouble import TROUBLES
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
@@ -52,8 +53,9 @@ async def back_up(cell: Cell, folder: Path, *, recipient: str | None = None) -> 
         async for row in store.audit():
             yield row
 
-    made_ms, last_id, life = await store.now_ms(), await store.last_id(), await store.life()
-    await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
+    made_ms, last_id = await store.now_ms(), await store.last_id()
+    life, merged = await store.life(), await store.merged()
+    await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life, merged=merged)
     return path
 
 
@@ -195,10 +197,12 @@ async def test_it_is_known_whether_redis_has_lost_its_data_since(node: Node, tmp
     found, restore = BackupFile.open(path, identity=None), Restore(node.cell.redis)
     await lose_redis_data(node)
     assert not await restore.has_lost_nothing(found)
-    await Backup(node.cell.redis).life()  # another backup before the restore
+    (tmp_path / "other").mkdir()
+    other = BackupFile.open(await back_up(node.cell, tmp_path / "other"), identity=None)  # before the restore
     assert not await restore.has_lost_nothing(found)
     await put_back(node.cell, path)
     assert await restore.has_lost_nothing(found)  # a second restore does not bring back what is removed from now on
+    assert await restore.has_lost_nothing(other)
 
 
 async def test_a_kind_of_record_that_the_backup_does_not_name_is_restored_too(node: Node, tmp_path: Path) -> None:
@@ -520,8 +524,10 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         (tmp_path / name).touch()
     await Backup(node.cell.redis).made(1)  # those
     killed, being_written = (tmp_path / f".vps-snapshots-20250103T000000Z.backup.{one}.new" for one in "ab")
-    killed.touch()
-    os.utime(killed, (0, 0))
+    also_killed = tmp_path / "..vps-snapshots-life.a.new"
+    for file in (killed, also_killed):
+        file.touch()
+        os.utime(file, (0, 0))
     being_written.touch()
     done = program(f"unix://{redis_server.socket}", "backup", tmp_path, "--keep", "2")
     assert done.returncode == 0, done.stderr
@@ -531,7 +537,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         "vps-snapshots-20250102T000000Z.backup",
         path.name,
     ]
-    assert (killed.exists(), being_written.exists()) == (False, True)
+    assert (killed.exists(), also_killed.exists(), being_written.exists()) == (False, False, True)
 
     refused = program(f"unix://{redis_server.socket}", "restore", path)
     assert (refused.returncode, "Redis has tokens" in refused.stderr) == (1, True)
@@ -596,6 +602,202 @@ async def test_what_is_left_after_a_loss_does_not_become_the_newest_backup(
         del before[part], after[part]
     assert after == before
     assert program(url, "backup", folder).returncode == 0
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    return f"unix://{redis_server.socket}"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders for backups."""
+    for name in ("nightly", "other"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "nightly", tmp_path / "other"
+
+
+def backed_up(url: str, folder: Path) -> Path:
+    done = program(url, "backup", folder)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def restored(url: str, *arguments: str | Path) -> None:
+    done = program(url, "restore", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def is_refused(url: str, folder: Path) -> bool:
+    done = program(url, "backup", folder)
+    assert done.returncode == ("Redis has lost" in done.stderr), done.stderr
+    return done.returncode == 1
+
+
+async def lose_all(cell: Cell) -> None:
+    """Redis loses its data, and an operator creates a token."""
+    await cell.raw("FLUSHALL")
+    await Tokens(cell.redis).create(
+        name="new", account_id=None, permissions=frozenset({Permission.OPERATOR}), lifetime=None
+    )
+
+
+def without_life(path: Path) -> Path:
+    """As an older release wrote it."""
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    head = {name: what for name, what in json.loads(lines[0]).items() if name not in {"life", "merged"}}
+    (path.parent / ".vps-snapshots-life").unlink()
+    return forged(path, json.dumps(head).encode(), *lines[1:-1])
+
+
+async def test_after_a_merge_backups_go_on_to_the_folders_of_both(
+    cell: Cell, url: str, folders: tuple[Path, Path]
+) -> None:
+    """The data of the backup that was made between the loss and the restore was not lost."""
+    nightly, other = folders
+    await lose_all(cell)
+    old = backed_up(url, nightly)
+    await lose_all(cell)
+    new = backed_up(url, other)
+    restored(url, old, "--merge")
+    restored(url, new, "--merge")  # again the other way round
+    for folder in (other, nightly, other):
+        assert not is_refused(url, folder)
+    await lose_all(cell)
+    assert is_refused(url, nightly)
+    assert is_refused(url, other)
+
+
+async def test_a_backup_after_a_merge_has_the_data_of_both(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    nightly, other = folders
+    await lose_all(cell)
+    old = backed_up(url, nightly)
+    await lose_all(cell)
+    backed_up(url, other)
+    restored(url, old, "--merge")
+    merged = backed_up(url, nightly)
+    await cell.raw("FLUSHALL")
+    restored(url, merged)
+    for folder in folders:
+        assert not is_refused(url, folder)
+    await lose_all(cell)
+    for folder in folders:
+        assert is_refused(url, folder)
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["into an empty Redis", "merged"])
+async def test_a_restored_backup_of_a_release_without_an_id_is_followed_by_others(
+    cell: Cell, url: str, folders: tuple[Path, Path], merge: bool
+) -> None:
+    nightly, other = folders
+    await lose_all(cell)
+    old = without_life(backed_up(url, nightly))
+    if merge:
+        await lose_all(cell)
+        assert is_refused(url, nightly)
+        backed_up(url, other)
+    else:
+        await cell.raw("FLUSHALL")
+    restored(url, old, *(["--merge"] if merge else []))
+    for folder in (nightly, other):
+        assert not is_refused(url, folder)
+    await lose_all(cell)
+    for folder in (nightly, other):
+        assert is_refused(url, folder)
+
+
+async def test_a_merge_by_an_older_release_and_its_folder_are_known(
+    cell: Cell, url: str, folders: tuple[Path, Path]
+) -> None:
+    """An older release reads the ID of the file that was restored last, and knows no other."""
+    nightly, other = folders
+    await lose_all(cell)
+    old = backed_up(url, nightly)
+    await lose_all(cell)
+    backed_up(url, other)
+    restored(url, old, "--merge")
+    assert (await cell.raw("GET", "backups:life")).decode() == (nightly / ".vps-snapshots-life").read_text()
+    await cell.raw("DEL", "backups:merged")  # as an older release leaves it
+    assert not is_refused(url, nightly)
+    assert is_refused(url, other)
+
+
+@pytest.mark.parametrize("cause", TROUBLES)
+async def test_redis_that_accepts_no_writes_is_backed_up_each_night(
+    cell: Cell, redis_server: RedisServer, url: str, folders: tuple[Path, Path], cause: str
+) -> None:
+    """It gets no ID, so a later loss is known only by what else a backup leaves."""
+    nightly, _ = folders
+    await lose_all(cell)
+    async with TROUBLES[cause](cell.redis, redis_server):
+        for _ in range(2):
+            assert not is_refused(url, nightly)
+    assert not await cell.raw("EXISTS", "backups:life")
+    await lose_all(cell)
+    assert is_refused(url, nightly)
+
+
+def on_full_disk(url: str, folder: Path, *, files: int) -> subprocess.CompletedProcess[str]:
+    """Back up to a file system that has room for this number of files. The program's output ends with their names."""
+    shell = """mount -t tmpfs -o nr_inodes=$1 tmpfs "$2" && { "$3" backup "$2"; code=$?; ls -A "$2"; exit $code; }"""
+    command = ["unshare", "--mount", "sh", "-c", shell, "sh", str(files + 1), str(folder), str(PROGRAM)]
+    environment = {**os.environ, "VPS_SNAPSHOTS_REDIS__URL": url}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+async def test_a_backup_whose_id_has_no_room_is_made(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    if os.getuid():
+        lacking("only root may mount")
+    nightly, _ = folders
+    await lose_all(cell)
+    done = on_full_disk(url, nightly, files=1)
+    path, *files = done.stdout.splitlines()
+    assert (done.returncode, files) == (1, [Path(path).name])
+    assert "the backup was written, but .vps-snapshots-life was not" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert (await CellNumbers(cell.redis).numbers()).backup_made > 0
+
+    done = on_full_disk(url, nightly, files=0)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the backup was not written" in done.stderr
+
+
+async def test_an_old_backup_that_cannot_be_deleted_is_told(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    nightly, _ = folders
+    await lose_all(cell)
+    await Backup(cell.redis).made(1)
+    (nightly / "vps-snapshots-20250101T000000Z.backup").mkdir()
+    done = program(url, "backup", nightly, "--keep", "1")
+    assert done.returncode == 1
+    assert "the backup was written, but old ones are left: [Errno 21] Is a directory" in done.stderr
+    assert Path(done.stdout.strip()).is_file()
+    assert (nightly / ".vps-snapshots-life").read_bytes() == await cell.raw("GET", "backups:life")
+
+
+@pytest.mark.parametrize("life", ["", "another"])
+async def test_an_id_that_was_left_in_an_empty_folder_is_not_believed(
+    cell: Cell, url: str, folders: tuple[Path, Path], life: str
+) -> None:
+    """The ID is replaced at once, never emptied, so that one that was linked to is as before."""
+    nightly, other = folders
+    await lose_all(cell)
+    (nightly / ".vps-snapshots-life").write_text(life)
+    (other / "link").hardlink_to(nightly / ".vps-snapshots-life")
+    for _ in range(2):
+        assert not is_refused(url, nightly)
+    assert (other / "link").read_text() == life
+
+
+async def test_an_empty_id_does_not_end_the_refusals(cell: Cell, url: str, folders: tuple[Path, Path]) -> None:
+    """An older release left an empty file on a full disk."""
+    nightly, _ = folders
+    await lose_all(cell)
+    backed_up(url, nightly)
+    (nightly / ".vps-snapshots-life").write_text("")
+    assert not is_refused(url, nightly)
+    (nightly / ".vps-snapshots-life").write_text("")
+    await lose_all(cell)
+    assert is_refused(url, nightly)
 
 
 async def test_a_backup_that_would_hold_no_token_is_refused(

@@ -365,7 +365,7 @@ async def _restored(seen: Keyspace) -> None:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "backup"
-        await write(path, rows(), made_ms=0, last_id="", recipient=None)
+        await write(path, rows(), made_ms=0, last_id="", recipient=None, life="another")
         await Backup(seen.cell.redis).made(1)
         await Backup(seen.cell.redis).life()
         await Restore(seen.cell.redis).records(BackupFile.open(path, identity=None), now_ms=0)

@@ -18,16 +18,18 @@ shows() { # COMMAND...: into the transcript, with its output
 }
 die() { printf 'FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
 holds() { "$@" || die "$*"; }
-absent() { ! "$@" >/dev/null 2>&1 || die "not absent: $*"; }
+absent() { # PACKAGE...
+    local package
+    for package; do refuses "no packages found matching $package" dpkg-query -W "$package"; done
+}
 apt() { apt-get -q -y --no-install-recommends "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }; }
 install() {
     printf '    $ apt-get install%s\n' "$(printf ' %s' "${@##*/}")" >>$transcript
     apt --allow-downgrades install "$@"
 }
-until_true() { # for at most 60 s
-    for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done
-    die "not within 60 s: $*"
-}
+limit=60
+# shellcheck source=tests/packages/shared.sh
+. "$(dirname "$0")/shared.sh"
 # Runs programs as the units do: without root, and with their own copy of the settings.
 start() { # NAME COMMAND...
     local name=$1; shift
@@ -55,11 +57,6 @@ stop() { # NAME...
 }
 stop_all() { stop "${!pids[@]}"; }
 call() { curl -s -H "Authorization: Bearer $(cat $cell/token)" -H 'X-Account-Id: 77' "http://127.0.0.1:8080$1" "${@:2}"; }
-# The command's output has the pattern. It reads all of the output: with `| grep -q`, curl would fail of a pipe that closes early.
-says() { # PATTERN COMMAND...
-    local output
-    output=$("${@:2}") && grep -qE "$1" <<<"$output"
-}
 can_create() { says '"id"' call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": $server, \"name\": \"$name\"}"; }
 is_completed() { says '"state": ?"completed"' call "$job"; }
 revision_is() {
@@ -178,12 +175,12 @@ try_download() {
 try_packages() {
     step "front end and command line: no libvirt, no compiler"
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
-    absent dpkg-query -W libvirt0 gcc python3-libvirt
+    absent libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
 
     step "node: Debian's libvirt"
     install /srv/old/vps-snapshots-worker_*.deb "${others[@]}"
-    absent dpkg-query -W gcc
+    absent gcc
 
     step "a snapshot"
     mkdir -p $cell
@@ -223,11 +220,11 @@ try_packages() {
     step "upgrade with edited settings that the release changes, too"
     stop_all
     echo '# edited' >>/etc/vps-snapshots/api.toml
-    absent apt-get -q -y install /srv/new/*.deb </dev/null # dpkg asks, and nobody answers
+    refuses 'end of file on stdin at conffile prompt' apt-get -q -y install /srv/new/*.deb </dev/null # dpkg asks, and nobody answers
     install -o Dpkg::Options::=--force-confold /srv/new/*.deb
     revision_is 2
     holds grep -q '^# edited' /etc/vps-snapshots/api.toml
-    absent grep '^# of the next release' /etc/vps-snapshots/api.toml
+    holds test "$(grep -c '^# of the next release' /etc/vps-snapshots/api.toml)" = 0
     holds grep -q '^# of the next release' /etc/vps-snapshots/api.toml.dpkg-dist
     holds grep -q '^# of the next release' /etc/vps-snapshots/audit.toml # not edited
     [ "$(stat -c %a /etc/vps-snapshots/*.toml* | sort -u)" = 600 ] || die "settings are not private"
@@ -238,7 +235,8 @@ try_packages() {
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
-    labeled=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
+    [[ $(call /api/v1/snapshots/) =~ \"id\":\ ?([0-9]+) ]] || die "no snapshots"
+    labeled=${BASH_REMATCH[1]}
     holds says gold call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}'
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
     stop api gateway # the worker runs on
@@ -247,7 +245,7 @@ try_packages() {
     start_redis
 
     step "restore"
-    backup=$(ls -t /srv/backups/*.backup | head -1)
+    backup=$(ls /srv/backups/*.backup)
     shows vps-snapshots-api --config /etc/vps-snapshots/audit.toml restore --audit "$backup"
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml restore "$backup"
     start_gateway
@@ -260,10 +258,10 @@ try_packages() {
 
     step "no removal while a job is unfinished, also with another state_dir"
     change_journal "INSERT INTO jobs VALUES ('x', '{}', 'x', '{}', 0, NULL, 0, 0)"
-    absent dpkg --remove vps-snapshots-worker
+    refuses 'not removed: 1 jobs' dpkg --remove vps-snapshots-worker
     mv /var/lib/vps-snapshots /srv/state
     sed -i 's|^state_dir = .*|state_dir = "/srv/state"|' /etc/vps-snapshots/worker.toml
-    absent dpkg --remove vps-snapshots-worker
+    refuses 'not removed: 1 jobs' dpkg --remove vps-snapshots-worker
     holds dpkg-query -W vps-snapshots-worker
     mv /srv/state /var/lib/vps-snapshots
     sed -i 's|^state_dir = .*|state_dir = "/var/lib/vps-snapshots"|' /etc/vps-snapshots/worker.toml
@@ -286,7 +284,7 @@ look_at_files() {
     done
     bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
     /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
-    absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
+    refuses "No module named 'aiohttp'" /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
     systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*
     [ -z "$(find /etc/systemd/system -name 'vps-snapshots-*')" ] || die "a unit is enabled before its settings are edited"
     [ -z "$(find /usr/lib/vps-snapshots -perm /022 ! -type l)" ] || die "users can write programs"

@@ -13,22 +13,16 @@ die() {
     exit 1
 }
 trap 'die "line $LINENO"' ERR
-until_true() { # for at most 120 s
-    for _ in $(seq 1200); do if "$@"; then return; fi; sleep 0.1; done
-    die "not within 120 s: $*"
-}
+limit=120
+# shellcheck source=tests/packages/shared.sh
+. "$(dirname "$0")/shared.sh"
 is_active() { systemctl is-active --quiet "$1"; }
 main_pid() { systemctl show -p MainPID --value "$1"; }
 has_restarted() { [ "$(systemctl show -p NRestarts --value "$1")" -ge "$2" ]; }
 is_new() { [ "$(main_pid "$1")" != "$2" ] && [ "$(main_pid "$1")" != 0 ] && is_active "$1"; }
 call() { curl -sS --max-time 300 -H "Authorization: Bearer $(cat /root/token)" -H 'X-Account-Id: 77' "$VPS_SNAPSHOTS_URL$1" "${@:2}"; }
-# The command's output has the pattern. It reads all of the output: with `| grep -q`, curl would fail of a pipe that closes early.
-says() { # PATTERN COMMAND...
-    local output
-    output=$("${@:2}") && grep -qE "$1" <<<"$output"
-}
 is_reachable() { says '"reachable": ?true' call /api/v1/servers/12345/; }
-completed() { # NAME: a create, or DATA and PATH of another call
+completed() { # NAME: of a create
     local job
     job=$(call /api/v1/snapshots/ -D - -o /root/body -d "{\"server_id\": 12345, \"name\": \"$1\"}" |
         sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p')
@@ -39,7 +33,7 @@ completed() { # NAME: a create, or DATA and PATH of another call
 is_over() { says '"state": ?"(completed|failed)"' call "$1"; }
 password() { sed -n "s/^user $1 .* >\([^ ]*\) .*/\1/p" /etc/redis/users.acl; }
 
-step "$(systemctl --version | head -n 1)"
+step "systemd $(systemctl show -p Version --value)"
 
 step "Redis, as redis.conf and users.acl are shipped"
 install -m 640 -o redis -g redis /srv/deploy/redis/redis.conf /srv/deploy/redis/users.acl /etc/redis/
@@ -83,19 +77,24 @@ completed second
 [ "$(virsh domstate web)" = running ] || die "the server is $(virsh domstate web)"
 [ "$(qemu-img snapshot -U -l $disk | grep -c vps-)" = 2 ] || die "$(qemu-img snapshot -U -l $disk)"
 
-begin_calls() { # one after the other, until end_calls
+begin_calls() { # one after the other, until end_calls; the first has gone through
     rm -f /root/enough
-    (
-        n=0
-        while [ ! -e /root/enough ]; do call /api/v1/snapshots/ -o /dev/null -f || exit 1; n=$((n + 1)); done
-        echo "$n" >/root/calls
-    ) &
+    : >/root/calls # a line for each
+    (while [ ! -e /root/enough ]; do { call /api/v1/snapshots/ -o /dev/null -f && echo >>/root/calls; } || exit 1; done) &
     calls=$!
+    until_true has_calls 1
+}
+has_calls() { # NUMBER; dies if the calls have ended
+    kill -0 $calls || die "a call failed"
+    [ "$(wc -l </root/calls)" -ge "$1" ]
 }
 end_calls() { # WHAT
+    local former
+    former=$(wc -l </root/calls)
+    until_true has_calls $((former + 1))
     touch /root/enough
     wait $calls || die "a call failed during $1"
-    step "$(cat /root/calls) calls went through"
+    step "$(wc -l </root/calls) calls went through"
 }
 
 step "a restart of the front end: no call is refused"
@@ -161,7 +160,7 @@ for unit in api audit gateway worker; do
     systemd-analyze security --no-pager "vps-snapshots-$unit" | tail -n 1
 done
 
-step "the worker stops before libvirt-guests, and stays when its removal is refused"
+step "the worker stops before libvirt-guests, and runs again when its removal is refused"
 virsh -q destroy web
 systemctl start libvirt-guests
 units="libvirt-guests.service vps-snapshots-worker.service" # one transaction stops both, as at a shutdown
@@ -174,9 +173,10 @@ systemctl stop down.target
 systemctl start vps-snapshots-worker
 until_true is_reachable
 sed 's|^state_dir = .*|state_dir = |' -i.good $etc/worker.toml
-if dpkg --remove vps-snapshots-worker >/dev/null 2>&1; then die "removed, and nobody knows where its journal is"; fi
+pid=$(main_pid vps-snapshots-worker)
+refuses 'not removed: unknown jobs' dpkg --remove vps-snapshots-worker # nobody knows where its journal is
 mv $etc/worker.toml.good $etc/worker.toml
-until_true is_active vps-snapshots-worker
+until_true is_new vps-snapshots-worker "$pid"
 
 step "all stop cleanly, and were denied nothing"
 systemctl stop vps-snapshots-worker vps-snapshots-gateway vps-snapshots-audit vps-snapshots-api vps-snapshots-api.socket

@@ -31,7 +31,7 @@ mkdir -p "$work"
 mount -t tmpfs -o size=80% tmpfs "$work" # dpkg waits for the disk after each file
 
 # shellcheck disable=SC2016  # apt-get reads the name in the format
-mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | grep -m 1 ^http || true)}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | awk '/^http/ && !found++' || true)}
 mirror=${mirror:-http://deb.debian.org/debian}; mirror=${mirror%/}
 eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy | sed 's/^/export /')"
 mapfile -t network < <(env | grep -E '^(PIP_(INDEX_URL|TRUSTED_HOST|CERT|DEFAULT_TIMEOUT)|https?_proxy|no_proxy)=' || true)
@@ -125,7 +125,7 @@ packages() { # RELEASE
     mkdir "$root/srv/old" "$root/srv/new"
     cp "${old:-$debs}"/*~deb"$1"_*.deb "$root/srv/old"
     for deb in "$debs"/*~deb"$1"_*.deb; do next_revision "$deb" "$root/srv/new"; done
-    cp deploy/redis/users.acl tests/packages/inside.sh tests/packages/customer.py "$root/srv/"
+    cp deploy/redis/users.acl tests/packages/{inside.sh,shared.sh,customer.py} "$root/srv/"
     inside bash /srv/inside.sh download
     without_network inside bash /srv/inside.sh packages # our packages download nothing, and each release has its own port 8080
     [ -z "${DEBS:-}" ] || return 0
@@ -133,7 +133,7 @@ packages() { # RELEASE
         echo "install.sh under umask $mask"
         fresh "$1" "checkout-$1-$mask"
         git archive --prefix=srv/checkout/ HEAD | tar -C "$root" -x
-        cp tests/packages/inside.sh "$root/srv/"
+        cp tests/packages/{inside,shared}.sh "$root/srv/"
         (umask "$mask" && inside bash /srv/inside.sh checkout)
     done
 }
@@ -158,7 +158,7 @@ prepare_machine() {
     local deb packages=(systemd-sysv dbus udev kmod linux-image-cloud-amd64 initramfs-tools zstd redis-server curl openssl iproute2)
     packages+=(qemu-system-x86 libvirt-daemon-system libvirt-clients)
     fresh "$1" "machine-$1"
-    cp "$debs"/*~deb"$1"_*.deb tests/packages/machine.sh "$root/srv/"
+    cp "$debs"/*~deb"$1"_*.deb tests/packages/{machine,shared}.sh "$root/srv/"
     mkdir "$root/srv/new"
     for deb in "$debs"/*~deb"$1"_*.deb; do next_revision "$deb" "$root/srv/new"; done
     git archive HEAD deploy | tar -C "$root/srv" -x
@@ -189,7 +189,7 @@ say "Debian ${releases[*]}"
 building=()
 [ -n "${DEBS:-}" ] || building=("build first ${releases[*]}")
 if [ "$mode" = full ] && [ -z "${DEBS:-}" ]; then
-    tag=$(git tag --list 'v*' --sort=-version:refname | head -n 1)
+    tag=$(git for-each-ref --count=1 --sort=-version:refname --format='%(refname:short)' 'refs/tags/v*')
     from=${FROM:-${tag:-$first}}
     say "the upgrade is from $from"
     building+=("build_from $from ${releases[*]}")

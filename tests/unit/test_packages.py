@@ -1,6 +1,7 @@
 """The Debian packages: their contents, and what the lock pins for their Debian release."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -36,6 +37,29 @@ def test_a_unit_starts_programs_of_its_own_package() -> None:
                 program = word.partition("=")[2] or word
                 if program.startswith(CHECKOUT_HOME):
                     assert program.removeprefix(CHECKOUT_HOME) in {*package.programs, "python"}
+
+
+def builds(folder: Path, *options: str, architecture: str = "amd64") -> subprocess.CompletedProcess[str]:
+    """Build on a machine of the architecture, if it begins at all."""
+    (folder / "dpkg").write_text(f"#!/bin/sh\necho {architecture}\n")
+    (folder / "dpkg").chmod(0o755)
+    (folder / "git").write_text("#!/bin/sh\nexit 9\n")  # with which a build begins
+    (folder / "git").chmod(0o755)
+    command = [sys.executable, "-m", "deploy.packages", str(folder / "dist"), *options]
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_no_package_is_built_for_is_refused_before_the_build(tmp_path: Path) -> None:
+    for done, why in (
+        (builds(tmp_path, "--debian", "12", "--debian", "11"), "Debian 11: packages are built for 12 and 13"),
+        (builds(tmp_path, architecture="riscv64"), "architecture riscv64: packages are built for amd64 and arm64"),
+        (builds(tmp_path, "--revision", "1_2"), "revision '1_2'"),
+    ):
+        assert done.returncode == 2
+        assert why in " ".join(done.stderr.replace("│", " ").split())
+    assert "git" in builds(tmp_path, "--debian", "12", architecture="arm64").stderr
+    assert not (tmp_path / "dist").exists()
 
 
 def test_each_package_has_its_files_for_debian() -> None:

@@ -12,7 +12,7 @@ follow() {
 
 printf '{'
 call POST snapshots/ -d "{\"server_id\": $server, \"name\": \"by-hand\"}"
-answered create; id=$(grep -oE '"id": [0-9]+' body | head -n 1 | grep -oE '[0-9]+'); follow
+answered create; [[ $(cat body) =~ \"id\":\ ([0-9]+) ]]; id=${BASH_REMATCH[1]}; follow
 call GET "snapshots/?server_id=$server"
 printf ', '; answered list
 call POST "snapshots/$id/restore/"

@@ -1,8 +1,8 @@
 """The backup file: lines of JSON, compressed and optionally encrypted.
 
-The first line is {vps_snapshots_backup: version, made_ms, last_id, life}, the last one {rows, sha256: of the lines
-before}. So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it is
-used.
+The first line is {vps_snapshots_backup: version, made_ms, last_id, life, merged}, the last one {rows, sha256: of the
+lines before}. So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it
+is used.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +46,17 @@ async def write(
     last_id: str,
     recipient: str | None,
     life: str = "",
+    merged: Sequence[str] = (),
 ) -> Written:
     """Write the file atomically; only its owner can read it.
 
     `recipient`: age's public key for encryption. Raises OSError, also if age fails.
     """
     count = 0
-    with _new_file(path, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
+    with new_file(path, recipient=recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
         lines = _Lines(compressed)
-        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id, "life": life})
+        head = {"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id, "life": life}
+        lines.add(head | ({"merged": [*merged]} if merged else {}))
         async for row in rows:
             lines.add(row)
             count += 1
@@ -87,7 +89,7 @@ def _sink(opened: int, recipient: str | None) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _new_file(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
+def new_file(path: Path, *, recipient: str | None = None) -> Iterator[IO[bytes]]:
     """A file that gets its final name once it is complete and on the disk. Until then it has a temporary name,
     because another backup may be written at the same time."""
     opened, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
@@ -127,6 +129,7 @@ class _Head(_Checked):
     made_ms: Milliseconds
     last_id: str
     life: str = ""  # missing in older files
+    merged: tuple[str, ...] = ()
 
 
 class _Row(_Checked):
@@ -149,6 +152,7 @@ class BackupFile:
     made_ms: int
     last_id: str
     life: str  # see `Backup.life`
+    merged: tuple[str, ...]  # see `Backup.merged`
     has_tokens: bool
 
     @classmethod
@@ -170,6 +174,7 @@ class BackupFile:
             made_ms=head.made_ms,
             last_id=head.last_id,
             life=head.life,
+            merged=head.merged,
             has_tokens=has_tokens,
         )
 

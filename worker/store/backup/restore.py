@@ -7,8 +7,8 @@ from typing import Any
 
 from worker.store.access.audit import HEAD
 from worker.store.backup.file import BackupFile
-from worker.store.backup.rows import LIFE, Row, life_of
-from worker.store.calls import Scripts, reading, redis_answers
+from worker.store.backup.rows import Backup, Row, lives_of
+from worker.store.calls import Scripts, reading
 
 AT_ONCE = 200  # rows per script call
 # Kinds whose records a restore may complete if Redis has lost nothing since the backup. Missing records of other kinds
@@ -31,7 +31,7 @@ class Restore(Scripts):
 
     async def has_lost_nothing(self, backup: BackupFile) -> bool:
         """Whether Redis still has the data of the backup, apart from what was deleted since."""
-        return bool(backup.life) and await life_of(self._redis) == backup.life
+        return backup.life in await lives_of(self._redis)
 
     async def records(self, backup: BackupFile, *, now_ms: int, removed: bool = True) -> Mapping[str, int]:
         """Write all but the audit log. `now_ms`: Redis's clock. `removed` False: only what cannot have been deleted
@@ -55,8 +55,9 @@ class Restore(Scripts):
         for kind in [*by_kind]:
             await put(kind)
         if backup.life:
-            with redis_answers():
-                await self._redis.set(LIFE, backup.life)
+            await self._call("backup/put_life", {"life": backup.life, "merged": backup.merged})
+        else:
+            await Backup(self._redis).life()
         return written
 
     async def audit(self, backup: BackupFile) -> int:

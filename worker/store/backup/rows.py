@@ -21,6 +21,7 @@ from worker.store.unreadable import Unreadable
 Row: TypeAlias = dict[str, Any]
 SCANNED_AT_ONCE = 1000
 LIFE = "backups:life"  # a random text, which is gone if Redis loses its data
+MERGED = "backups:merged"  # such texts of other backups whose data was restored beside the data that Redis had
 SNAPSHOTS_KEPT = frozenset({"completed", "in_progress"})
 _HEX32 = "[0-9a-f]{32}"
 _PATTERNS = {
@@ -66,15 +67,20 @@ class Backup(Scripts):
         missing while Redis accepts no writes."""
         with suppress(StoreReadOnly), redis_answers():
             await self._redis.set(LIFE, secrets.token_hex(16), nx=True)
-        return await life_of(self._redis)
+        return await _life_of(self._redis)
 
-    async def has_lost(self, life: str | None) -> bool:
-        """Whether Redis has lost its data since a backup. `life`: what `life` returned for that backup; None if it is
+    async def merged(self) -> list[str]:
+        """The IDs of other backups whose data Redis has, because they were restored with `--merge`."""
+        return await _merged_into(self._redis)
+
+    async def has_lost(self, life: str) -> bool:
+        """Whether Redis has lost its data since a backup. `life`: what `life` returned for that backup; "" if it is
         unknown, because an older release made the backup."""
-        now = await life_of(self._redis)
-        if life is None:
-            return not now and not await reading(lambda: self._redis.exists(LAST_BACKUP))
-        return bool(life) and now != life
+        held = await lives_of(self._redis)
+        if life:
+            return life not in held
+        has_trace = held or await reading(lambda: self._redis.exists(LAST_BACKUP))
+        return not has_trace and await self._accepts_writes()  # otherwise a backup would have left no trace
 
     async def made(self, made_ms: int) -> None:
         """Record that a backup was written; an alert fires if the last one is old."""
@@ -91,7 +97,7 @@ class Backup(Scripts):
         if audit:
             async for row in self.audit():
                 yield row
-        if await life_of(self._redis) != life:
+        if life and life not in await lives_of(self._redis):
             raise DataLost("Redis has lost its data during the backup")
         if not tokens:
             raise DataLost("Redis has no tokens: it has lost its data, or is new")
@@ -127,6 +133,14 @@ class Backup(Scripts):
         if head:
             yield {"kind": "audit_head", "record": records.decoded(head)}
 
+    async def _accepts_writes(self) -> bool:
+        try:
+            with redis_answers():
+                await self._redis.setrange(LIFE, 0, "")  # changes nothing
+        except StoreReadOnly:
+            return False
+        return True
+
     async def _scan(self, cursor: int) -> tuple[int, list[bytes]]:
         found: tuple[int, list[bytes]] = await self._redis.scan(cursor, count=SCANNED_AT_ONCE, _type="hash")
         return found
@@ -151,9 +165,18 @@ class Backup(Scripts):
         return rows
 
 
-async def life_of(redis: Redis) -> str:
-    """Raises StoreUnavailable."""
+async def lives_of(redis: Redis) -> set[str]:
+    """The IDs of all backups whose data Redis has, apart from what was deleted since. Raises StoreUnavailable."""
+    return {await _life_of(redis), *await _merged_into(redis)} - {""}
+
+
+async def _life_of(redis: Redis) -> str:
     return records.text(await reading(lambda: redis.get(LIFE)) or b"")
+
+
+async def _merged_into(redis: Redis) -> list[str]:
+    members = await reading(lambda: redis.smembers(MERGED))  # type: ignore[arg-type,return-value]
+    return sorted(map(records.text, members))
 
 
 def kind_of(key: str) -> str | None:
