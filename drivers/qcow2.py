@@ -21,10 +21,10 @@ LOCK_SECONDS = 10.0  # limit for a QEMU that has just exited, or a killed qemu-i
 LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # exit codes of `qemu-img check` that are results, not failures
-READ_CPU_SECONDS, CHANGE_CPU_SECONDS = 60, 600  # a fully mapped image of 500 GB takes 0.4 and 4
+READ_CPU_SECONDS, CHANGE_CPU_SECONDS = 60, 600  # a fully mapped image of 500 GB takes 0.4 and 0.8
 MEMORY_BYTES = (
     2 << 30
-)  # address space: QEMU starts up to 64 threads of 8 MiB. It uses 40 MB for a fully mapped image of 500 GB
+)  # address space: QEMU starts up to 64 threads of 8 MiB. It uses 90 MB for a fully mapped image of 500 GB
 MAX_MEMORY_BYTES = 4 << 30
 # growth of a file by one change, or a share of the file: a file written by qemu-img itself grows by 1/64
 GROWTH_BYTES = 1 << 30
