@@ -24,6 +24,7 @@ class PeerStore:
         self.redis = Redis(unix_socket_path=socket)
         self._change = self.redis.register_script((HERE / "change.lua").read_text())
         self._list = self.redis.register_script((HERE / "list.lua").read_text())
+        self._show = self.redis.register_script((HERE / "show.lua").read_text())
 
     async def account_of(self, secret: str) -> str | None:
         """The account of a token."""
@@ -52,14 +53,11 @@ class PeerStore:
 
     async def show(self, account: str, snapshot: str) -> Body:
         """Return the body of one snapshot, with all fields of ours. Raises Refused."""
-        raw = await self.redis.hgetall(f"snapshot:{snapshot}")  # type: ignore[misc]  # typed for both clients
-        if raw.get(b"account") != account.encode():
+        row = await self._show(args=[account, snapshot])
+        if not row:
             raise Refused("snapshot_not_found")
-        server_name = await self.redis.hget(f"server:{raw[b'server'].decode()}", "name")  # type: ignore[misc]
-        fields = ("server", "name", "status", "size_mb", "created_ms", "description")
-        shown = _shown([snapshot.encode(), *(raw[field.encode()] for field in fields), server_name])
         more = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None, "contents": None}
-        return shown | more
+        return _shown(row) | more | {"consistency": None}
 
     async def _changed(self, kind: str, account: str, target: str, *more: str) -> tuple[str, list[bytes]]:
         job = uuid4().hex
