@@ -214,7 +214,7 @@ bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
-bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=60 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
 
 test-axe: setup-tests ## check every page of the dashboard and of the documentation with axe, with all rules, in light, dark and on a phone
