@@ -7,7 +7,9 @@ output names the program and its version.
 
 First the cell is idle, which shows the cost of heartbeats and reports. Then some creates run while operators follow the
 events of all accounts, and then ten creates per node, 64 requests at a time. Admission is the rate of 201 responses;
-pick-up is the time from the response to the start of the job on its node.
+pick-up is the time from the response to the start of the job on its node. The limit of a burst is the program that uses
+a whole CPU (Redis, the front end, a gateway, this client); or, if all together use what the machine has, the machine;
+or, if they use less, the disk that Redis waits for.
 """
 
 import asyncio
@@ -70,9 +72,14 @@ class Programs:
     nodes: list[int]
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds until now."""
-        gateways = sum(map(cpu_seconds, self.gateways))
-        return {"redis": cpu_seconds(self.redis), "front_end": cpu_seconds(self.front_end), "gateways": gateways}
+        """CPU seconds until now. `client`: this process."""
+        return {
+            "redis": cpu_seconds(self.redis),
+            "gateways": sum(map(cpu_seconds, self.gateways)),
+            "front_end": cpu_seconds(self.front_end),
+            "nodes": sum(map(cpu_seconds, self.nodes)),
+            "client": time.process_time(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,7 @@ class Grown:
 
     nodes: int
     idle_commands: float  # per second, of all nodes and the cell itself
+    idle_commands_per_node: float
     idle_redis: float
     idle_gateways: float
     admitted: float  # per second
@@ -90,6 +98,12 @@ class Grown:
     redis_ms: float  # Redis's CPU time per job, from the request to the end
     gateways_ms: float
     front_end_ms: float
+    burst_redis: float  # from the first request of the burst to its last end
+    burst_gateways: float
+    burst_front_end: float
+    burst_nodes: float
+    burst_client: float
+    burst_all: float
     redis_mib: float
     event_p99_ms: float  # from the end of a job to the event at an operator
 
@@ -274,22 +288,30 @@ async def measure(folder: Path, nodes: int) -> Grown:
         before, began = cell.programs.cpu(), time.monotonic()
         many = CREATES * nodes
         await create(cell, [FOLLOWED + 1 + n for n in range(many)], "burst")
-        burst = {name: (value - before[name]) / many * 1000 for name, value in cell.programs.cpu().items()}
+        seconds = time.monotonic() - began
+        burst = {name: value - before[name] for name, value in cell.programs.cpu().items()}
         jobs = cell.jobs
         pick_up = [(jobs.began[one] - at) * 1000 for one, at in jobs.admitted.items()]
         memory = (await cell.redis.info("memory"))["used_memory"]
         return Grown(
             nodes=nodes,
             idle_commands=(after[1] - idle[1]) / IDLE_SECONDS,
+            idle_commands_per_node=(after[1] - idle[1]) / IDLE_SECONDS / nodes,
             idle_redis=used["redis"],
             idle_gateways=used["gateways"],
             admitted=many / (max(jobs.admitted.values()) - began),
             pick_up_p50_ms=statistics.median(pick_up),
             pick_up_p99_ms=percentile(pick_up, 0.99),
             done_seconds=max(jobs.ended[one] for one in jobs.admitted) - began,
-            redis_ms=burst["redis"],
-            gateways_ms=burst["gateways"],
-            front_end_ms=burst["front_end"],
+            redis_ms=burst["redis"] / many * 1000,
+            gateways_ms=burst["gateways"] / many * 1000,
+            front_end_ms=burst["front_end"] / many * 1000,
+            burst_redis=burst["redis"] / seconds * 100,
+            burst_gateways=burst["gateways"] / seconds * 100,
+            burst_front_end=burst["front_end"] / seconds * 100,
+            burst_nodes=burst["nodes"] / seconds * 100,
+            burst_client=burst["client"] / seconds * 100,
+            burst_all=sum(burst.values()) / seconds * 100,
             redis_mib=memory / 2**20,
             event_p99_ms=followed_p99,
         )
@@ -297,6 +319,7 @@ async def measure(folder: Path, nodes: int) -> Grown:
 
 ROWS = {
     "idle_commands": "idle: commands a second at Redis",
+    "idle_commands_per_node": "idle: commands a second at Redis, per node",
     "idle_redis": "idle: CPU of Redis, %",
     "idle_gateways": "idle: CPU of both gateways, %",
     "admitted": "creates admitted a second",
@@ -306,6 +329,12 @@ ROWS = {
     "redis_ms": "CPU of Redis for a job, ms",
     "gateways_ms": "CPU of gateways for a job, ms",
     "front_end_ms": "CPU of the front end for a job, ms",
+    "burst_redis": "burst: CPU of Redis, % of one CPU",
+    "burst_gateways": "burst: CPU of both gateways, %",
+    "burst_front_end": "burst: CPU of the front end, %",
+    "burst_nodes": "burst: CPU of the simulated nodes, %",
+    "burst_client": "burst: CPU of this client, %",
+    "burst_all": "burst: CPU of all of them, %",
     "redis_mib": "memory of Redis, MiB",
     "event_p99_ms": "event at an operator p99, ms",
 }
@@ -314,11 +343,12 @@ ROWS = {
 def show(grown: list[Grown]) -> None:
     program = redis_program.version()
     print(f"{program}; {SERVERS} servers and {CREATES} creates a node; the ratio is to {grown[0].nodes} nodes")
-    print(f"{'nodes':<38}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
+    print(f"{os.cpu_count()} CPUs, so at most {100 * (os.cpu_count() or 1)} % for all of them")
+    print(f"{'nodes':<44}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
     base = asdict(grown[0])
     for name, text in ROWS.items():
         figures = ((asdict(one)[name], base[name]) for one in grown)
-        print(f"{text:<38}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
+        print(f"{text:<44}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
     told = {"redis": program, "servers": SERVERS, "creates": CREATES, "sizes": [asdict(one) for one in grown]}
     print(json.dumps(told))
 
