@@ -1,4 +1,5 @@
-"""Calls per second of the front end, compared with two peers: `make bench-http`, less than three minutes.
+"""Calls per second of the front end, compared with two peers: `make bench-http`, less than four minutes (DURATION=2
+seconds of each call and round).
 
 The baseline is an aiohttp handler with one Lua call that writes the essentials of the same change without a token,
 limit, Idempotency-Key, audit entry or log. The other peer is a typical FastAPI application: pydantic, a token lookup
@@ -9,6 +10,7 @@ which needs more CPUs than wrk and Redis use.
 
 import asyncio
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -18,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import uvloop
@@ -30,18 +33,20 @@ from tests.bench import seeding
 from tests.conftest import RedisServer
 from tests.queueing import client, until_told
 from worker.store.access.tokens import Permission, Tokens
-from worker.store.model import AccountId
+from worker.store.model import AccountId, JobState
 
 ACCOUNT = AccountId(77)
 CONNECTIONS = 64
 ROUNDS = 3
-SECONDS = 2
-SETTLED_SECONDS = 0.3  # wrk does not wait for its last calls, which would otherwise run in the next cell
+SECONDS = int(os.environ.get("DURATION") or 2)
+LISTS_TIMES = 2  # as long: wrk does not count the last 64 calls, whose CPU time is counted
+SETTLED_SECONDS, SETTLED_COMMANDS = 0.3, 30  # Redis is idle if it runs at most that many commands in that time
 NODES = 50
 MANY = 16_000  # servers with one snapshot each; doubled if a round would change more
-FEW = 500  # servers with five snapshots each, for the rounds that only read
+FEW = 500  # servers with five snapshots and jobs each, for the rounds that only read
 CHANGES = ("create", "restore", "delete")
-READS = ("show", "list_of_server", "list_of_100")
+LISTS = ("list_of_server", "list_of_100", "list_of_jobs")
+READS = ("show", "job", *LISTS)
 OURS, SEVERAL, BARE, FASTAPI = "ours", "processes", "bare aiohttp", "FastAPI"
 PROCESSES = int(os.environ.get("PROCESSES") or 1)
 ROOT = Path(__file__).parents[2]
@@ -124,9 +129,32 @@ def snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
         yield {"id": str(n), "age_ms": 86_400_000 + many * of_each - n, **about, **where}
 
 
+def jobs(many: int, of_each: int, random: Random) -> Iterator[dict[str, str]]:
+    """All of them have completed."""
+    for n in range(many * of_each):
+        server = n // of_each + 1
+        yield seeding.job(
+            n,
+            state=JobState.COMPLETED,
+            age_ms=seeding.SPREAD_MS * (many * of_each - n) // (many * of_each),
+            server=(server, f"web-{server}"),
+            account=ACCOUNT,
+            node=f"node-{server % NODES}",
+            random=random,
+        )
+
+
+async def settled(redis: Redis) -> None:
+    """Return when Redis is idle: wrk does not wait for its last calls, which would otherwise run in the next cell."""
+    before = -math.inf
+    while (now := (await redis.info("stats"))["total_commands_processed"]) - before > SETTLED_COMMANDS:
+        before = now
+        await asyncio.sleep(SETTLED_SECONDS)
+
+
 async def seed(redis: Redis, what: str, many: int) -> str:
     """Write a new cell with that many servers. Returns a token's secret."""
-    await asyncio.sleep(SETTLED_SECONDS)
+    await settled(redis)
     await redis.flushdb()
     of_each = 1 if what in CHANGES else 5
     async with seeding.in_bulk(redis):
@@ -135,6 +163,8 @@ async def seed(redis: Redis, what: str, many: int) -> str:
         if what != "create":
             await seeding.write_rows(redis, "snapshots", snapshots(many, of_each))
             await redis.set("snapshots:last_id", str(many * of_each))
+        if what in {"job", "list_of_jobs"}:
+            await seeding.write_jobs(redis, jobs(many, of_each, Random(7)))
     permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
     token = await Tokens(redis).create(name="public tier", account_id=ACCOUNT, permissions=permissions)
     return token.secret
@@ -155,7 +185,7 @@ async def load(loaded: Loaded, redis: Redis, redis_pid: int, what: str, *, ids: 
         "wrk",
         "-t1",
         f"-c{CONNECTIONS}",
-        f"-d{SECONDS}s",
+        f"-d{SECONDS * (LISTS_TIMES if what in LISTS else 1)}s",
         "--timeout=10s",
         "-s",
         str(Path(__file__).with_name("http.lua")),
@@ -208,7 +238,8 @@ async def measure(folder: Path, wanted: tuple[str, ...]) -> dict[str, dict[str, 
 
 
 def tell(found: dict[str, dict[str, Round]]) -> None:
-    print(f"{ROUNDS} rounds of {SECONDS} s, {CONNECTIONS} connections, medians; the baseline is {BARE}")
+    rounds = f"{ROUNDS} rounds of {SECONDS} s, of lists {SECONDS * LISTS_TIMES} s"
+    print(f"{rounds}, {CONNECTIONS} connections, medians; the baseline is {BARE}")
     print(f"{'':<16}{'':<14}{'calls/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'Redis us':>10}{'ours is':>11}")
     for what, by in found.items():
         for name, one in by.items():

@@ -23,7 +23,6 @@ from tests.bench import http, seeding
 from tests.bench.figures import percentile, took
 from tests.browser.stage import staged
 from worker.store.access.tokens import Permission
-from worker.store.model import JobState
 
 ROUNDS = int(os.environ.get("ROUNDS") or 500)
 BASELINE, DEFAULT = 1_000, 1_000_000  # snapshots, and jobs
@@ -52,21 +51,6 @@ def snapshots(many: int) -> Iterator[dict[str, Any]]:
         yield row | {"created_by": f"{n:032x}"}
 
 
-def jobs(many: int, random: Random) -> Iterator[dict[str, str]]:
-    """All of them have completed."""
-    for n in range(many):
-        server = n // OF_EACH + 1
-        yield seeding.job(
-            n,
-            state=JobState.COMPLETED,
-            age_ms=seeding.SPREAD_MS * (many - n) // many,
-            server=(server, f"web-{server}"),
-            account=http.ACCOUNT,
-            node=f"node-{server % http.NODES}",
-            random=random,
-        )
-
-
 @asynccontextmanager
 async def account_with(many: int) -> AsyncIterator[ClientSession]:
     """A session of the account's customer, in a cell of its own."""
@@ -78,7 +62,7 @@ async def account_with(many: int) -> AsyncIterator[ClientSession]:
             used.append(await used_bytes(stage.redis))
             await seeding.write_rows(stage.redis, "snapshots", snapshots(many))
             used.append(await used_bytes(stage.redis))
-            await seeding.write_jobs(stage.redis, jobs(many, Random(7)))
+            await seeding.write_jobs(stage.redis, http.jobs(many // OF_EACH, OF_EACH, Random(7)))
             used.append(await used_bytes(stage.redis))
         snapshot, job = ((after - before) / many for before, after in pairwise(used))
         print(

@@ -39,6 +39,7 @@ def http(axes: Axes, figures: Figures) -> None:
         {name: [by[name]["calls_per_second"] if name in by else None for by in by_call.values()] for name in programs},
     )
     axes.set_ylabel("calls a second")
+    axes.tick_params(axis="x", rotation=20)
 
 
 def pickup(axes: Axes, figures: Figures) -> None:
