@@ -44,15 +44,15 @@ class Bench:
 
 
 BENCHES = (
-    Bench(name="http", title="Front end"),
-    Bench(name="pickup", title="Pick-up"),
+    Bench(name="http", title="Front end", settings={"DURATION": "1"}),
+    Bench(name="pickup", title="Pick-up", settings={"N": "3", "JOBS": "60"}),
     Bench(name="downtime", title="Downtime", settings={"N": "3"}),
-    Bench(name="live", title="Snapshots without a stop", settings={"N": "100", "SIZES": "100G:64k"}),
-    Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500"}),
-    Bench(name="neighbors", title="Neighbors", settings={"N": "3", "SECONDS": "3"}),
+    Bench(name="live", title="Snapshots without a stop", settings={"N": "50", "SIZES": "100G:64k 100G:1M"}),
+    Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500", "OLDER_UP_TO": "100"}),
+    Bench(name="neighbors", title="Neighbors", settings={"N": "3", "SECONDS": "2"}),
     Bench(name="fleet", title="Fleet", settings={"NODES": "100 300", "IDLE": "5"}),
-    Bench(name="footprint", title="Footprint", settings={"RUNS": "3", "IDLE": "10"}),
-    Bench(name="lists", title="Customers' lists", settings={"N": "1000000", "ROUNDS": "200"}),
+    Bench(name="footprint", title="Footprint", settings={"RUNS": "3", "IDLE": "60", "GROWTH": "500"}),
+    Bench(name="lists", title="Customers' lists", settings={"N": "100000", "ROUNDS": "1000"}),
     Bench(name="ops", title="Operators' lists and pages", settings={"N": "20000"}),
     Bench(name="admission", title="Admission"),
     Bench(name="tracing", title="Tracing"),
