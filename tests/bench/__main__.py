@@ -1,4 +1,4 @@
-"""Runs every benchmark in a short form, one after the other, and writes docs/benchmarks.md: `make bench`, less than 15
+"""Runs every benchmark in a short form, one after the other, and writes docs/benchmarks.md: `make bench`, about 15
 minutes. With ONLY="http disk" it runs only these; the page's other results stay.
 
 The page's text is written by hand. After each benchmark, this program writes its section at the end of the page: date,
@@ -47,7 +47,7 @@ BENCHES = (
     Bench(name="http", title="Front end", settings={"DURATION": "1"}),
     Bench(name="pickup", title="Pick-up", settings={"N": "3", "JOBS": "60"}),
     Bench(name="downtime", title="Downtime", settings={"N": "3"}),
-    Bench(name="live", title="Snapshots without a stop", settings={"N": "50", "SIZES": "100G:64k 100G:1M"}),
+    Bench(name="live", title="Snapshots without a stop", settings={"N": "30", "SIZES": "100G:64k 100G:1M"}),
     Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500", "OLDER_UP_TO": "100"}),
     Bench(name="neighbors", title="Neighbors", settings={"N": "3", "SECONDS": "2"}),
     Bench(name="fleet", title="Fleet", settings={"NODES": "100 300", "IDLE": "5"}),
