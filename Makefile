@@ -149,7 +149,7 @@ bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write doc
 	@deploy/setup.sh bench
 	@ONLY="$(ONLY)" $(REAPING) $(BIN)/python -m tests.bench
 
-bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
+bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues (N=4 rounds of JOBS=100)
 	$(BIN)/python -m tests.bench.pickup
 
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
@@ -191,16 +191,16 @@ bench-dashboard: setup-tests ## measure the response times of the dashboard with
 bench-live: setup ## measure how long a guest's writes wait during a live snapshot (N=100 rounds, SIZES="10G:64k 100G:1M")
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.live
 
-bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
+bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" DURATION=2 PROCESSES=2)
 	@deploy/setup.sh bench
-	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
+	@CALLS="$(CALLS)" DURATION="$(DURATION)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
 bench-beside: setup ## measure the front end's calls per second beside an earlier version, in turn (REV=0a79ed0 CALLS="create show" ROUNDS=4)
 	@deploy/setup.sh bench
 	@REV="$(REV)" CALLS="$(CALLS)" ROUNDS="$(ROUNDS)" $(BIN)/python -m tests.bench.beside
 
 bench-disk: setup ## measure the disk's share of each job by disk size, compared with qemu-img (SIZES="1 10 100" GB)
-	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
+	@SIZES="$(SIZES)" OLDER_UP_TO="$(OLDER_UP_TO)" $(REAPING) $(BIN)/python -m tests.bench.disk
 
 bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
 	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
@@ -214,7 +214,7 @@ bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
-bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=60 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
 
 test-axe: setup-tests ## check every page of the dashboard and of the documentation with axe, with all rules, in light, dark and on a phone

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from drivers.base import DriverError, Hypervisor, SnapshotSpec
+from worker.journal import Journal
 from worker.procedures import PROCEDURES
 from worker.procedures.work import Facts, Next, Policy, Task, Work
 from worker.store.model import JobId, JobKind, NoteCode, ServerId, SnapshotId, Step
@@ -47,9 +48,10 @@ async def walk(
     tries: int = 1,
     policy: Policy = POLICY,
     before_each: Callable[[Step], Awaitable[None]] = nothing,
+    journal: Journal | None = None,
 ) -> End:
-    """A restore is of SPEC, a create makes NEW_TAG. `tries`: attempts of a step whose error may pass or would
-    strand."""
+    """A restore is of SPEC, a create makes NEW_TAG. `tries`: attempts of a step whose error may pass or would strand.
+    `journal`: records each step before its first effect, as the runner does."""
     task = Task(
         job_id=JobId("j1"),
         kind=kind,
@@ -64,6 +66,8 @@ async def walk(
     )
     procedure, end = PROCEDURES[kind], End()
     step: Step | None = procedure.first
+    if journal is not None:
+        journal.begin(task, procedure.first)
     while step is not None:
         await before_each(step)
         end.steps.append(step)
@@ -77,6 +81,8 @@ async def walk(
             step = procedure.if_it_fails[step](end.facts)
         else:
             step, end.facts = after.step, after.facts
+        if journal is not None and step is not None:
+            journal.enter(task.job_id, step, end.facts)
     await hypervisor.let_go(SERVER)
     return end
 

@@ -48,12 +48,14 @@ class _Listener:
     def __init__(self, alive_seconds: float | None) -> None:
         self.alive_seconds = alive_seconds
         self.cut_off: Callable[[], None] = lambda: None
+        self.has_missed = False  # the queue was full
         self._blocks: asyncio.Queue[_Block | None] = asyncio.Queue(QUEUE)  # None: the end
 
     def put(self, block: _Block | None) -> None:
         try:
             self._blocks.put_nowait(block)
         except asyncio.QueueFull:
+            self.has_missed = True
             self.cut_off()
 
     async def next(self) -> list[_Block | None]:
@@ -147,7 +149,7 @@ class Streams:
         still_allowed: Callable[[], Awaitable[bool]],
     ) -> None:
         checked = time.monotonic()
-        while True:
+        while not listener.has_missed:  # before `cut_off` was known; the client resumes after what it has received
             blocks: list[_Block | None] = []
             try:
                 async with asyncio.timeout(listener.alive_seconds or self._heartbeat_seconds):

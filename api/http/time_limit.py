@@ -29,12 +29,14 @@ class TimeLimit:
         try:
             return await call
         except asyncio.CancelledError as error:
-            if task in self._ended and task.uncancel() <= before:
+            if task in self._ended and task.cancelling() <= before + 1:  # nobody else has cancelled it
                 raise TimeoutError from error
             raise
         finally:
             del self._ends[task]
-            self._ended.discard(task)
+            if task in self._ended:
+                self._ended.remove(task)
+                task.uncancel()
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

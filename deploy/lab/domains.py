@@ -12,6 +12,7 @@ from drivers.kvm import domain as driver
 from drivers.kvm.opening import opened
 
 _PRESS_AGAIN_SECONDS = 3.0  # a booting guest ignores the power button, so press it again
+_POLL_SECONDS = 0.05
 _GOING_OFF_SECONDS = 5.0  # limit for a guest that is shutting down; observed: 1.6 s until init reaps QEMU
 
 
@@ -64,11 +65,18 @@ def power(connection: Any, name: str) -> str:
             return "on"
         if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > deadline:
             return "paused"
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
     return "off"
 
 
-def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
+def shut_down(
+    connection: Any,
+    name: str,
+    *,
+    timeout_seconds: float,
+    press_again_seconds: float = _PRESS_AGAIN_SECONDS,
+    poll_seconds: float = _POLL_SECONDS,
+) -> bool:
     """Press the power button repeatedly until the domain is off; False if that takes longer than the timeout."""
     domain = connection.lookupByName(name)
     deadline = time.monotonic() + timeout_seconds
@@ -77,14 +85,14 @@ def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
         now = time.monotonic()
         if now > deadline:
             return False
-        if now - pressed > _PRESS_AGAIN_SECONDS:
+        if now - pressed > press_again_seconds:
             try:
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
             except libvirt.libvirtError:
                 if domain.isActive():  # otherwise it was shut off meanwhile
                     raise
             pressed = now
-        time.sleep(0.05)
+        time.sleep(poll_seconds)
     return True
 
 

@@ -32,6 +32,7 @@ SECONDS = 1
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PERMISSIONS = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+Figures = tuple[float, float, float]  # calls per second, and p50 and p99 in ms
 TOKEN = ("token", "create", "--name", "bench", "--account", "77", *PERMISSIONS)
 
 
@@ -70,8 +71,7 @@ class Version:
         assert process.returncode == 0, command
         return out.decode()
 
-    async def load(self, what: str) -> tuple[float, float, float]:
-        """Calls per second, and p50 and p99 in ms."""
+    async def load(self, what: str) -> Figures:
         seed = HERE / "beside_seed.py"
         told = await self.says(sys.executable, str(seed), str(self.redis.socket), what, str(SERVERS))
         first = told.split()[-1]
@@ -98,20 +98,29 @@ async def measure(versions: list[Version]) -> None:
         f"{ROUNDS} rounds of {SECONDS} s in turn, {CONNECTIONS} connections; medians of the rounds and of their ratios"
     )
     print(f"{'':<16}{'':<10}{'calls/s':>9}{'p50 ms':>9}{'p99 ms':>9}")
+    rows = []
     for what in CALLS:
-        found: dict[str, list[tuple[float, float, float]]] = {version.name: [] for version in versions}
+        found: dict[str, list[Figures]] = {version.name: [] for version in versions}
         for number in range(ROUNDS):
             for version in versions[:: 1 if number % 2 else -1]:
                 found[version.name].append(await version.load(what))
+        row: dict[str, Figures] = {}
         for name, rounds in found.items():
-            per_second, p50, p99 = (statistics.median(column) for column in zip(*rounds, strict=True))
+            row[name] = per_second, p50, p99 = medians(rounds)
             print(f"{what:<16}{name:<10}{per_second:>9,.0f}{p50:>9.1f}{p99:>9.1f}")
         ratios = [
-            [one / other for one, other in zip(ours, theirs, strict=True)]
-            for theirs, ours in zip(*found.values(), strict=True)
+            (now[0] / before[0], now[1] / before[1], now[2] / before[2])
+            for before, now in zip(*found.values(), strict=True)
         ]
-        speed, p50, p99 = (statistics.median(column) for column in zip(*ratios, strict=True))
+        row["ratio"] = speed, p50, p99 = medians(ratios)
         print(f"{'':<16}{'ratio':<10}{speed:>9.2f}{p50:>9.2f}{p99:>9.2f}", flush=True)
+        rows.append({"call": what, **row})
+    print(json.dumps({"revision": REVISION, "rounds": ROUNDS, "seconds": SECONDS, "rows": rows}))
+
+
+def medians(rounds: list[Figures]) -> Figures:
+    per_second, p50, p99 = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return per_second, p50, p99
 
 
 async def main() -> None:

@@ -1,7 +1,9 @@
 """The workers whose pick-up is measured, each with its own Redis: ours, arq's, and those of other job queues."""
 
 import asyncio
+import os
 import random
+import signal
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -75,11 +77,13 @@ class Process:
 @asynccontextmanager
 async def running(program: list[str]) -> AsyncIterator[Process]:
     pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    child = await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe, stderr=nowhere, cwd=ROOT)
+    child = await asyncio.create_subprocess_exec(
+        *program, stdin=pipe, stdout=pipe, stderr=nowhere, cwd=ROOT, start_new_session=True
+    )
     try:
         yield Process(child)
     finally:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # also its own processes
         await child.wait()
 
 

@@ -7,7 +7,9 @@ output names the program and its version.
 
 First the cell is idle, which shows the cost of heartbeats and reports. Then some creates run while operators follow the
 events of all accounts, and then ten creates per node, 64 requests at a time. Admission is the rate of 201 responses;
-pick-up is the time from the response to the start of the job on its node.
+pick-up is the time from the response to the start of the job on its node. The limit of a burst is the program that uses
+a whole CPU (Redis, the front end, a gateway, this client); or, if all together use what the machine has, the machine;
+or, if they use less, the disk that Redis waits for.
 """
 
 import asyncio
@@ -48,15 +50,18 @@ GATEWAYS = 2
 NODE_PROCESSES = 2
 IDLE_SECONDS = float(os.environ.get("IDLE") or 10)
 OPERATORS = int(os.environ.get("OPERATORS") or 200)
+DONE_SECONDS = 600.0  # until all jobs have ended
 FOLLOWED = 200  # creates while operators follow: each operator gets each event
 
 
 @dataclass(kw_only=True)
 class Jobs:
-    """When jobs were admitted, started and ended, in seconds of the monotonic clock."""
+    """When jobs were admitted and started, when their end was about to be reported, and when it was stored, in seconds
+    of the monotonic clock."""
 
     admitted: dict[str, float] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
+    finishing: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
 
@@ -70,9 +75,14 @@ class Programs:
     nodes: list[int]
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds until now."""
-        gateways = sum(map(cpu_seconds, self.gateways))
-        return {"redis": cpu_seconds(self.redis), "front_end": cpu_seconds(self.front_end), "gateways": gateways}
+        """CPU seconds until now. `client`: this process."""
+        return {
+            "redis": cpu_seconds(self.redis),
+            "gateways": sum(map(cpu_seconds, self.gateways)),
+            "front_end": cpu_seconds(self.front_end),
+            "nodes": sum(map(cpu_seconds, self.nodes)),
+            "client": time.process_time(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,7 @@ class Grown:
 
     nodes: int
     idle_commands: float  # per second, of all nodes and the cell itself
+    idle_commands_per_node: float
     idle_redis: float
     idle_gateways: float
     admitted: float  # per second
@@ -90,6 +101,12 @@ class Grown:
     redis_ms: float  # Redis's CPU time per job, from the request to the end
     gateways_ms: float
     front_end_ms: float
+    burst_redis: float  # from the first request of the burst to its last end
+    burst_gateways: float
+    burst_front_end: float
+    burst_nodes: float
+    burst_client: float
+    burst_all: float
     redis_mib: float
     event_p99_ms: float  # from the end of a job to the event at an operator
 
@@ -203,10 +220,9 @@ async def _read(process: asyncio.subprocess.Process, jobs: Jobs, ready: asyncio.
         word, job_id, moment = line.decode().split()
         if word == "ready":
             ready.set()
-        elif word == "began":
-            jobs.began[job_id] = float(moment)
         else:
-            jobs.ended[job_id] = float(moment)
+            moments = {"began": jobs.began, "finishing": jobs.finishing, "ended": jobs.ended}[word]
+            moments[job_id] = float(moment)
 
 
 async def create(cell: Cell, servers: list[int], name: str) -> None:
@@ -227,13 +243,14 @@ async def create(cell: Cell, servers: list[int], name: str) -> None:
                 made.append(job_id)
 
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
-    while not all(job_id in cell.jobs.ended for job_id in made):  # noqa: ASYNC110 - other tasks read the lines
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(DONE_SECONDS):
+        while not all(job_id in cell.jobs.ended for job_id in made):  # noqa: ASYNC110 - other tasks read the lines
+            await asyncio.sleep(0.05)
 
 
 async def followed(cell: Cell, servers: list[int]) -> float:
-    """p99 of the milliseconds from the end of a job to its event, over all operators' streams."""
-    late: list[float] = []
+    """p99 of the milliseconds from just before the report of a job's end to its event, over all operators' streams."""
+    arrived: list[tuple[str, float]] = []  # job, moment
     opened = [asyncio.Event() for _ in range(OPERATORS)]
 
     async def follow(session: ClientSession, is_open: asyncio.Event) -> None:
@@ -242,22 +259,20 @@ async def followed(cell: Cell, servers: list[int]) -> float:
             async for line in response.content:
                 is_open.set()
                 if line.startswith(b"data: {") and b'"completed"' in line:
-                    job_id = json.loads(line[6:])["job_id"]
-                    late.append((time.monotonic() - cell.jobs.ended.get(job_id, time.monotonic())) * 1000)
+                    arrived.append((json.loads(line[6:])["job_id"], time.monotonic()))
 
     headers = {"Authorization": f"Bearer {cell.operator}"}
     async with ClientSession(cell.url, headers=headers, connector=TCPConnector(limit=0), read_bufsize=2**20) as session:
-        streams = [asyncio.create_task(follow(session, is_open)) for is_open in opened]
-        for is_open in opened:
-            await is_open.wait()
-        await create(cell, servers, "followed")
-        async with asyncio.timeout(60):
-            while len(late) < OPERATORS * len(servers):  # noqa: ASYNC110 - other tasks read the streams
+        async with asyncio.timeout(DONE_SECONDS), asyncio.TaskGroup() as group:
+            streams = [group.create_task(follow(session, is_open)) for is_open in opened]
+            for is_open in opened:
+                await is_open.wait()
+            await create(cell, servers, "followed")
+            while len(arrived) < OPERATORS * len(servers):  # noqa: ASYNC110 - other tasks read the streams
                 await asyncio.sleep(0.05)
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
-    return percentile(late, 0.99)
+            for stream in streams:
+                stream.cancel()
+    return percentile([(moment - cell.jobs.finishing[job_id]) * 1000 for job_id, moment in arrived], 0.99)
 
 
 async def measure(folder: Path, nodes: int) -> Grown:
@@ -274,22 +289,30 @@ async def measure(folder: Path, nodes: int) -> Grown:
         before, began = cell.programs.cpu(), time.monotonic()
         many = CREATES * nodes
         await create(cell, [FOLLOWED + 1 + n for n in range(many)], "burst")
-        burst = {name: (value - before[name]) / many * 1000 for name, value in cell.programs.cpu().items()}
+        seconds = time.monotonic() - began
+        burst = {name: value - before[name] for name, value in cell.programs.cpu().items()}
         jobs = cell.jobs
         pick_up = [(jobs.began[one] - at) * 1000 for one, at in jobs.admitted.items()]
         memory = (await cell.redis.info("memory"))["used_memory"]
         return Grown(
             nodes=nodes,
             idle_commands=(after[1] - idle[1]) / IDLE_SECONDS,
+            idle_commands_per_node=(after[1] - idle[1]) / IDLE_SECONDS / nodes,
             idle_redis=used["redis"],
             idle_gateways=used["gateways"],
             admitted=many / (max(jobs.admitted.values()) - began),
             pick_up_p50_ms=statistics.median(pick_up),
             pick_up_p99_ms=percentile(pick_up, 0.99),
             done_seconds=max(jobs.ended[one] for one in jobs.admitted) - began,
-            redis_ms=burst["redis"],
-            gateways_ms=burst["gateways"],
-            front_end_ms=burst["front_end"],
+            redis_ms=burst["redis"] / many * 1000,
+            gateways_ms=burst["gateways"] / many * 1000,
+            front_end_ms=burst["front_end"] / many * 1000,
+            burst_redis=burst["redis"] / seconds * 100,
+            burst_gateways=burst["gateways"] / seconds * 100,
+            burst_front_end=burst["front_end"] / seconds * 100,
+            burst_nodes=burst["nodes"] / seconds * 100,
+            burst_client=burst["client"] / seconds * 100,
+            burst_all=sum(burst.values()) / seconds * 100,
             redis_mib=memory / 2**20,
             event_p99_ms=followed_p99,
         )
@@ -297,6 +320,7 @@ async def measure(folder: Path, nodes: int) -> Grown:
 
 ROWS = {
     "idle_commands": "idle: commands a second at Redis",
+    "idle_commands_per_node": "idle: commands a second at Redis, per node",
     "idle_redis": "idle: CPU of Redis, %",
     "idle_gateways": "idle: CPU of both gateways, %",
     "admitted": "creates admitted a second",
@@ -306,6 +330,12 @@ ROWS = {
     "redis_ms": "CPU of Redis for a job, ms",
     "gateways_ms": "CPU of gateways for a job, ms",
     "front_end_ms": "CPU of the front end for a job, ms",
+    "burst_redis": "burst: CPU of Redis, % of one CPU",
+    "burst_gateways": "burst: CPU of both gateways, %",
+    "burst_front_end": "burst: CPU of the front end, %",
+    "burst_nodes": "burst: CPU of the simulated nodes, %",
+    "burst_client": "burst: CPU of this client, %",
+    "burst_all": "burst: CPU of all of them, %",
     "redis_mib": "memory of Redis, MiB",
     "event_p99_ms": "event at an operator p99, ms",
 }
@@ -314,11 +344,12 @@ ROWS = {
 def show(grown: list[Grown]) -> None:
     program = redis_program.version()
     print(f"{program}; {SERVERS} servers and {CREATES} creates a node; the ratio is to {grown[0].nodes} nodes")
-    print(f"{'nodes':<38}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
+    print(f"{os.cpu_count()} CPUs, so at most {100 * (os.cpu_count() or 1)} % for all of them")
+    print(f"{'nodes':<44}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
     base = asdict(grown[0])
     for name, text in ROWS.items():
         figures = ((asdict(one)[name], base[name]) for one in grown)
-        print(f"{text:<38}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
+        print(f"{text:<44}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
     told = {"redis": program, "servers": SERVERS, "creates": CREATES, "sizes": [asdict(one) for one in grown]}
     print(json.dumps(told))
 

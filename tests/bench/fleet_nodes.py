@@ -3,7 +3,7 @@
 GATEWAYS: the sockets of the gateways, as JSON. Runs the nodes FIRST to FIRST + COUNT - 1 of all NODES, each with
 SERVERS servers. A node makes the same calls as a worker: it holds its lease, reports its servers, takes jobs, and
 reports each step and the end. Its jobs take no time. Prints `ready` when all nodes hold their lease, and for each job
-`began ID MOMENT` and `ended ID MOMENT`, in seconds of the machine's monotonic clock.
+`began ID MOMENT`, `finishing ID MOMENT` and `ended ID MOMENT`, in seconds of the machine's monotonic clock.
 """
 
 import asyncio
@@ -111,6 +111,7 @@ class Node:
             say("began", job_id)
             for step in STEPS:
                 await self._client.progress(job_id, step)
+            say("finishing", job_id)
             await self._client.finish(job_id, DONE, power="on")
             say("ended", job_id)
         finally:

@@ -9,7 +9,7 @@ function init(arguments)
   wrk.headers['Content-Type'] = 'application/json'
 end
 
-local ROOT = '/api/v1/snapshots/'
+local ROOT, JOBS = '/api/v1/snapshots/', '/api/v1/jobs/'
 local BODY = '{"server_id": %d, "name": "before-update", "description": "Snapshot before system update"}'
 local asks = {
   create = function(id) return 'POST', ROOT, string.format(BODY, id) end,
@@ -18,6 +18,8 @@ local asks = {
   show = function(id) return 'GET', ROOT .. id .. '/' end,
   list_of_server = function(id) return 'GET', ROOT .. '?server_id=' .. id end,
   list_of_100 = function(id) return 'GET', ROOT .. '?page_size=100&page=' .. (1 + id % 20) end,
+  job = function(id) return 'GET', JOBS .. string.format('%032x', id) .. '/' end,
+  list_of_jobs = function(id) return 'GET', JOBS .. '?page_size=100&page=' .. (1 + id % 20) end,
 }
 
 function request()

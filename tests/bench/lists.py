@@ -21,7 +21,6 @@ from tests.bench import http, seeding
 from tests.bench.figures import percentile, took
 from tests.browser.stage import staged
 from worker.store.access.tokens import Permission
-from worker.store.model import JobState
 
 ROUNDS = int(os.environ.get("ROUNDS") or 500)
 BASELINE, DEFAULT = 1_000, 1_000_000  # snapshots, and jobs
@@ -45,21 +44,6 @@ def calls(many: int, random: Random) -> dict[str, str]:
     }
 
 
-def jobs(many: int, random: Random) -> Iterator[dict[str, str]]:
-    """All of them have completed."""
-    for n in range(many):
-        server = n // OF_EACH + 1
-        yield seeding.job(
-            n,
-            state=JobState.COMPLETED,
-            age_ms=seeding.SPREAD_MS * (many - n) // many,
-            server=(server, f"web-{server}"),
-            account=http.ACCOUNT,
-            node=f"node-{server % http.NODES}",
-            random=random,
-        )
-
-
 @asynccontextmanager
 async def account_with(many: int) -> AsyncIterator[ClientSession]:
     """A session of the account's customer, in a cell of its own."""
@@ -70,7 +54,7 @@ async def account_with(many: int) -> AsyncIterator[ClientSession]:
             await seeding.write_rows(stage.redis, "servers", http.servers(many // OF_EACH))
             await asyncio.gather(  # Redis writes one batch while the other is prepared
                 seeding.write_rows(stage.redis, "snapshots", http.snapshots(many // OF_EACH, OF_EACH)),
-                seeding.write_jobs(stage.redis, jobs(many, Random(7))),
+                seeding.write_jobs(stage.redis, http.jobs(many // OF_EACH, OF_EACH, Random(7))),
             )
         print(f"{many:,} snapshots and jobs written in {time.perf_counter() - began:.0f} s", flush=True)
         may_read = frozenset({Permission.SNAPSHOTS_READ})

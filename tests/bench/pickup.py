@@ -1,5 +1,6 @@
 """Time until a queued job starts, and the cost of an idle worker: our worker with a gateway, the same with Redis
-itself, arq's own worker, and those of other job queues, in one run. `make bench-pickup`, less than four minutes.
+itself, arq's own worker, and those of other job queues, in one run. `make bench-pickup`, less than four minutes (N=4
+rounds of JOBS=100 jobs).
 
 Each worker is a separate process with its own Redis with production's durability. The gateway is reached over TLS. Jobs
 do nothing. As in production, the start of our jobs is on the disk before they run. Figures are medians of the rounds;
@@ -8,6 +9,7 @@ the contestants take turns.
 
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -36,8 +38,8 @@ from worker.program.background import in_background
 from worker.store.access.credentials import Credentials
 from worker.store.redis_client import RedisSettings, connect
 
-ROUNDS = 4
-PICKUPS, APART_SECONDS = 100, 0.02  # per round
+ROUNDS = int(os.environ.get("N") or 4)
+PICKUPS, APART_SECONDS = int(os.environ.get("JOBS") or 100), 0.02  # per round
 SLOT_ROUNDS, AFTER_SLOTS = 3, 10  # of contestants that do not poll every half second
 BUSY_SECONDS = 0.02  # how long a job holds the only slot
 IDLE_SECONDS = 30.0  # each chore of a gateway runs equally often in any such span

@@ -196,13 +196,16 @@ class _Pipeline:
             await self._pool.release(self._connection)
 
     def _deliver(self, reply: Any) -> None:
-        """Raises an error that is not about one command, such as LOADING."""
-        if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+        """Raises an error that answers no command."""
+        is_error = isinstance(reply, RedisError)
+        if is_error and not self._waiting:  # such as too many connections
             raise reply
         answer, _ = self._waiting.popleft()
+        if is_error and not isinstance(reply, ResponseError):
+            self.retire()  # such as LOADING; the next commands may have other answers
         if answer.done():  # the caller was cancelled
             return
-        if isinstance(reply, ResponseError):
+        if is_error:
             answer.set_exception(reply)
         else:
             answer.set_result(reply)

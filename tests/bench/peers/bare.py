@@ -11,7 +11,7 @@ from tests.bench.peers.store import PeerStore, Refused
 routes = web.RouteTableDef()
 STORE = web.AppKey("store", PeerStore)
 ACCOUNT = web.AppKey("account", str)
-ROOT = "/api/v1/snapshots/"
+ROOT, JOBS = "/api/v1/snapshots/", "/api/v1/jobs/"
 
 
 def followed(job: str) -> dict[str, str]:
@@ -60,6 +60,20 @@ async def listed(request: web.Request) -> web.Response:
 async def shown(request: web.Request) -> web.Response:
     try:
         return web.json_response(await request.app[STORE].show(request.app[ACCOUNT], request.match_info["id"]))
+    except Refused as refused:
+        return web.json_response({"code": str(refused)}, status=404)
+
+
+@routes.get(JOBS)
+async def jobs(request: web.Request) -> web.Response:
+    page, page_size = int(request.query.get("page", 1)), int(request.query.get("page_size", 100))
+    return web.json_response(await request.app[STORE].jobs(request.app[ACCOUNT], page, page_size))
+
+
+@routes.get(f"{JOBS}{{id}}/")
+async def job(request: web.Request) -> web.Response:
+    try:
+        return web.json_response(await request.app[STORE].job(request.app[ACCOUNT], request.match_info["id"]))
     except Refused as refused:
         return web.json_response({"code": str(refused)}, status=404)
 

@@ -1,4 +1,4 @@
-"""Plots the results of the benchmarks: `python -m tests.bench.peers.plots FOLDER`.
+"""Plots the results of the benchmarks: `python -m tests.bench.peers.plots FOLDER NAME ...`, without names all.
 
 Reads FOLDER/NAME.json, writes FOLDER/NAME.svg and prints the names of the pictures.
 """
@@ -39,6 +39,7 @@ def http(axes: Axes, figures: Figures) -> None:
         {name: [by[name]["calls_per_second"] if name in by else None for by in by_call.values()] for name in programs},
     )
     axes.set_ylabel("calls a second")
+    axes.tick_params(axis="x", rotation=20)
 
 
 def pickup(axes: Axes, figures: Figures) -> None:
@@ -70,18 +71,54 @@ def footprint(axes: Axes, figures: Figures) -> None:
     axes.set_xlabel("RSS, MiB")
 
 
+def disk(axes: Axes, figures: Figures) -> None:
+    rows = figures["rows"]
+    for older in sorted({row["older"] for row in rows}):
+        for call, style in {"create": "-", "restore": "--", "delete": ":"}.items():
+            of_one = [row for row in rows if row["older"] == older]
+            ratios = [row["ms"][call][0] / row["ms"][call][1] for row in of_one]
+            axes.plot([row["gb"] for row in of_one], ratios, style, marker="o", label=f"{call}, {older} older")
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("GB, fully mapped")
+    axes.set_ylabel("time, of qemu-img's")
+    axes.legend()
+
+
+def live(axes: Axes, figures: Figures) -> None:
+    rows = figures["rows"]
+    columns = ("qemu-img -c", "no job", "p50", "p99")
+    sizes = [f"{row['disk']}, clusters of {row['clusters']}" for row in rows]
+    _bars(axes, sizes, {name: [row["ms"][name] for row in rows] for name in columns})
+    axes.set_ylabel("the guest's pause, ms")
+
+
+def lists(axes: Axes, figures: Figures) -> None:
+    rows = figures["rows"]
+    few, many = figures["sizes"]
+    shares = list(rows[0]["ms"])
+    ratios = {share: [row["ms"][share][1] / row["ms"][share][0] for row in rows] for share in shares}
+    _bars(axes, [row["call"].replace(", ", ",\n") for row in rows], ratios)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set_ylabel(f"time with {many:,}, of that with {few:,}")
+    axes.tick_params(axis="x", rotation=30)
+
+
 PLOTS: dict[str, Callable[[Axes, Figures], None]] = {
     "http": http,
     "pickup": pickup,
+    "disk": disk,
+    "live": live,
+    "lists": lists,
     "fleet": fleet,
     "footprint": footprint,
 }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     for name, draw in PLOTS.items():
         file = folder / f"{name}.json"
-        if file.exists():
+        if file.exists() and (not names or name in names):
             figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
             draw(axes, json.loads(file.read_text()))
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -90,4 +127,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

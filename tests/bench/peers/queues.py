@@ -60,7 +60,9 @@ async def taskiq(*, works: bool) -> Put:
     from taskiq_redis import ListQueueBroker, RedisStreamBroker  # noqa: PLC0415
 
     # with a list, a killed worker's job is lost; with a stream, each job is acknowledged
-    broker = RedisStreamBroker(URL, consumer_id="0") if NAME == "taskiq-stream" else ListQueueBroker(URL)
+    # by default, a worker without jobs reads its stream anew every 2 s
+    stream = NAME == "taskiq-stream"
+    broker = RedisStreamBroker(URL, consumer_id="0", xread_block=60_000) if stream else ListQueueBroker(URL)
     task: Any = broker.register_task(job, task_name="job")
     await broker.startup()
     if works:
@@ -81,8 +83,10 @@ async def rq(*, works: bool) -> Put:
     from rq import Queue, SimpleWorker  # noqa: PLC0415
     from rq.serializers import JSONSerializer  # noqa: PLC0415
 
+    if works:  # a process for each slot; the default also forks one for each job
+        all(os.fork() for _ in range(SLOTS - 1))
     redis = Redis(unix_socket_path=SOCKET)
-    if works:  # in this process: the default forks a process for each job
+    if works:
         SimpleWorker(["default"], connection=redis, serializer=JSONSerializer).work(logging_level="WARNING")
     queue = Queue(connection=redis, serializer=JSONSerializer)
     name = f"{__spec__.name}.blocking_job"  # not __main__

@@ -1,6 +1,7 @@
 """What both peers do in Redis: one Lua script per call. Needs only redis-py."""
 
 import hashlib
+import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class PeerStore:
         self.redis = Redis(unix_socket_path=socket)
         self._change = self.redis.register_script((HERE / "change.lua").read_text())
         self._list = self.redis.register_script((HERE / "list.lua").read_text())
+        self._jobs = self.redis.register_script((HERE / "jobs.lua").read_text())
+        self._show = self.redis.register_script((HERE / "show.lua").read_text())
 
     async def account_of(self, secret: str) -> str | None:
         """The account of a token."""
@@ -52,14 +55,22 @@ class PeerStore:
 
     async def show(self, account: str, snapshot: str) -> Body:
         """Return the body of one snapshot, with all fields of ours. Raises Refused."""
-        raw = await self.redis.hgetall(f"snapshot:{snapshot}")  # type: ignore[misc]  # typed for both clients
-        if raw.get(b"account") != account.encode():
+        row = await self._show(args=[account, snapshot])
+        if not row:
             raise Refused("snapshot_not_found")
-        server_name = await self.redis.hget(f"server:{raw[b'server'].decode()}", "name")  # type: ignore[misc]
-        fields = ("server", "name", "status", "size_mb", "created_ms", "description")
-        shown = _shown([snapshot.encode(), *(raw[field.encode()] for field in fields), server_name])
         more = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None, "contents": None}
-        return shown | more
+        return _shown(row) | more | {"consistency": None}
+
+    async def job(self, account: str, job: str) -> Body:
+        """Return the body of one job, with all fields of ours. Raises Refused."""
+        _, *rows = await self._jobs(args=[account, job, 0, 1])
+        if not rows:
+            raise Refused("job_not_found")
+        return _job(rows[0])
+
+    async def jobs(self, account: str, page: int, page_size: int) -> Body:
+        count, *rows = await self._jobs(args=[account, "", (page - 1) * page_size, page_size])
+        return {"count": count, "results": [_job(row) for row in rows]}
 
     async def _changed(self, kind: str, account: str, target: str, *more: str) -> tuple[str, list[bytes]]:
         job = uuid4().hex
@@ -82,5 +93,33 @@ def _shown(row: list[bytes]) -> Body:
     }
 
 
-def _moment(milliseconds: bytes) -> str:
+def _job(row: list[Any]) -> Body:
+    job, durations, power, *raw = row
+    fields = [value.decode() if value else "" for value in raw]
+    kind, state, step, server, server_name, snapshot, snapshot_name, attempts, *more = fields
+    queued_ms, started_ms, finished_ms, downtime, code, detail, stranded, retried_by = more
+    return {
+        "id": job.decode(),
+        "kind": kind,
+        "state": state,
+        "step": step or None,
+        "percent": 100 if state == "completed" else 0,
+        "server": {"id": int(server), "name": server_name, "status": "active" if power == b"on" else "off"},
+        "snapshot": {"id": int(snapshot), "name": snapshot_name},
+        "attempts": int(attempts),
+        "queued_at": _moment(queued_ms),
+        "started_at": _moment(started_ms) if started_ms else None,
+        "finished_at": _moment(finished_ms) if finished_ms else None,
+        "estimated_seconds": round(statistics.median(map(int, durations)) / 1000) if durations else None,
+        "downtime_seconds": float(downtime) if downtime else None,
+        "error": {"code": code, "detail": detail, "stranded": stranded == "1"} if code else None,
+        "disks": "all",
+        "notes": [],
+        "contents": None,
+        "consistency": None,
+        "retried_by": retried_by or None,
+    }
+
+
+def _moment(milliseconds: bytes | str) -> str:
     return datetime.fromtimestamp(int(milliseconds) // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
