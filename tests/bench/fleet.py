@@ -262,16 +262,19 @@ async def followed(cell: Cell, servers: list[int]) -> float:
                     arrived.append((json.loads(line[6:])["job_id"], time.monotonic()))
 
     headers = {"Authorization": f"Bearer {cell.operator}"}
-    async with ClientSession(cell.url, headers=headers, connector=TCPConnector(limit=0), read_bufsize=2**20) as session:
-        async with asyncio.timeout(DONE_SECONDS), asyncio.TaskGroup() as group:
-            streams = [group.create_task(follow(session, is_open)) for is_open in opened]
-            for is_open in opened:
-                await is_open.wait()
-            await create(cell, servers, "followed")
-            while len(arrived) < OPERATORS * len(servers):  # noqa: ASYNC110 - other tasks read the streams
-                await asyncio.sleep(0.05)
-            for stream in streams:
-                stream.cancel()
+    async with (
+        ClientSession(cell.url, headers=headers, connector=TCPConnector(limit=0), read_bufsize=2**20) as session,
+        asyncio.timeout(DONE_SECONDS),
+        asyncio.TaskGroup() as group,
+    ):
+        streams = [group.create_task(follow(session, is_open)) for is_open in opened]
+        for is_open in opened:
+            await is_open.wait()
+        await create(cell, servers, "followed")
+        while len(arrived) < OPERATORS * len(servers):  # noqa: ASYNC110 - other tasks read the streams
+            await asyncio.sleep(0.05)
+        for stream in streams:
+            stream.cancel()
     return percentile([(moment - cell.jobs.finishing[job_id]) * 1000 for job_id, moment in arrived], 0.99)
 
 
