@@ -18,11 +18,16 @@ local first, last = ask.since_ms or '-inf', ask.until_ms and '(' .. ask.until_ms
 local page = {redis.call('ZCOUNT', list, first, last)}
 local rank = ask.offset + (ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0)
 local many = math.min(ask.limit, page[1] - ask.offset)
+local read_before = {}
+local function show(id, key, flat, job)
+  return show_job(id, readable(key, job), flat, read_before)
+end
 for _, id in ipairs(many > 0 and redis.call('ZREVRANGE', list, rank, rank + many - 1) or {}) do
   local key = 'job:' .. id
-  local account, server, state = unpack(redis.call('HMGET', key, 'account', 'server', 'state'))
-  local is_wanted = server == (ask.server or server) and state == (ask.state or state)
+  local flat = redis.call('HGETALL', key)
+  local job = named(flat)
+  local is_wanted = job.server == (ask.server or job.server) and job.state == (ask.state or job.state)
   -- checks the account too, so that a wrong list never shows another account's data
-  if account == ask.account and is_wanted then page[#page + 1] = attempt(key, show_job, id) end
+  if job.account == ask.account and is_wanted then page[#page + 1] = attempt(key, show, id, key, flat, job) end
 end
 return page

@@ -68,7 +68,8 @@ local function count()
   return math.max(0, count_within(ask, list) - count_within(ask, CANCELLED))
 end
 
+local read_before = {}
 local page = walk(ask, list, 'job:', function(id)
-  return matches(id) and with_silence(show_job(id), ask.silent_ms) or nil
+  return matches(id) and with_silence(show_job(id, nil, nil, read_before), ask.silent_ms) or nil
 end)
 return {count(), unpack(page)}

@@ -9,18 +9,28 @@ local function show_server(server_id, flat)
   return flat, of == server_id and kind or ''
 end
 
+-- The server of a job: {field, value, ...}, kind of the job that holds it or ''. {} and '' if it has a new owner.
+local function server_of(job)
+  local flat = redis.call('HGETALL', 'server:' .. job.server)
+  if named(flat).account ~= job.account then return {{}, ''} end
+  return {show_server(job.server, flat)}
+end
+
+-- The durations in ms of the latest jobs of the job's kind on its node.
+local function durations_of(job)
+  return redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1)
+end
+
 -- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
--- {its server's field, value, ...}, kind of the job that holds the server or ''}.
-local function show_job(job_id, job, flat)
+-- {its server's field, value, ...}, kind of the job that holds the server or ''}. read_before: for a script that shows
+-- several jobs and changes nothing, a table of what they have in common, filled here; or nil.
+local function show_job(job_id, job, flat, read_before)
   if not job then job, flat = read('job:' .. job_id) end
-  local server, holding = redis.call('HGETALL', 'server:' .. job.server), ''
-  if named(server).account == job.account then
-    server, holding = show_server(job.server, server)
-  else
-    server = {} -- it has a new owner
-  end
-  return {job_id, flat,
-    redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
+  local common = read_before or {}
+  local server, durations = job.server .. ' ' .. job.account, job.node .. ' ' .. job.kind
+  common[server] = common[server] or server_of(job)
+  common[durations] = common[durations] or durations_of(job)
+  return {job_id, flat, common[durations], unpack(common[server])}
 end
 
 -- A webhook: {id, {field, value, ...}}, without its secrets.
