@@ -89,6 +89,7 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
         "save": "",
         "appendonly": "no",
         "maxmemory": MEMORY,
+        "hz": "1",  # its background work: ten times a second, the default, takes more CPU time than the idle worker
         "loglevel": "warning",
         "daemonize": "no",
     }
