@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from api.http.answers import Open, Timestamp, Total, from_record, more_may_come
 from api.http.fields import NOT_NULL, Description, DescriptionIfAny, PathId, RequestBody, hex_id, matches
-from api.jobs.bodies import Job, job
+from api.jobs.bodies import Job, job_model
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
 from worker.store.model import DeliveryId, WebhookId
@@ -198,4 +198,4 @@ def message(webhook_id: WebhookId, due: DueDelivery) -> JobMessage | TestMessage
     """The message of a delivery, with the job as it was at the event. It is the same at each attempt."""
     if due.job is None:
         return TestMessage(timestamp=due.created_at, data=TestData(webhook_id=webhook_id))
-    return JobMessage(type=due.event, timestamp=due.created_at, data=job(due.job))
+    return JobMessage(type=due.event, timestamp=due.created_at, data=job_model(due.job))

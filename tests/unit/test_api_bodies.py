@@ -14,17 +14,22 @@ from yarl import URL
 
 from api.http.answers import answer, page_answer, page_links
 from api.jobs.bodies import job as job_body
+from api.jobs.bodies import job_model
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
 from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted, AdmittedJob, BriefSnapshot
 from worker.store.model import (
     AccountId,
+    Contents,
     Failure,
+    HeldDisk,
     Job,
     JobId,
     JobKind,
     JobState,
+    Note,
+    NoteCode,
     ServerId,
     ServerState,
     Snapshot,
@@ -219,6 +224,31 @@ def test_a_failed_job_says_why_and_whether_it_needs_an_operator() -> None:
     assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
     assert (body["estimated_seconds"], body["downtime_seconds"]) == (7, 4.25)
     assert body["error"] == {"code": "disk_failed", "detail": "vdb refused.", "stranded": True}
+
+
+def test_a_job_has_the_fields_of_its_model() -> None:
+    held = Contents(disks=(HeldDisk(target="vda", path="/srv/vda.qcow2", virtual_bytes=1 << 30),), consistency="live")
+    note = Note(code=NoteCode.LEFT_OUT, detail="The snapshot does not hold sda.", disks=("sda",))
+    ended: dict[str, Any] = {
+        "state": JobState.FAILED,
+        "started_at": JOB.queued_at,
+        "finished_at": JOB.queued_at,
+        "attempts": 1,
+    }
+    jobs = [
+        JOB,
+        replace(JOB, **ended, failure=Failure(code="disk_failed", detail="vdb"), notes=(note,), contents=held),
+        replace(
+            JOB,
+            server_state=None,
+            snapshot_id=SnapshotId(0),
+            present_only=True,
+            retried_by=JOB_ID,
+            downtime_seconds=0.5,
+        ),
+    ]
+    for job in jobs:
+        assert sent(job_body(job)) == job_model(job).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
