@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 
-from api.events.streams import TOGETHER
+from api.events.streams import QUEUE, TOGETHER
 from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import FrontEnd, serving
 from tests.queueing import until_told
-from worker.store.customers.events import place
+from worker.store.customers.events import Events, place
 from worker.store.model import AccountId
 
 EVENTS = "/api/v1/events/"
@@ -135,6 +135,33 @@ async def test_a_reconnect_gets_many_missed_events_in_order(api: FrontEnd) -> No
         first, *missed = [raw.decode() for raw in await pipe.execute()]
     async with listening(api, after=first) as stream:
         assert [(await stream.job())[0] for _ in missed] == missed
+
+
+async def test_a_stream_whose_queue_is_full_before_it_has_opened_ends(
+    api: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, read = f"account:{ACCOUNT}:events", Events.after
+
+    async def add(many: int) -> list[str]:
+        async with api.cell.redis.pipeline(transaction=False) as pipe:
+            for _ in range(many):
+                pipe.xadd(events, EVENT)  # type: ignore[arg-type] # redis-py: a dict is invariant
+            return [raw.decode() for raw in await pipe.execute()]
+
+    async def read_slowly(self: Events, account_id: AccountId, event_id: str) -> Any:
+        found = await read(self, account_id, event_id)
+        last = (await add(QUEUE + 100))[-1]
+        while place((await other.job())[0]) < place(last):  # the reader has passed all of them on by then
+            pass
+        return found
+
+    first, missed = await add(2)
+    async with listening(api) as other:
+        monkeypatch.setattr(Events, "after", read_slowly)
+        async with listening(api, after=first) as stream:
+            assert (await stream.job())[0] == missed
+            with pytest.raises(EOFError):
+                await stream.block()  # and not a later event
 
 
 async def test_a_client_that_was_away_too_long_gets_missed(api: FrontEnd) -> None:
