@@ -242,8 +242,8 @@ def break_a_cluster(path: Path) -> None:
         file.write(struct.pack(">Q", (1 << 63) | (1 << 40)))
 
 
-def large_disk(path: Path) -> Path:
+def large_disk(path: Path, size: str = "20G") -> Path:
     """A fully mapped disk that takes little space, but whose snapshot takes long enough to be killed midway."""
     options = "cluster_size=64k,preallocation=metadata"
-    qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), "20G")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), size)
     return path
