@@ -20,7 +20,7 @@ from redis.utils import str_if_bytes
 from worker.program.configuration import ReadableFile
 from worker.store import trouble
 from worker.store.connection import Tls, over_tls, tracked
-from worker.store.script_connection import Copies, Script, ScriptConnections
+from worker.store.script_connection import Copies, Script, ScriptConnection
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
@@ -125,33 +125,33 @@ class _Client(Redis):
         self._searched_at = -SEARCH_SECONDS
         self._looking: asyncio.Task[None] | None = None
         every: dict[str, Any] = {"seconds": command_seconds, "idle_seconds": IDLE_CHECK_SECONDS, "late": self._look}
-        self._of_scripts = ScriptConnections(pool, **every)
+        self._of_scripts = ScriptConnection(pool, **every)
         self._of_changes = self._of_scripts
-        if replicas:  # on separate connections, because reads would wait behind them
+        if replicas:  # on a separate connection, because reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
-            self._of_changes = ScriptConnections(pool, copies=copies, **every)
+            self._of_changes = ScriptConnection(pool, copies=copies, **every)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
         return await self._observed(command, waits=args[0] in WAITING)
 
     async def run_script(self, script: Script, argument: bytes) -> Any:
-        connections = self._of_changes if script.changes else self._of_scripts
-        return await self._observed(connections.run(script, argument))
+        connection = self._of_changes if script.changes else self._of_scripts
+        return await self._observed(connection.run(script, argument))
 
     async def reconnect(self) -> None:
-        for connections in {self._of_scripts, self._of_changes}:
-            connections.retire()
+        for connection in {self._of_scripts, self._of_changes}:
+            connection.retire()
         # Not the pool's own disconnect, which waits for each to close: meanwhile another task would take one as open.
-        for connection in tuple(self.connection_pool._available_connections):  # noqa: SLF001 - as above
-            await connection.disconnect(nowait=True)
+        for idle in tuple(self.connection_pool._available_connections):  # noqa: SLF001 - as above
+            await idle.disconnect(nowait=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
-        for connections in {self._of_scripts, self._of_changes}:
-            await connections.close()
+        for connection in {self._of_scripts, self._of_changes}:
+            await connection.close()
         await super().aclose(close_connection_pool)
 
     async def _observed(self, command: Awaitable[Any], *, waits: bool = False) -> Any:
@@ -189,8 +189,8 @@ class _Client(Redis):
     async def _leave_former(self, pool: SentinelConnectionPool) -> None:
         with suppress(RedisError, OSError):
             primary = await pool.get_master_address()  # type: ignore[no-untyped-call] # redis-py's gap
-            for connections in {self._of_scripts, self._of_changes}:
-                connections.leave_others(primary)
+            for connection in {self._of_scripts, self._of_changes}:
+                connection.leave_others(primary)
 
 
 def connect(

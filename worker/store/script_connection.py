@@ -1,4 +1,4 @@
-"""Pipelined connections for all scripts of a process: each script is sent at once, without waiting for earlier answers.
+"""A pipelined connection for all scripts of a process: each script is sent at once, without waiting for earlier answers.
 
 Redis answers in order, so scripts can share a connection. redis-py takes a connection from its pool for each command,
 sends it in a task, and sets a timer for its answer; docs/benchmarks.md shows the cost.
@@ -18,7 +18,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from worker.store import trouble
 from worker.store.connection import LATE_SECONDS, LOOK_AGAIN_SECONDS, TrackedConnection
 
-MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
@@ -245,12 +244,12 @@ def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
         answer.set_exception(type(error)(*error.args))
 
 
-class ScriptConnections:
-    """A few connections of a pool, used in turn. Redis reads at most 16 KB of one connection before it writes to
-    its disk, so on a single connection every ten scripts would wait for a write. Each connection is opened at its first
-    use and reopened after it was cut. `seconds`: limit for an answer; `idle_seconds`: after this idle time, a
-    connection is checked before it is used; `late`: called while an answer is late. At most a quarter of the pool is
-    used, because other commands need connections too.
+class ScriptConnection:
+    """One connection of a pool, opened at its first use and reopened after it was cut. `seconds`: limit for an answer;
+    `idle_seconds`: after this idle time, it is checked before it is used; `late`: called while an answer is late.
+
+    Redis reads 16 KB of a connection, about ten scripts, and answers them after one write to its disk. With several
+    connections, all their scripts are answered together, and meanwhile the front end has nothing to do.
     """
 
     def __init__(
@@ -265,25 +264,22 @@ class ScriptConnections:
         self._pool = pool
         self._late = late
         self._copies = copies
-        self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
-        self._pipelines: list[_Pipeline | None] = [None] * self._many
-        self._turn = 0
+        self._pipeline: _Pipeline | None = None
 
     async def run(self, script: Script, argument: bytes) -> Any:
         """Run the script. Raises RedisError; AnswerLost if Redis may have run it."""
-        self._turn = turn = (self._turn + 1) % self._many
         try:
-            return await self._run(turn, script, argument)
+            return await self._run(script, argument)
         except trouble.NotSent:  # the connection was closed just now
-            return await self._run(turn, script, argument)
+            return await self._run(script, argument)
 
-    async def _run(self, turn: int, script: Script, argument: bytes) -> Any:
-        pipeline = self._pipelines[turn]
+    async def _run(self, script: Script, argument: bytes) -> Any:
+        pipeline = self._pipeline
         if pipeline is None or not self._is_good(pipeline):
-            pipeline = await self._opened(turn)
+            pipeline = await self._opened()
         command = script.run_with(argument)
         try:
             return await pipeline.ask(command)
@@ -292,37 +288,36 @@ class ScriptConnections:
             return await pipeline.ask(command)
 
     def retire(self) -> None:
-        """Use new connections from now on."""
-        for pipeline in filter(None, self._pipelines):
-            pipeline.retire()
+        """Use a new connection from now on."""
+        if self._pipeline is not None:
+            self._pipeline.retire()
 
     def leave_others(self, address: tuple[str, int]) -> None:
-        """Cut the connections to any other Redis. What waits on them may have been done."""
-        for pipeline in filter(None, self._pipelines):
-            if pipeline.address != address:
-                pipeline.cut()
+        """Cut the connection if it is to any other Redis. What waits on it may have been done."""
+        if self._pipeline is not None and self._pipeline.address != address:
+            self._pipeline.cut()
 
     async def close(self) -> None:
-        for pipeline in filter(None, self._pipelines):
-            await pipeline.close()
+        if self._pipeline is not None:
+            await self._pipeline.close()
 
     def _is_good(self, pipeline: _Pipeline) -> bool:
         return pipeline.is_open and pipeline.idle_seconds < self._idle_seconds
 
-    async def _opened(self, turn: int) -> _Pipeline:
+    async def _opened(self) -> _Pipeline:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._opening.acquire()
         except TimeoutError:  # Redis hangs: otherwise each caller would wait for all before it
             raise RedisTimeoutError("the connection was not opened in time") from None
         try:
-            pipeline = self._pipelines[turn]
+            pipeline = self._pipeline
             if pipeline is not None and (self._is_good(pipeline) or (pipeline.is_open and await pipeline.responds())):
                 return pipeline
             if pipeline is not None:
                 await pipeline.close()
             connection = await self._pool.get_connection()
-            self._pipelines[turn] = pipeline = _Pipeline(
+            self._pipeline = pipeline = _Pipeline(
                 self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
             )
             return pipeline
