@@ -4,7 +4,7 @@
 
 local SILENT_MS = 10000 -- a live cell runs a script every few seconds, so a longer gap is a step or an outage
 local NOTED_MS = 200 -- how often the value of Redis's clock is recorded
-local moment, leapt
+local moment, moment_text, leapt
 
 -- The time in milliseconds: constant within one script. A script whose writes are not persisted reads it
 -- before it calls redis.set_repl.
@@ -28,6 +28,12 @@ local function now_ms()
   end
   moment = shown + ahead
   return moment
+end
+
+-- The same as text. Whole numbers are formatted with %d, which takes a tenth of the time of %.0f.
+local function now_text()
+  moment_text = moment_text or string.format('%d', now_ms())
+  return moment_text
 end
 
 -- When the time last leapt over an outage; 0: never.

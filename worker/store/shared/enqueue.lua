@@ -4,7 +4,7 @@
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 -- queue: {prefix, arq's record of a job in three parts: before_id, before_ms, after_ms, and expires_ms: of that record}
 local function enqueue(job_id, job, queue)
-  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now_ms()), '0'
+  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', now_text(), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
   if ONLY_LOOKS[job.kind] then

@@ -4,13 +4,6 @@
 local unguarded, call = redis, redis.pcall
 local MOST_LEFT_OUT = 100 -- per call
 local left_out, met = {}, {}
-local NO_MEMBERS = {
-  HGETALL = true, HKEYS = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true,
-  ZRANGE = true, ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
-}
-local NO_VALUE = {
-  GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,
-}
 
 -- Note an unreadable key. The script's caller reports it to operators, because a read-only script cannot.
 local function set_aside(key, why)
@@ -18,6 +11,23 @@ local function set_aside(key, why)
   met[key] = true
   if #left_out == MOST_LEFT_OUT then return end
   left_out[#left_out + 1] = {key, string.sub(why, 1, 200)}
+end
+
+-- What a command answers for a missing key. The tables are made here, because few scripts need them.
+local function answer_of_missing(command, arguments)
+  local no_members = {
+    HGETALL = true, HKEYS = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true,
+    ZRANGE = true, ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
+  }
+  local no_value = {
+    GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,
+  }
+  if no_members[command] then return {} end
+  if no_value[command] then return false end
+  if command ~= 'HMGET' then return 0 end
+  local none = {}
+  for i = 1, arguments - 1 do none[i] = false end
+  return none
 end
 
 local redis = setmetatable({}, {__index = unguarded})
@@ -32,10 +42,5 @@ redis.call = function(command, ...)
   end
   if not string.find(answer.err, '^WRONGTYPE') then return error(answer) end
   set_aside(key, 'it holds another type of data')
-  if NO_MEMBERS[command] then return {} end
-  if NO_VALUE[command] then return false end
-  if command ~= 'HMGET' then return 0 end
-  local none = {}
-  for i = 1, select('#', ...) - 1 do none[i] = false end
-  return none
+  return answer_of_missing(command, select('#', ...))
 end

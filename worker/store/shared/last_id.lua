@@ -30,8 +30,8 @@ end
 -- Allocate an ID that no existing or deleted record has, because disks may still have the tag of a deleted one.
 local function next_id()
   local id = math.max(last_id() + 1, seconds_now())
-  while redis.call('EXISTS', string.format('snapshot:%.0f', id)) == 1 do id = id + 1 end
-  local text = string.format('%.0f', id)
+  while redis.call('EXISTS', string.format('snapshot:%d', id)) == 1 do id = id + 1 end
+  local text = string.format('%d', id)
   redis.call('SET', 'snapshots:last_id', text)
   return text
 end

@@ -11,7 +11,7 @@ local function take(key, most, window_ms, units)
   local allowed = full + counts - window_ms <= now
   if allowed then
     full = full + counts
-    redis.call('SET', key, string.format('%.3f', full), 'PX', math.ceil(full - now))
+    redis.call('SET', key, string.format('%.3f', full), 'PX', string.format('%d', math.ceil(full - now)))
   end
   local left = math.floor((window_ms - (full - now)) / each)
   return allowed and 1 or 0, left, math.ceil(math.max(0, full - now - window_ms + (left + 1) * each))
