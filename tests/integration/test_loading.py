@@ -32,7 +32,7 @@ async def test_every_script_compiles(redis: Redis, form: str) -> None:
 async def test_an_error_in_a_script_names_the_script_and_the_line(
     cell: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: str
 ) -> None:
-    name = "customers/find"
+    name = "customers/job"
     broken = f"{scripts.source(name)}\nif ask then {error} end\n"
     monkeypatch.setitem(scripts._FILES, name, broken)
     scripts.text.cache_clear()

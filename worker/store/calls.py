@@ -175,7 +175,7 @@ class Scripts:
         self._reported_unreadable: dict[str, float] = {}
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
-        """Run the script `name` ("customers/find"), if needed on behalf of an account. Raises StoreUnavailable or
+        """Run the script `name` ("customers/job"), if needed on behalf of an account. Raises StoreUnavailable or
         RecordUnreadable; if the script changes something, also StoreReadOnly and OutcomeUnknown; and the refusals of a
         caller."""
         if scripts.only_reads(name):
@@ -287,9 +287,10 @@ class Scripts:
             )
         return answer[0] if answer else None
 
-    async def _find(self, what: str, key: int | str, account_id: By, refused: type[errors.Refused], **more: int) -> Any:
-        """The record `what` ("snapshot") of an account. Raises `refused` if the account has none with this ID."""
-        found = await self._call("customers/find", {"what": what, "id": str(key), **more}, account_id)
+    async def _find(self, name: str, key: int | str, account_id: By, refused: type[errors.Refused], **more: int) -> Any:
+        """One record of an account, from the script `name` ("customers/snapshot"). Raises `refused` if the account has
+        none with this ID."""
+        found = await self._call(name, {"id": str(key), **more}, account_id)
         if found is None:
             raise refused.of(id=key)
         return found
@@ -347,7 +348,8 @@ def shown_job(shown: list[Any]) -> Job:
     record = records.pairs(flat)
     key = f"server:{record.get('server', '')}"
     state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
-    job = records.job(JobId(job_id.decode()), record, durations, state)
+    estimated = records.estimated_seconds(durations, node=record.get("node", ""))
+    job = records.job(JobId(job_id.decode()), record, estimated_seconds=estimated, server_state=state)
     return replace(job, silent_since=records.silent_since(silence[0], node=job.node)) if silence else job
 
 

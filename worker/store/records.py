@@ -174,8 +174,12 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
     )
 
 
-def _estimated(milliseconds: Sequence[bytes]) -> int | None:
-    """The median in seconds."""
+def estimated_seconds(milliseconds: Sequence[bytes], *, node: str) -> int | None:
+    """The median of the durations in seconds."""
+    return part(_median_seconds, milliseconds, key=f"node:{node}:milliseconds", otherwise=None)
+
+
+def _median_seconds(milliseconds: Sequence[bytes]) -> int | None:
     return max(1, round(median(map(whole, milliseconds)) / 1000)) if milliseconds else None
 
 
@@ -185,9 +189,8 @@ def silent_since(silence: Sequence[bytes], *, node: str) -> datetime | None:
 
 
 def job(
-    job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
+    job_id: JobId, record: Hash, *, estimated_seconds: int | None = None, server_state: ServerState | None = None
 ) -> Job:
-    """`milliseconds`: durations of the node's latest completed jobs of this kind."""
     known(record)
     failure = None
     if record.get("failure_code"):
@@ -214,7 +217,7 @@ def job(
         undoes=JobId(record["undoes"]) if record.get("undoes") else None,
         server_state=server_state,
         attempts=whole(record["attempts"]),
-        estimated_seconds=part(_estimated, milliseconds, key=f"node:{record['node']}:milliseconds", otherwise=None),
+        estimated_seconds=estimated_seconds,
         downtime_seconds=decimal(record["downtime_seconds"]) if record.get("downtime_seconds") else None,
         failure=failure,
         traceparent=record.get("traceparent", ""),

@@ -1,4 +1,4 @@
-"""A pipelined connection for all scripts of a process: each script is sent at once, without waiting for earlier answers.
+"""The connection for all scripts of a process. They are pipelined: each is sent at once, without waiting for answers.
 
 Redis answers in order, so scripts can share a connection. redis-py takes a connection from its pool for each command,
 sends it in a task, and sets a timer for its answer; docs/benchmarks.md shows the cost.

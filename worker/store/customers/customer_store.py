@@ -39,6 +39,7 @@ from worker.store.model import (
     JobKind,
     JobState,
     ServerId,
+    ServerState,
     ServerView,
     Snapshot,
     SnapshotId,
@@ -301,7 +302,7 @@ class CustomerStore(Scripts):
 
     async def snapshot(self, *, account_id: By, snapshot_id: SnapshotId) -> Snapshot:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
-        found = await self._find("snapshot", snapshot_id, account_id, errors.SnapshotNotFound)
+        found = await self._find("customers/snapshot", snapshot_id, account_id, errors.SnapshotNotFound)
         return await self._one(_snapshot, found, kind="snapshot")
 
     async def snapshots(
@@ -320,7 +321,8 @@ class CustomerStore(Scripts):
 
     async def job(self, *, account_id: By, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
-        return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
+        found = await self._find("customers/job", job_id, account_id, errors.JobNotFound)
+        return await self._one(_job, [job_id.encode(), *found], kind="job")
 
     async def jobs(
         self,
@@ -337,12 +339,14 @@ class CustomerStore(Scripts):
         and `until` (exclusive). Another account's server has none. Raises StoreUnavailable."""
         bounds = given(since_ms=since and records.milliseconds(since), until_ms=until and records.milliseconds(until))
         ask = {**given(server=server_id, state=state), **bounds, "offset": offset, "limit": limit}
-        count, *rows = await self._call("customers/list_jobs", ask, account_id)
-        return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
+        count, *found = await self._call("customers/list_jobs", ask, account_id)
+        return Page(count=count, results=await self._read(lambda: _jobs(*found)))
 
     async def server(self, *, account_id: By, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
-        found = await self._find("server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms)
+        found = await self._find(
+            "customers/server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms
+        )
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     # --- helpers ---
@@ -459,3 +463,48 @@ def _server(shown: list[Any]) -> ServerView:
         snapshots_max=snapshots_max,
         reachable=bool(reachable),
     )
+
+
+def _job(row: list[Any]) -> Job:
+    """Parse the answer of `customers/job`, with the job's ID in front."""
+    job_id, flat, durations, server = row
+    record = records.pairs(flat)
+    estimated = records.estimated_seconds(durations, node=record["node"])
+    state = _server_state(record["server"], server)
+    return records.job(JobId(job_id.decode()), record, estimated_seconds=estimated, server_state=state)
+
+
+def _jobs(durations: list[Any], servers: list[Any], *rows: list[Any]) -> tuple[Job, ...]:
+    """Parse the answer of `customers/list_jobs`, which has the durations by node and kind, and the states of servers,
+    once for all jobs."""
+    keys = map(records.text, durations[::2])
+    estimated = {
+        key: records.estimated_seconds(found, node=key.rpartition(" ")[0])
+        for key, found in zip(keys, durations[1::2], strict=True)
+    }
+    names = map(records.text, servers[::2])
+    states = {server: _server_state(server, found) for server, found in zip(names, servers[1::2], strict=True)}
+
+    def read(row: list[Any]) -> Job:
+        job_id, flat = row
+        record = records.pairs(flat)
+        return records.job(
+            JobId(job_id.decode()),
+            record,
+            estimated_seconds=estimated[f"{record['node']} {record['kind']}"],
+            server_state=states[record["server"]],
+        )
+
+    return records.many(read, rows, kind="job")
+
+
+def _server_state(server: str, shown: list[bytes]) -> ServerState | None:
+    """None: the server is gone, has a new owner, or its state cannot be read."""
+    if not shown[0]:
+        return None
+
+    def read(shown: list[bytes]) -> ServerState:
+        power, holding = shown
+        return records.server_state({"power": power.decode()}, kind_of(holding))
+
+    return records.part(read, shown, key=f"server:{server}", otherwise=None)

@@ -3,31 +3,42 @@
 -- Only reads and notes.
 -- ask: {account, server, state, since_ms, until_ms, offset, limit}: since_ms (inclusive) and until_ms (exclusive) are
 -- bounds of the admission; all but account, offset and limit may be missing
--- Answers {total, job (see `show_job`), ...}.
+-- Answers {total, {'<node> <kind>', {durations (see `durations_of`)}, ...}, {server, {power, kind (see
+-- `state_of_server`)}, ...}, {id, {field, value, ...}}, ...}: what jobs have in common is sent once.
 local ask = cjson.decode(ARGV[1])
 local GONE_AT_ONCE = 500 -- per call, to limit how long it blocks Redis
 local list = 'account:' .. ask.account .. ':jobs'
 if ask.server then list = list .. ':server:' .. ask.server end
 if ask.state then list = list .. ':' .. ask.state end
 -- The record of a job expires 30 days after its end; its entry in the list is removed here.
-for _, id in ipairs(redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1)) do
-  if redis.call('EXISTS', 'job:' .. id) == 1 then break end
-  if try(redis.call, 'ZREM', list, id) ~= '' then break end
+for _ = 1, GONE_AT_ONCE do
+  local oldest = redis.call('ZRANGE', list, 0, 0)[1]
+  if not oldest or redis.call('EXISTS', 'job:' .. oldest) == 1 then break end
+  if try(redis.call, 'ZREM', list, oldest) ~= '' then break end
 end
 local first, last = ask.since_ms or '-inf', ask.until_ms and '(' .. ask.until_ms or '+inf'
-local page = {redis.call('ZCOUNT', list, first, last)}
+local count = redis.call('ZCOUNT', list, first, last)
 local rank = ask.offset + (ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0)
-local many = math.min(ask.limit, page[1] - ask.offset)
-local read_before = {}
-local function show(id, key, flat, job)
-  return show_job(id, readable(key, job), flat, read_before)
+local many = math.min(ask.limit, count - ask.offset)
+local durations, servers, seen = {}, {}, {}
+local page = {count, durations, servers}
+
+local function add_once(list_of, key, value_of, ...)
+  if seen[key] then return end
+  seen[key] = true
+  list_of[#list_of + 1], list_of[#list_of + 2] = key, value_of(...)
 end
-for _, id in ipairs(many > 0 and redis.call('ZREVRANGE', list, rank, rank + many - 1) or {}) do
-  local key = 'job:' .. id
-  local flat = redis.call('HGETALL', key)
-  local job = named(flat)
-  local is_wanted = job.server == (ask.server or job.server) and job.state == (ask.state or job.state)
+
+local function show(id)
   -- checks the account too, so that a wrong list never shows another account's data
-  if job.account == ask.account and is_wanted then page[#page + 1] = attempt(key, show, id, key, flat, job) end
+  local job, flat = read_of(ask.account, 'job:' .. id)
+  if not job or job.server ~= (ask.server or job.server) or job.state ~= (ask.state or job.state) then return end
+  add_once(durations, job.node .. ' ' .. job.kind, durations_of, job)
+  add_once(servers, job.server, state_of_server, job.server, job.account)
+  page[#page + 1] = {id, flat}
+end
+
+for _, id in ipairs(many > 0 and redis.call('ZREVRANGE', list, rank, rank + many - 1) or {}) do
+  attempt('job:' .. id, show, id)
 end
 return page

@@ -131,7 +131,7 @@ class Schedules(Scripts):
 
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
         """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
-        found = await self._find("schedule", schedule_id, account_id, errors.ScheduleNotFound)
+        found = await self._find("schedules/schedule", schedule_id, account_id, errors.ScheduleNotFound)
         return await self._one(shown_schedule, found, kind="schedule")
 
     async def page(

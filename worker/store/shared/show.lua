@@ -33,6 +33,16 @@ local function show_job(job_id, job, flat, read_before)
   return {job_id, flat, common[durations], unpack(common[server])}
 end
 
+-- What the customer of a job is shown of its server: {its power, '' if it is gone or has a new owner, kind of the job
+-- that holds it or ''}.
+local function state_of_server(server_id, account)
+  local owner, missing, power, holder =
+    unpack(redis.call('HMGET', 'server:' .. server_id, 'account', 'missing', 'power', 'job'))
+  if owner ~= account or missing then return {'', ''} end
+  local of, kind = unpack(holder and redis.call('HMGET', 'job:' .. holder, 'server', 'kind') or {})
+  return {power or 'unknown', of == server_id and kind or ''}
+end
+
 -- A webhook: {id, {field, value, ...}}, without its secrets.
 local function show_webhook(id)
   return {id, redis.call('HGETALL', 'webhook:' .. id)}

@@ -123,7 +123,7 @@ class Webhooks(Scripts):
 
     async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
         """Raises WebhookNotFound, also for another account's; RecordUnreadable."""
-        found = await self._find("webhook", webhook_id, account_id, errors.WebhookNotFound)
+        found = await self._find("webhooks/webhook", webhook_id, account_id, errors.WebhookNotFound)
         return await self._one(_webhook, found, kind="webhook")
 
     async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
