@@ -159,7 +159,7 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return server.shut_down
 
-    async def cut_power(self, server_id: int) -> None:
+    async def cut_power(self, server_id: int, *, in_a_hurry: bool = False) -> None:  # noqa: ARG002 - it never waits
         server = self.server(server_id)
 
         def change() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from drivers.kvm import readiness
 from drivers.kvm.domain_xml import Hardware, hardware
 from drivers.kvm.libvirt_xml import escaped, read
 from drivers.kvm.places import Places
+from drivers.kvm.qemu_process import QemuProcess
 from drivers.kvm.volumes import paths_by
 
 _GENERATION_ID = re.compile(r"<genid>[^<]*</genid>|<genid/>")
@@ -27,11 +29,29 @@ def press_power_button(domain: Any) -> None:
 
 
 def cut_power(domain: Any) -> None:
+    """Returns when libvirt has stopped the domain, 0.2 s after the end of its QEMU."""
     try:
         domain.destroy()
     except libvirt.libvirtError:
         if domain.isActive():
             raise
+
+
+def cut_power_in_a_hurry(domain: Any, *, pid_files: Path | None) -> None:
+    """Like `cut_power`, but libvirt is told of QEMU's end when its process is gone, so that it need not wait for it."""
+    qemu = qemu_of(domain, pid_files=pid_files)
+    if qemu is not None:
+        with closing(qemu):
+            if qemu.end():
+                with qemu.unheard():  # so that libvirt remembers a power cut, not a shutdown
+                    cut_power(domain)
+                    return
+    cut_power(domain)
+
+
+def qemu_of(domain: Any, *, pid_files: Path | None) -> QemuProcess | None:
+    """The domain's QEMU if it runs on this machine and can be found. `pid_files`: see `places.pid_files_of`."""
+    return QemuProcess.found(pid_files / f"{domain.name()}.pid", domain.UUIDString()) if pid_files else None
 
 
 def start(domain: Any) -> None:

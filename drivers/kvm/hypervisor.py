@@ -6,8 +6,8 @@ runs, only its QEMU may change the disks, and libvirt forwards our commands to i
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Self
 
@@ -40,7 +40,8 @@ from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgment import judge
 from drivers.kvm.neighbors import Neighbors
-from drivers.kvm.places import places_of
+from drivers.kvm.places import pid_files_of, places_of
+from drivers.kvm.qemu_process import QemuProcess
 from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
 QEMU_DEATH_SECONDS = 10.0  # limit for libvirt to notice that a QEMU has died; observed: 1.6 s
@@ -53,6 +54,7 @@ class KvmHypervisor:
     def __init__(self, connection: Connection) -> None:
         self._libvirt = connection
         self._places = places_of(connection.uri)
+        self._pid_files = pid_files_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
         self._neighbors = Neighbors(connection, self._places)
         connection.listen(self._wake_waiting)
@@ -105,17 +107,40 @@ class KvmHypervisor:
         changed = asyncio.Event()
         self._waiting_for_off.append(changed)
         try:
-            while await self.power(server_id) is not Power.OFF:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, POLL_SECONDS)):
-                        await changed.wait()
-                changed.clear()
-            return True
+            async with self._unheard_until_gone(server_id):
+                while await self.power(server_id) is not Power.OFF:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return False
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(min(left, POLL_SECONDS)):
+                            await changed.wait()
+                    changed.clear()
+                return True
         finally:
             self._waiting_for_off.remove(changed)
+
+    @asynccontextmanager
+    async def _unheard_until_gone(self, server_id: int) -> AsyncIterator[None]:
+        """Within the block, libvirt is told that the server's QEMU has ended when its process is gone."""
+        finding = asyncio.ensure_future(
+            self._libvirt.on(server_id, partial(domain.qemu_of, pid_files=self._pid_files))
+        )
+        try:
+            qemu = await asyncio.shield(finding)
+        except asyncio.CancelledError:
+            finding.add_done_callback(_close)
+            raise
+        if qemu is None:
+            yield
+            return
+        with closing(qemu):
+            telling = asyncio.create_task(qemu.tell_when_gone())
+            try:
+                yield
+            finally:
+                telling.cancel()
+                await asyncio.wait({telling})
 
     async def was_shut_down(self, server_id: int) -> bool | None:
         return await self._libvirt.on(
@@ -123,9 +148,11 @@ class KvmHypervisor:
             lambda found: readiness.was_shut_down(found) and not self._libvirt.was_ended_by_host(found.UUIDString()),
         )
 
-    async def cut_power(self, server_id: int) -> None:
+    async def cut_power(self, server_id: int, *, in_a_hurry: bool = False) -> None:
         text = "the server could not be powered off"
-        await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
+        hurried = partial(domain.cut_power_in_a_hurry, pid_files=self._pid_files)
+        cut = hurried if in_a_hurry else domain.cut_power
+        await self._libvirt.on(server_id, cut, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
         try:
@@ -428,6 +455,11 @@ class KvmHypervisor:
         await self._must_be_off(server_id)
         await self.layout(server_id)  # raises before the first effect
         return await self._hardware(server_id)
+
+
+def _close(finding: asyncio.Future[QemuProcess | None]) -> None:
+    if not finding.cancelled() and finding.exception() is None and (qemu := finding.result()) is not None:
+        qemu.close()
 
 
 def _version(number: int) -> str:

@@ -49,6 +49,15 @@ def fence_of(uri: str) -> Path | None:
     return Path("/run/libvirt").resolve()
 
 
+def pid_files_of(uri: str) -> Path | None:
+    """The folder in which the libvirt at this URI keeps NAME.pid of each running domain; None if it is on another
+    machine, or a user's own."""
+    run, is_session = fence_of(uri), urlsplit(uri).path == "/session" and os.geteuid()
+    if run is None or is_session:
+        return None
+    return run / "run" / "qemu" if urlsplit(uri).path == "/embed" else run / "qemu"
+
+
 def _of_socket(socket: Path) -> Places:
     """The folders for a socket: PREFIX/var/run/libvirt/libvirt-sock of a libvirt built with another prefix, or
     FOLDER/run/libvirt-sock of one with all its folders in FOLDER."""

@@ -33,9 +33,9 @@ async def claimed(work: Work) -> None:
     await work.hypervisor.refuse_if_in_use(work.task.server_id)
 
 
-async def ensure_off(hypervisor: Hypervisor, server_id: ServerId) -> None:
-    """Cut the guest's power; returns once its disks are released."""
-    await hypervisor.cut_power(server_id)
+async def ensure_off(hypervisor: Hypervisor, server_id: ServerId, *, in_a_hurry: bool = False) -> None:
+    """Cut the guest's power; returns once its disks are released. `in_a_hurry`: see `Hypervisor.cut_power`."""
+    await hypervisor.cut_power(server_id, in_a_hurry=in_a_hurry)
 
 
 async def as_found(work: Work) -> Facts:

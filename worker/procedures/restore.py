@@ -62,8 +62,9 @@ def _planned(plan: RestorePlan, work: Work) -> Facts:
 
 async def _stop(work: Work) -> Next:
     await claimed(work)
-    # Without a graceful shutdown: the restore overwrites whatever the guest would still write.
-    await ensure_off(work.hypervisor, work.task.server_id)
+    # Without a graceful shutdown: the restore overwrites whatever the guest would still write. In a hurry, because a
+    # restore does not record how the guest was stopped.
+    await ensure_off(work.hypervisor, work.task.server_id, in_a_hurry=True)
     return Next(step=Step.CHECKING, facts=work.facts)
 
 
