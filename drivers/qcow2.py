@@ -69,12 +69,15 @@ async def image(path: str) -> Image:
         return Image.read(await _json("info", "-U", "--output=json", found.name, of=found), path=path)
 
 
-async def can_be_opened(path: str) -> bool:
-    """Whether QEMU can open the image and its backing files, as for a change of its snapshots.
+async def can_be_opened_with_backing(path: str) -> bool:
+    """Whether QEMU can open the image together with its backing files, as for a change of its snapshots. True without
+    a look if it has none: `image` has QEMU open the image itself.
 
     Read-only; works while a VM uses the image. Raises QemuImgFailed if qemu-img was killed.
     """
     async with _held(path, with_backing=True) as found:
+        if len(found.descriptors) == 1:
+            return True
         arguments = ("snapshot", "-U", "-l", found.name)
         code, _out, err = await _run_for_code(*arguments, of=found)
         failed = QemuImgFailed(arguments, code, err)

@@ -87,9 +87,9 @@ async def refuse_unfit(disk: FileDisk, image: Image) -> None:
 
 
 async def refuse_unopenable(disk: FileDisk) -> None:
-    """Raises UnsupportedServer if QEMU cannot open the disk."""
+    """Raises UnsupportedServer if QEMU cannot open the disk with its backing files; see also `readable`."""
     with refused_as(UnsupportedServer, f"disk {disk.target} cannot be accessed"):
-        if not await qcow2.can_be_opened(disk.path):
+        if not await qcow2.can_be_opened_with_backing(disk.path):
             raise UnsupportedServer(f"QEMU cannot open disk {disk.target} with all its backing files")
 
 

@@ -123,9 +123,7 @@ class KvmHypervisor:
     @asynccontextmanager
     async def _unheard_until_gone(self, server_id: int) -> AsyncIterator[None]:
         """Within the block, libvirt is told that the server's QEMU has ended when its process is gone."""
-        finding = asyncio.ensure_future(
-            self._libvirt.on(server_id, partial(domain.qemu_of, pid_files=self._pid_files))
-        )
+        finding = asyncio.ensure_future(self._libvirt.on(server_id, partial(domain.qemu_of, pid_files=self._pid_files)))
         try:
             qemu = await asyncio.shield(finding)
         except asyncio.CancelledError:

@@ -44,9 +44,8 @@ class QemuProcess:
 
     @classmethod
     def found(cls, pid_file: Path, uuid: str) -> Self | None:
-        """The QEMU of the domain with this UUID; None if it is not found, or its connection
-        cannot be copied. Blocks."""
-        with suppress(OSError, ValueError):
+        """The QEMU of the domain with this UUID; None if it, or its connection, cannot be had. Blocks."""
+        with suppress(OSError, ValueError, OverflowError):
             with safe_files.regular(pid_file) as file:
                 pid = int(os.pread(file, _PID_BYTES, 0))
             process = os.pidfd_open(pid)
@@ -75,7 +74,7 @@ class QemuProcess:
         finally:
             loop.remove_reader(self._process)
         deadline = loop.time() + REAP_SECONDS
-        while not _is_gone(self._process) and loop.time() < deadline:
+        while not _is_gone(self._process) and loop.time() < deadline:  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(REAPED_POLL_SECONDS)
         self._monitor.close()
 

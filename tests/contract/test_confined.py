@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,24 @@ async def jobs(uri: str, variables: Path) -> None:
     if end.failed_in:
         sys.exit(f"live: {end.failed_in}: {end.detail}")
     assert await hypervisor.power(SERVER) is Power.ON
-    await hypervisor.cut_power(SERVER)
+    await asyncio.to_thread(end_quickly, uri, await hypervisor.identity(SERVER))
+    assert await hypervisor.wait_for_off(SERVER, timeout_seconds=60)
     assert await hypervisor.repair(SERVER) == ()
     assert variables.stat().st_uid == pwd.getpwnam(QEMU_USER).pw_uid
     await hypervisor.close()
+
+
+def end_quickly(uri: str, uuid: str) -> None:
+    """Fails if the worker may not do what makes its stops short."""
+    from drivers.kvm.places import pid_files_of  # noqa: PLC0415 - only where there is a libvirt
+    from drivers.kvm.qemu_process import QemuProcess  # noqa: PLC0415
+
+    folder = pid_files_of(uri)
+    assert folder is not None
+    qemu = QemuProcess.found(folder / f"{NAME}.pid", uuid)
+    assert qemu is not None, "its connection may not be copied"
+    with closing(qemu):
+        assert qemu.end(), "it may not be ended"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -173,3 +174,31 @@ def held_by(daemon: Daemon) -> list[str]:
     names = [found.getName() for found in connection.lookupByName(NAME).listAllSnapshots()]
     connection.close()
     return names
+
+
+async def test_a_libvirtd_that_is_killed_meanwhile_finds_the_server_off(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+    from drivers.kvm.places import pid_files_of  # noqa: PLC0415
+    from drivers.kvm.qemu_process import QemuProcess  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    folder = pid_files_of(daemon.uri)
+    assert folder is not None
+    qemu = QemuProcess.found(folder / f"{NAME}.pid", await hypervisor.identity(SERVER))
+    assert qemu is not None
+    with closing(qemu):
+        assert await asyncio.to_thread(qemu.end)
+        daemon.kill()
+        with pytest.raises(HypervisorUnavailable):
+            await hypervisor.cut_power(SERVER)
+    await daemon.start()
+    await hypervisor.cut_power(SERVER, in_a_hurry=True)
+    assert await hypervisor.power(SERVER) is Power.OFF
+    assert await hypervisor.repair(SERVER) == ()
+    await hypervisor.start(SERVER)
+    await hypervisor.cut_power(SERVER, in_a_hurry=True)
+    assert await hypervisor.power(SERVER) is Power.OFF
+    await hypervisor.close()

@@ -13,7 +13,7 @@ from drivers.kvm.disks_xml import FileDisk, NoVolumeFile
 from drivers.kvm.domain_xml import Hardware, hardware
 from drivers.kvm.firmware_xml import StatePart
 from drivers.kvm.libvirt_xml import escaped, read
-from drivers.kvm.places import SYSTEM, Places, places_of
+from drivers.kvm.places import SYSTEM, Places, pid_files_of, places_of
 
 DOMAINS = sorted((Path(__file__).parent / "domains").glob("*.xml"))
 PLACES = Places(variables=Path("/libvirt/qemu/nvram"), tpms=Path("/libvirt/swtpm"))
@@ -91,3 +91,17 @@ def test_libvirts_escaping_is_read_correctly(text: str) -> None:
 )
 def test_unnamed_files_are_at_that_libvirts_default_paths(uri: str, variables: Path, tpms: Path) -> None:
     assert places_of(uri) == Places(variables=variables, tpms=tpms)
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        ("qemu:///system", "/run/libvirt/qemu"),
+        ("qemu:///embed?root=/r", "/r/run/qemu"),
+        ("qemu+unix:///system?socket=/f/run/libvirt-sock", "/f/run/qemu"),
+        ("qemu+ssh://root@other/system", None),
+        ("qemu+tcp:///system", None),
+    ],
+)
+def test_the_pid_files_of_a_libvirt_are_in_its_folder(uri: str, folder: str | None) -> None:
+    assert pid_files_of(uri) == (Path(folder) if folder else None)
