@@ -16,9 +16,9 @@ import xml.etree.ElementTree as ET
 from contextlib import closing
 from pathlib import Path
 
-from drivers.base import MARK_NAMESPACE
-from worker.store.model import Step
-
+# `drivers.base` and `worker.store.model` have these two as well: importing them took as long as all the rest, and each
+# start of a VM waits for it. A test compares them.
+MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"
 NOT_YET = 75
 STATE_DIR = Path("/var/lib/vps-snapshots")  # the default in worker.settings
 LOCKED_SECONDS = 2.0  # limit for the worker to finish a write to its journal
@@ -27,8 +27,8 @@ LOCKED_SECONDS = 2.0  # limit for the worker to finish a write to its journal
 # ADAPTING: until it is done, a disk may be smaller than the customer's disk should be.
 TEARING = frozenset(
     {
-        *(Step.CHECKING, Step.SNAPSHOTTING, Step.THAWING, Step.SAFEGUARDING, Step.CLEARING),
-        *(Step.REVERTING, Step.ADAPTING, Step.UNDOING, Step.CLEANING),
+        *("checking", "snapshotting", "thawing", "safeguarding", "clearing"),
+        *("reverting", "adapting", "undoing", "cleaning"),
     }
 )
 

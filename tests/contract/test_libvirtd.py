@@ -202,3 +202,25 @@ async def test_a_libvirtd_that_is_killed_meanwhile_finds_the_server_off(daemon: 
     await hypervisor.cut_power(SERVER, in_a_hurry=True)
     assert await hypervisor.power(SERVER) is Power.OFF
     await hypervisor.close()
+
+
+async def test_a_libvirtd_that_is_restarted_connects_again_while_a_worker_waits_for_the_guest(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+    from drivers.kvm.places import pid_files_of  # noqa: PLC0415
+    from drivers.kvm.qemu_process import QemuProcess  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    folder = pid_files_of(daemon.uri)
+    assert folder is not None
+    qemu = QemuProcess.found(folder / f"{NAME}.pid", await hypervisor.identity(SERVER))
+    assert qemu is not None
+    with closing(qemu):
+        daemon.kill()
+        await daemon.start()
+        await asyncio.to_thread(until_reconnected, daemon)
+        await hypervisor.cut_power(SERVER, in_a_hurry=True)
+    assert await hypervisor.power(SERVER) is Power.OFF
+    await hypervisor.close()

@@ -208,12 +208,12 @@ class TestOnlyTheDomainsOwn:
         assert found(kvm_bench) is None
         pid_file(kvm_bench).unlink()
 
-    @pytest.mark.parametrize("content", ["", "x", "0", "-1", "99999999999", str(os.getpid())])
+    @pytest.mark.parametrize("content", ["", "x", "0", "-1", "99999999999", "of this test"])
     async def test_no_other_process(self, kvm_bench: KvmBench, tmp_path: Path, content: str) -> None:
         from drivers.kvm.qemu_process import QemuProcess  # noqa: PLC0415
 
         await kvm_bench.add_server(1)
-        (tmp_path / "pid").write_text(content)
+        (tmp_path / "pid").write_text(content.replace("of this test", str(os.getpid())))
         assert QemuProcess.found(tmp_path / "pid", kvm_bench.domain(1).UUIDString()) is None
 
     async def test_no_process_of_another_server(self, kvm_bench: KvmBench) -> None:

@@ -14,12 +14,13 @@ import pytest
 
 from deploy.lab.domain import disk
 from deploy.lab.lab import LabFailed, make_disk
+from drivers import base
 from tests.conftest import needs
 from tests.libvirtd import PROGRAMS, Daemon, DaemonLab, install_hook
 from worker.journal import Journal
 from worker.procedures.work import Facts, Task
 from worker.settings import WorkerSettings
-from worker.start_guard import NOT_YET, state_dir
+from worker.start_guard import MARK_NAMESPACE, NOT_YET, TEARING, state_dir
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
 from worker.store.outcome import Outcome
 
@@ -44,6 +45,16 @@ TASK = Task(
 HARMLESS = {
     *(Step.PREFLIGHT, Step.STOPPING, Step.FREEZING, Step.RECORDING, Step.DELETING, Step.STARTING, Step.MEASURING)
 }
+
+
+def test_the_guard_knows_the_steps_and_the_mark_without_importing_them() -> None:
+    """Each start of a VM waits for the guard."""
+    assert {*Step} >= TEARING
+    assert MARK_NAMESPACE == base.MARK_NAMESPACE
+    ours = "name for name in sys.modules if name.startswith(('worker', 'drivers'))"
+    code = f"import sys, worker.start_guard; print(*({ours}))"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["worker", "worker.start_guard"]
 
 
 @pytest.fixture
