@@ -42,6 +42,8 @@ class HeldImage:
     file_bytes: int
     cluster_bytes: int
     refcount_bits: int
+    dirty: bool  # see `qcow2_image.Damage`
+    corrupt: bool  # marked as such by a QEMU
     _files: ExitStack
 
     @classmethod
@@ -67,6 +69,8 @@ class HeldImage:
                 file_bytes=size,
                 cluster_bytes=1 << header.cluster_bits,
                 refcount_bits=1 << header.refcount_order,
+                dirty=header.dirty,
+                corrupt=header.corrupt,
                 _files=files.pop_all(),
             )
 

@@ -123,14 +123,11 @@ async def enlarge(path: str, virtual_bytes: int) -> None:
 
 async def damage(path: str) -> Damage:
     """Check the image. Read-only."""
-    code, found = await asyncio.gather(_check(path), image(path))
-    return Damage(
-        corruptions=found.corrupt or code == CORRUPT,
-        leaks=code == LEAKY,
-        dirty=found.dirty,
-        snapshots=found.snapshots,
-        bitmaps=found.bitmaps,
-    )
+    async with _held(path, reads_snapshots=True) as found:
+        code = await _check(found)
+    leaks = code == LEAKY
+    bitmaps = (await image(path)).bitmaps if leaks else ()
+    return Damage(corruptions=found.corrupt or code == CORRUPT, leaks=leaks, dirty=found.dirty, bitmaps=bitmaps)
 
 
 async def repair(path: str) -> None:
@@ -141,7 +138,8 @@ async def repair(path: str) -> None:
     await _settle_header(path)
     if valid := [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]:
         raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {valid[0]} is not marked as in use")
-    await _check(path, "-r", "all")
+    async with _held(path) as found:
+        await _check(found, "-r", "all")
 
 
 async def _settle_header(path: str) -> None:
@@ -182,12 +180,11 @@ def _escaped(value: str) -> str:
     return value.replace(",", ",,")
 
 
-async def _check(path: str, *options: str) -> int:
-    async with _held(path) as found:
-        arguments = ("check", "-q", *options, found.name)
-        code, _out, err = await _run_for_code(*arguments, of=found, changes=bool(options))
+async def _check(found: HeldImage, *options: str) -> int:
+    arguments = ("check", "-q", *options, found.name)
+    code, _out, err = await _run_for_code(*arguments, of=found, changes=bool(options))
     if code not in {CLEAN, CORRUPT, LEAKY}:
-        raise QemuImgFailed(("check", path), code, err)
+        raise QemuImgFailed(("check", found.path), code, err)
     return code
 
 

@@ -12,7 +12,7 @@ MAX_REFCOUNT_ORDER = 6
 MAX_OFFSET = (1 << 63) - 1
 MAX_NAME_BYTES = 1023  # QEMU's limit for the name of a backing file
 VERSION_WITH_FEATURES = 3
-NEEDS_DATA_FILE = 1 << 2  # bit of the incompatible features
+DIRTY, CORRUPT, NEEDS_DATA_FILE = 1 << 0, 1 << 1, 1 << 2  # bits of the incompatible features
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")
@@ -40,6 +40,14 @@ class Header:
     backing_at: int
     backing_bytes: int
     header_bytes: int
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.incompatible_features & DIRTY)
+
+    @property
+    def corrupt(self) -> bool:
+        return bool(self.incompatible_features & CORRUPT)
 
     @property
     def needs_data_file(self) -> bool:

@@ -162,8 +162,7 @@ class Damage:
     corruptions: bool  # found by the check, or the corrupt bit is set, which the check ignores
     leaks: bool  # leaked clusters: wasted space only
     dirty: bool  # the refcounts are out of date after a QEMU with lazy_refcounts was killed; any QEMU repairs that
-    snapshots: tuple[Tagged, ...]
-    bitmaps: tuple[Bitmap, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()  # read only if there are leaks
 
     @property
     def any(self) -> bool:

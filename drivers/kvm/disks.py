@@ -179,11 +179,13 @@ async def _repaired(disk: FileDisk) -> bool:
         before = await qcow2.damage(disk.path)
         if not before.any or before.can_wait:
             return False
+        had = (await qcow2.image(disk.path)).snapshots
         await qcow2.repair(disk.path)
         after = await qcow2.damage(disk.path)
+        has = (await qcow2.image(disk.path)).snapshots
     if after.corruptions:
         raise DiskCorrupt(f"disk {disk.target} is damaged and cannot be repaired")
-    if {*before.snapshots} - {*after.snapshots}:  # QEMU drops snapshots with invalid entries
+    if {*had} - {*has}:  # QEMU drops snapshots with invalid entries
         raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
     return before.corruptions and not before.dirty
 
