@@ -36,7 +36,7 @@ def _all(title: str, command: Any, context: Any) -> Iterator[tuple[str, Any, Any
     yield title, command, context
     for name, inner in getattr(command, "commands", {}).items():
         own = inner.make_context(name, [], parent=context, resilient_parsing=True)
-        yield from _all(f"{title}-{name}", inner, own)
+        yield from _all(f"{title}-{name}", own.command, own)  # which is loaded now
 
 
 def _page(title: str, command: Any, context: Any) -> str:

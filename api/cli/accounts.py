@@ -11,7 +11,7 @@ from api.cli.options import Json, Yes
 from api.cli.output import Output
 from worker.store.model import SNAPSHOTS_PER_SERVER, SNAPSHOTS_PER_SERVER_MOST
 
-app = group("Show or set the limits of an account.")
+app = group()
 
 AccountArgument = Annotated[int, typer.Argument(metavar="ACCOUNT", min=1)]
 Snapshots = Annotated[

@@ -50,7 +50,6 @@ def cancel_jobs(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Cancel queued jobs, by ID or by --match."""
     filters, output = _filters(jobs, match), Output(as_json=as_json)
 
     async def cancel(client: Client) -> Exit:
@@ -76,7 +75,6 @@ def retry_jobs(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Retry failed jobs, by ID or by --match."""
     filters, output = _filters(jobs, match), Output(as_json=as_json)
 
     async def retry(client: Client) -> Exit:

@@ -23,7 +23,6 @@ CHART_COLUMNS = (
 
 
 def show_overview(context: typer.Context, *, as_json: Json = False) -> None:
-    """Show an overview of the cell."""
     perform(context, lambda client: client.get("ops/overview/"), _show_overview, as_json=as_json)
 
 
@@ -33,7 +32,6 @@ def follow_events(
     count: Annotated[int | None, typer.Option(min=1, help="Exit after this many events.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Follow job events until Ctrl-C. --json prints a line per event."""
     output = Output(as_json=as_json)
 
     async def follow(client: Client) -> None:

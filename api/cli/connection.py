@@ -10,10 +10,10 @@ import typer
 from api.cli.access import Access, access
 from api.cli.client import Client
 from api.cli.exits import CliError, Exit
+from api.cli.help import PROGRAM
 from api.cli.later import asyncio
 from api.cli.output import printable
 
-PROGRAM = "vps-snapshots"
 # raised for a body that differs from the API's document: another service, or another version of this one
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 

@@ -14,7 +14,7 @@ from api.cli.help import group
 from api.cli.options import Json, Yes, confirm
 from api.cli.output import Column, Output
 
-app = group("Create, use, list or delete a context: a service's URL and token under a name.")
+app = group()
 
 COLUMNS = (
     Column(title="CONTEXT", of=lambda one: one["name"]),

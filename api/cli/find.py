@@ -37,11 +37,6 @@ def find(
     *,
     as_json: Json = False,
 ) -> None:
-    """Find a server, snapshot, job, account, node, token or request by its ID or name.
-
-    Jobs are found by 8 digits or more, deleted snapshots by their ID for 30 days, requests by their whole ID. If one
-    thing is meant, its details are shown; of a token or a request, what it did.
-    """
     output = Output(as_json=as_json)
 
     async def search(client: Client) -> Exit:

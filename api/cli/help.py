@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+PROGRAM = "vps-snapshots"
 _LINE = 200  # characters of a command's help, which is wrapped; without a limit typer cuts it
 
 
@@ -21,6 +22,6 @@ class Sections(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def group(text: str) -> typer.Typer:
-    """A group of commands, such as `job`."""
+def group(text: str | None = None) -> typer.Typer:
+    """A group of commands, such as `job`. `text`: its help; None if `main` has it."""
     return typer.Typer(cls=Sections, no_args_is_help=True, rich_markup_mode=None, help=text)

@@ -15,7 +15,7 @@ from api.cli.later import asyncio
 from api.cli.output import Column, Output
 from worker.store.model import JobKind
 
-app = group("Show, follow, retry, cancel or resolve a job.")
+app = group()
 
 
 SHORT_ID = 8  # digits of a job's ID at a terminal: they are enough for every command
@@ -76,7 +76,6 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List jobs, newest first. An account token lists its own jobs, by state, server and time."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
     filters |= {"error_code": error_code, "text": text}
     filters |= {"since": options.rfc3339(since), "until": options.rfc3339(until)}

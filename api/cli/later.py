@@ -1,9 +1,43 @@
-"""asyncio, loaded when a command first uses it: `--help` needs none of it, and would take a quarter longer."""
+"""Imports that wait until they are needed: a command's module, until it is called, and asyncio, until a command uses it.
+
+With all of them, `--help` would take twice as long.
+"""
 
 import sys
+from importlib import import_module
 from importlib.util import LazyLoader, find_spec, module_from_spec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+
+class Later(TyperCommand):
+    """A command, or a group of commands, whose module is imported when it is called.
+
+    `where`: MODULE:NAME of its function, or of the group's Typer. `panel`: the title above it in the list of commands.
+    `text`: its help, which is here instead of in its module.
+    """
+
+    def __init__(self, name: str, where: str, panel: str, text: str) -> None:
+        super().__init__(name=name, help=text, rich_help_panel=panel, rich_markup_mode=None)
+        self.module, _, self._attribute = where.partition(":")
+
+    def load(self) -> Any:
+        """The command itself."""
+        found = getattr(import_module(self.module), self._attribute)
+        only = typer.Typer(rich_markup_mode=None)
+        if isinstance(found, typer.Typer):
+            only.add_typer(found, name=self.name, help=self.help)
+        else:
+            only.command(self.name, help=self.help)(found)
+        (command,) = typer.main.get_group(only).commands.values()
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the command itself, which runs in it."""
+        return self.load().make_context(info_name, args, parent, **extra)
 
 
 def _later(name: str) -> ModuleType:

@@ -3,37 +3,136 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from api.cli import (
-    accounts,
-    bulk,
-    cell,
-    contexts,
-    find,
-    jobs,
-    nodes,
-    profiles,
-    schedules,
-    servers,
-    snapshots,
-    tokens,
-    top,
-    webhooks,
-)
-from api.cli.access import DEFAULT_URL, TOKEN_VARIABLE, Options
-from api.cli.connection import PROGRAM
+from api.cli.access import DEFAULT_URL, TOKEN_VARIABLE, Options, Profile
 from api.cli.exits import Exit
-from api.cli.help import Sections
+from api.cli.help import PROGRAM, Sections
+from api.cli.later import Later
 
 _VIEW, _ACT, _ADMINISTER = "View", "Act", "Access and audit"
 # \b: the lines are printed as they are
 _EXITS = "\n".join(["\b", "Exit codes:", *(f"  {code.value}: {code.meaning}" for code in Exit)])
 
+COMMANDS = (
+    Later(
+        "top",
+        "api.cli.top:top",
+        _VIEW,
+        "Monitor the cell: stranded servers, nodes, and jobs with their steps. Press q or Ctrl-C to quit.",
+    ),
+    Later("overview", "api.cli.cell:show_overview", _VIEW, "Show an overview of the cell."),
+    Later(
+        "find",
+        "api.cli.find:find",
+        _VIEW,
+        """Find a server, snapshot, job, account, node, token or request by its ID or name.
+
+        Jobs are found by 8 digits or more, deleted snapshots by their ID for 30 days, requests by their whole ID. If
+        one thing is meant, its details are shown; of a token or a request, what it did.
+        """,
+    ),
+    Later(
+        "events",
+        "api.cli.cell:follow_events",
+        _VIEW,
+        "Follow job events until Ctrl-C. --json prints a line per event.",
+    ),
+    Later(
+        "jobs",
+        "api.cli.jobs:list_jobs",
+        _VIEW,
+        "List jobs, newest first. An account token lists its own jobs, by state, server and time.",
+    ),
+    Later("nodes", "api.cli.nodes:list_nodes", _VIEW, "List nodes with their load and free storage."),
+    Later("servers", "api.cli.servers:list_servers", _VIEW, "List servers."),
+    Later(
+        "snapshots",
+        "api.cli.snapshots:list_snapshots",
+        _VIEW,
+        "List an account's snapshots. An operator token lists those of one server.",
+    ),
+    Later(
+        "schedules",
+        "api.cli.schedules:list_schedules",
+        _VIEW,
+        """List an account's schedules, newest first: those by label, then those of one server.
+
+        An operator token lists the enabled schedules of all accounts by their next run.
+        """,
+    ),
+    Later("webhooks", "api.cli.webhooks:list_webhooks", _VIEW, "List an account's webhooks, newest first."),
+    Later(
+        "findings",
+        "api.cli.servers:list_findings",
+        _VIEW,
+        "List findings, newest first, refused claims of nodes, and unreadable records.",
+    ),
+    Later("retry", "api.cli.bulk:retry_jobs", _ACT, "Retry failed jobs, by ID or by --match."),
+    Later("cancel", "api.cli.bulk:cancel_jobs", _ACT, "Cancel queued jobs, by ID or by --match."),
+    Later(
+        "reconcile",
+        "api.cli.nodes:reconcile_nodes",
+        _ACT,
+        "Compare nodes' disks and snapshots with the service's records now. `findings` lists the differences.",
+    ),
+    Later("tokens", "api.cli.tokens:list_tokens", _ADMINISTER, "List valid tokens, without their secrets."),
+    Later(
+        "audit",
+        "api.cli.tokens:show_audit",
+        _ADMINISTER,
+        "Show the audit log, newest first: every request that changes something.",
+    ),
+    Later("job", "api.cli.jobs:app", _ACT, "Show, follow, retry, cancel or resolve a job."),
+    Later(
+        "node",
+        "api.cli.nodes:app",
+        _ACT,
+        "Show, drain, resume or reconcile a node, and manage its credentials.",
+    ),
+    Later("server", "api.cli.servers:app", _VIEW, "Show a server, or set its node or its account."),
+    Later(
+        "snapshot",
+        "api.cli.snapshots:app",
+        _ACT,
+        "Show, create, change, restore or delete a snapshot, or undo a restore (account token).",
+    ),
+    Later("account", "api.cli.accounts:app", _ADMINISTER, "Show or set the limits of an account."),
+    Later(
+        "schedule",
+        "api.cli.schedules:app",
+        _ACT,
+        "Create, change or delete a schedule, which makes snapshots of servers (account token).",
+    ),
+    Later(
+        "webhook",
+        "api.cli.webhooks:app",
+        _ACT,
+        "Create, test, change or delete a webhook, and send its deliveries again (account token).",
+    ),
+    Later("token", "api.cli.tokens:app", _ADMINISTER, "Create or revoke an API token."),
+    Later(
+        "context",
+        "api.cli.contexts:app",
+        _ADMINISTER,
+        "Create, use, list or delete a context: a service's URL and token under a name.",
+    ),
+)
+
+
+class Commands(Sections):
+    """All commands of the program."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        for command in COMMANDS:
+            self.add_command(command)
+
+
 app = typer.Typer(
-    cls=Sections, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=_EXITS
+    cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=_EXITS
 )
 
 
@@ -88,42 +187,14 @@ def start(
         token_file=token_file,
         account=account,
         timeout_seconds=timeout,
-        profile=lambda: profiles.profile(name),
+        profile=lambda: _profile(name),
     )
 
 
-for name, command, panel in (
-    ("top", top.top, _VIEW),
-    ("overview", cell.show_overview, _VIEW),
-    ("find", find.find, _VIEW),
-    ("events", cell.follow_events, _VIEW),
-    ("jobs", jobs.list_jobs, _VIEW),
-    ("nodes", nodes.list_nodes, _VIEW),
-    ("servers", servers.list_servers, _VIEW),
-    ("snapshots", snapshots.list_snapshots, _VIEW),
-    ("schedules", schedules.list_schedules, _VIEW),
-    ("webhooks", webhooks.list_webhooks, _VIEW),
-    ("findings", servers.list_findings, _VIEW),
-    ("retry", bulk.retry_jobs, _ACT),
-    ("cancel", bulk.cancel_jobs, _ACT),
-    ("reconcile", nodes.reconcile_nodes, _ACT),
-    ("tokens", tokens.list_tokens, _ADMINISTER),
-    ("audit", tokens.show_audit, _ADMINISTER),
-):
-    app.command(name, rich_help_panel=panel)(command)
+def _profile(name: str | None) -> Profile | None:
+    from api.cli.profiles import profile  # noqa: PLC0415 - not needed by --help
 
-for name, group, panel in (
-    ("job", jobs.app, _ACT),
-    ("node", nodes.app, _ACT),
-    ("server", servers.app, _VIEW),
-    ("snapshot", snapshots.app, _ACT),
-    ("account", accounts.app, _ADMINISTER),
-    ("schedule", schedules.app, _ACT),
-    ("webhook", webhooks.app, _ACT),
-    ("token", tokens.app, _ADMINISTER),
-    ("context", contexts.app, _ADMINISTER),
-):
-    app.add_typer(group, name=name, rich_help_panel=panel)
+    return profile(name)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from api.cli.help import group
 from api.cli.options import All, Json, Limit, MaxWait, NodeArgument, NodeArguments, Reason, Until, Yes, confirm, rfc3339
 from api.cli.output import Column, Output
 
-app = group("Show, drain, resume or reconcile a node, and manage its credentials.")
+app = group()
 app.add_typer(credentials.app, name="credential")
 
 
@@ -49,7 +49,6 @@ def list_nodes(
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List nodes with their load and free storage."""
     query, rows = {"state": state, "sort": sort}, None if everything else limit
     list_all(context, "ops/nodes/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching nodes.")
 
@@ -145,7 +144,6 @@ def reconcile_nodes(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Compare nodes' disks and snapshots with the service's records now. `findings` lists the differences."""
     if bool(nodes) is everything:
         raise typer.BadParameter("specify either node names or --all")
     _reconcile(context, nodes or [], everything=everything, yes=yes, as_json=as_json)

@@ -15,7 +15,7 @@ from api.cli.help import group
 from api.cli.jobs import SHORT_ID
 from api.cli.output import Column, Output
 
-app = group("Create, change or delete a schedule, which makes snapshots of servers (account token).")
+app = group()
 
 SCHEDULES = "schedules/"
 BY_LABEL: Query = {"target": "labels"}
@@ -99,10 +99,6 @@ def list_schedules(
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List an account's schedules, newest first: those by label, then those of one server.
-
-    An operator token lists the enabled schedules of all accounts by their next run.
-    """
     rows, output = None if everything else limit, Output(as_json=as_json)
     filters = {"account_id": account_id, "since": options.rfc3339(since), "until": options.rfc3339(until)}
 

@@ -26,7 +26,7 @@ from api.cli.output import Column, Output
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
 TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]
 
-app = group("Show a server, or set its node or its account.")
+app = group()
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
@@ -101,7 +101,6 @@ def list_servers(  # noqa: PLR0913 - an option is a parameter, and the API has s
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List servers."""
     query = {"node": node, "account_id": account_id, "no_snapshot_days": no_snapshot_days}
     query |= {name: "true" for name, wanted in (("stranded", stranded), ("off", off)) if wanted}
     rows = None if everything else limit
@@ -243,7 +242,6 @@ def list_findings(
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List findings, newest first, refused claims of nodes, and unreadable records."""
 
     def show(output: Output, listed: Body) -> None:
         findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]

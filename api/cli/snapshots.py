@@ -16,7 +16,7 @@ from api.cli.help import group
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
 
-app = group("Show, create, change, restore or delete a snapshot, or undo a restore (account token).")
+app = group()
 
 
 COLUMNS = (
@@ -44,7 +44,6 @@ def list_snapshots(
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List an account's snapshots. An operator token lists those of one server."""
     query = {"status": status, "name": name, "sort": sort}
     rows = None if everything else limit
 

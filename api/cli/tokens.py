@@ -26,7 +26,7 @@ from api.cli.options import (
 )
 from api.cli.output import Column, Output
 
-app = group("Create or revoke an API token.")
+app = group()
 
 
 What = Literal["changes", "logins", "all"]
@@ -65,7 +65,6 @@ AUDIT_COLUMNS = (
 
 
 def list_tokens(context: typer.Context, *, account_id: AccountId = None, as_json: Json = False) -> None:
-    """List valid tokens, without their secrets."""
     perform(
         context,
         lambda client: client.get("ops/tokens/", {"account_id": account_id}),
@@ -159,7 +158,6 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the audit log, newest first: every request that changes something."""
     if verify:
         perform(context, _checked, _show_check, as_json=as_json)
         return

@@ -14,8 +14,9 @@ import typer
 
 from api.cli import formats, jobs, nodes, servers
 from api.cli.client import Body, Client
-from api.cli.connection import PROGRAM, run
+from api.cli.connection import run
 from api.cli.exits import Unreachable
+from api.cli.help import PROGRAM
 from api.cli.later import asyncio
 from api.cli.options import Json
 from api.cli.output import Column, Output, styled, table
@@ -47,7 +48,6 @@ def top(
     interval: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="Refresh interval.")] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Monitor the cell: stranded servers, nodes, and jobs with their steps. Press q or Ctrl-C to quit."""
     output = Output(as_json=as_json)
 
     async def show(client: Client) -> None:

@@ -11,7 +11,7 @@ from api.cli.credentials import Out, make_secret
 from api.cli.help import group
 from api.cli.output import Column, Output
 
-app = group("Create, test, change or delete a webhook, and send its deliveries again (account token).")
+app = group()
 
 WEBHOOKS = "webhooks/"
 
@@ -53,7 +53,6 @@ Description = Annotated[str | None, typer.Option(help="Description of the webhoo
 
 
 def list_webhooks(context: typer.Context, *, as_json: options.Json = False) -> None:
-    """List an account's webhooks, newest first."""
     perform(
         context,
         lambda client: client.get(WEBHOOKS),

@@ -19,6 +19,7 @@ from struct import pack
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from api.cli.later import Later
 from tests.integration import warm
 from tests.queueing import PATIENCE_SECONDS
 
@@ -168,6 +169,8 @@ async def _ended(process: ForkServerProcess, arguments: object) -> None:
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every command by its words."""
+    if isinstance(command, Later):
+        command = command.load()
     inner = getattr(command, "commands", None)
     if inner is None:
         return {path: command}

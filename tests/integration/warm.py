@@ -13,9 +13,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from api.cli.main import COMMANDS
+
 _WARM = multiprocessing.get_context("forkserver")
-_MODULES = ("api.cli.main", "api.cli.wire", "api.main", "api.serving", "api.gateway.main", "worker.main")
-_WARM.set_forkserver_preload(["__main__", *_MODULES, __name__])
+_MODULES = ("api.cli.wire", "api.main", "api.serving", "api.gateway.main", "worker.main")
+_MODULES_OF_COMMANDS = {command.module for command in COMMANDS}
+_WARM.set_forkserver_preload(["__main__", *_MODULES, *_MODULES_OF_COMMANDS, __name__])
 _LIMIT_SECONDS = 60.0
 
 

@@ -32,7 +32,10 @@ class Hide:
 
 sys.meta_path.insert(0, Hide())
 program, sys.argv[1:] = sys.argv[1], ["--help"]
-__import__(program, fromlist=["main"]).main()
+module = __import__(program, fromlist=["main"])
+for command in getattr(module, "COMMANDS", ()):  # of the command line, which imports them when they are called
+    command.load()
+module.main()
 """
 PROGRAMS = [
     ("front-end", "api.main"),
