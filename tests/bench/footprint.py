@@ -1,10 +1,10 @@
 """The programs' resource use when idle, and whether their memory grows with the number of jobs: `make bench-footprint`.
 
-A cell of one node with simulated servers; each program is one process with the shipped settings. Figures are medians of
-RUNS starts. Idle CPU time is the mean of one window of IDLE seconds, in which all programs are idle at once. The window
-is as long as a worker's periods of 5 s (reports), 30 s (housekeeping) and 60 s (facts); it may lack the round over all
-servers, once in 300 s. The baseline is a Python process that only imports aiohttp, redis, arq and pydantic. For
-`--help`, it imports typer.
+A cell with a node of simulated servers and, as root, a node with its own libvirtd; each program is one process with the
+shipped settings. Figures are medians of RUNS starts. Idle CPU time is the mean of one window of IDLE seconds, in which
+all programs are idle at once. The window is as long as a worker's periods of 5 s (reports), 30 s (housekeeping) and 60 s
+(facts); it may lack the round over all servers, once in 300 s. The baseline is a Python process that only imports
+aiohttp, redis, arq and pydantic. For `--help`, it imports typer.
 
 RUNS=5, IDLE=60 seconds, GROWTH=1000 jobs: three minutes. GROWTH=0 omits the jobs.
 """
@@ -20,21 +20,27 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import uvloop
 from redis.asyncio import Redis
 
 from deploy.demo.client import Answer, Client
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
+from deploy.lab import domains
+from deploy.lab.domain import disk
+from deploy.lab.lab import make_disk
+from drivers.base import MARK_NAMESPACE
 from tests.bench.http import cpu_seconds
 from tests.conftest import RedisServer
 from tests.gateway import GatewayProgram
+from tests.libvirtd import Daemon, DaemonLab
 from tests.queueing import client, until_told
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import AccountId
@@ -43,11 +49,12 @@ RUNS = int(os.environ.get("RUNS") or 5)
 IDLE_SECONDS = float(os.environ.get("IDLE") or 60)
 GROWTH = int(os.environ.get("GROWTH") or 1000)
 SETTLED_SECONDS, SETTLED_SHARE = 1.0, 0.02  # a start has ended when a program uses at most this share of a CPU
-NODE = "n1"
-FIRST_SERVER, SERVERS = 12345, 50
+NODE, LIBVIRT_NODE = "n1", "n2"
+FIRST_SERVER, SERVERS = 12345, 50  # of a node
 ACCOUNT = AccountId(77)  # of the simulated servers
 BIN = Path(sys.executable).parent
-WORKER, FRONT_END, GATEWAY, KEEPER, HELP = "worker", "front end", "gateway", "audit keeper", "vps-snapshots --help"
+WORKER, LIBVIRT_WORKER = "worker, simulated", "worker, libvirt"
+FRONT_END, GATEWAY, KEEPER, HELP = "front end", "gateway", "audit keeper", "vps-snapshots --help"
 LIBRARIES, TYPER = "aiohttp, redis, arq, pydantic", "typer"  # the baselines
 SAMPLES = 10  # of memory while jobs run
 WARM = SAMPLES // 5  # samples until all code is loaded and all caches are full
@@ -56,6 +63,9 @@ LIMITS = {
     (WORKER, "rss_mb"): 60.0,
     (WORKER, "cpu_percent"): 0.2,
     (WORKER, "ready_ms"): 1000.0,
+    (LIBVIRT_WORKER, "rss_mb"): 60.0,
+    (LIBVIRT_WORKER, "cpu_percent"): 0.2,
+    (LIBVIRT_WORKER, "ready_ms"): 1000.0,
     (FRONT_END, "rss_mb"): 80.0,
     (FRONT_END, "ready_ms"): 1000.0,
     (GATEWAY, "ready_ms"): 1000.0,
@@ -82,10 +92,11 @@ class Started:
 
 
 class Cell:
-    """A Redis and the programs, each of which can be restarted."""
+    """A Redis and the programs, each of which can be restarted. `libvirt_uri`: None if this machine can run none."""
 
-    def __init__(self, folder: Path, redis_server: RedisServer, redis: Redis) -> None:
+    def __init__(self, folder: Path, redis_server: RedisServer, redis: Redis, libvirt_uri: str | None) -> None:
         self.redis = redis
+        self._libvirt_uri = libvirt_uri
         self.url = f"http://127.0.0.1:{free_port()}"
         self._folder = folder
         self._at_redis = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{redis_server.socket}"}
@@ -93,19 +104,17 @@ class Cell:
         self._children: dict[str, Child] = {}
 
     async def programs(self) -> dict[str, Program]:
-        await self._gateway.let_in(NODE)
         at_gateway = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(self._gateway.socket)}
         front_end = {
             "VPS_SNAPSHOTS_PORT": self.url.rpartition(":")[2],
             "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "1000000",
             "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",
         }
-        node = {
-            "VPS_SNAPSHOTS_NODE": NODE,
-            "VPS_SNAPSHOTS_DRIVER": "fake",
-            "VPS_SNAPSHOTS_FAKE_SERVERS": str(SERVERS),
-            "VPS_SNAPSHOTS_STATE_DIR": str(self._folder / "node"),
-        }
+        simulated = {"VPS_SNAPSHOTS_DRIVER": "fake", "VPS_SNAPSHOTS_FAKE_SERVERS": str(SERVERS)}
+        workers = {WORKER: await self._worker(NODE, simulated)}
+        if self._libvirt_uri:
+            real = {"VPS_SNAPSHOTS_LIBVIRT_URI": self._libvirt_uri}
+            workers[LIBVIRT_WORKER] = await self._worker(LIBVIRT_NODE, real)
         imported = self._folder / "imported"
         wait = f"import {LIBRARIES}, pathlib, signal; pathlib.Path({str(imported)!r}).touch(); signal.pause()"
 
@@ -125,12 +134,22 @@ class Cell:
                 is_ready=Client(self.url, "").is_up,
             ),
             KEEPER: Program(command=(BIN / "vps-snapshots-api", "audit", "keep"), settings=self._at_redis),
-            WORKER: Program(
-                command=(BIN / "vps-snapshots-worker", "run"),
-                settings=node | self._gateway.settings_of(NODE),
-                is_ready=self._node_takes_jobs,
-            ),
+            **workers,
         }
+
+    async def _worker(self, node: str, settings: Mapping[str, str]) -> Program:
+        await self._gateway.let_in(node)
+        own = {"VPS_SNAPSHOTS_NODE": node, "VPS_SNAPSHOTS_STATE_DIR": str(self._folder / node)}
+
+        async def takes_jobs() -> bool:
+            """Whether the node has its lease and has reported its servers."""
+            return bool(await self.redis.hexists(f"node:{node}", "about"))  # type: ignore[misc]  # redis-py's types
+
+        return Program(
+            command=(BIN / "vps-snapshots-worker", "run"),
+            settings={**own, **settings, **self._gateway.settings_of(node)},
+            is_ready=takes_jobs,
+        )
 
     async def _gateway_listens(self) -> bool:
         with suppress(OSError):
@@ -139,15 +158,12 @@ class Cell:
             return True
         return False
 
-    async def _node_takes_jobs(self) -> bool:
-        """Whether the node has its lease and has reported its servers."""
-        return bool(await self.redis.hexists(f"node:{NODE}", "about"))  # type: ignore[misc]  # redis-py's types
-
     async def start(self, name: str, program: Program) -> Started:
         if name in self._children:
             await self._children.pop(name).stop()
         (self._folder / "imported").unlink(missing_ok=True)
-        await self.redis.hdel(f"node:{NODE}", "about")  # type: ignore[misc]  # redis-py's types
+        for node in (NODE, LIBVIRT_NODE):
+            await self.redis.hdel(f"node:{node}", "about")  # type: ignore[misc]  # redis-py's types
         begun = time.monotonic()
         log = self._folder / f"{name}.log"
         child = await Child.start(name, program.command, settings=program.settings, log=log)
@@ -164,7 +180,9 @@ class Cell:
         return {name: cpu_seconds(child.pid) for name, child in self._children.items()}
 
     def rss(self) -> dict[str, float]:
-        return {name: rss_mb(child.pid) for name, child in self._children.items() if name != LIBRARIES}
+        """Memory of each program that has a part in the jobs."""
+        idle = {LIBRARIES, LIBVIRT_WORKER}
+        return {name: rss_mb(child.pid) for name, child in self._children.items() if name not in idle}
 
     async def stop(self) -> None:
         for child in reversed(self._children.values()):
@@ -194,14 +212,39 @@ async def cell() -> AsyncIterator[Cell]:
         server = RedisServer(folder / "redis")
         server.start()
         try:
-            async with client(server.socket) as redis:
-                made = Cell(folder, server, redis)
+            async with client(server.socket) as redis, libvirt_node(folder / "libvirt") as uri:
+                made = Cell(folder, server, redis, uri)
                 try:
                     yield made
                 finally:
                     await made.stop()
         finally:
             server.kill()
+
+
+@asynccontextmanager
+async def libvirt_node(folder: Path) -> AsyncIterator[str | None]:
+    """The URI of a libvirtd with as many servers as the simulated node, which are off; None without root."""
+    if os.geteuid():
+        print(f"{LIBVIRT_WORKER}: not measured, because a libvirtd needs root")
+        yield None
+        return
+    daemon = Daemon(folder)
+    await daemon.start()
+    try:
+        await asyncio.to_thread(define_servers, DaemonLab(daemon))
+        yield daemon.uri
+    finally:
+        daemon.stop_for_good()
+
+
+def define_servers(lab: DaemonLab) -> None:
+    first = FIRST_SERVER + SERVERS  # after those of the simulated node
+    with closing(libvirt.open(lab.uri)) as connection:
+        for server in range(first, first + SERVERS):
+            mark = f"<vps:server xmlns:vps='{MARK_NAMESPACE}' id='{server}' account='{ACCOUNT}'/>"
+            devices = [disk(make_disk(lab.disk_path(f"{server}.qcow2")))]
+            domains.define(connection, lab.domain_xml(f"server-{server}", devices, guest=False, metadata=mark))
 
 
 async def idle_percent(cell: Cell) -> dict[str, float]:
