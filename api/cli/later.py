@@ -1,4 +1,4 @@
-"""Imports that wait until they are needed: a command's module, until it is called, and asyncio, until a command uses it.
+"""Imports that wait: a command's module until it is called, asyncio until a command uses it.
 
 With all of them, `--help` would take twice as long.
 """

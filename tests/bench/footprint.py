@@ -2,8 +2,8 @@
 
 A cell with a node of simulated servers and, as root, a node with its own libvirtd; each program is one process with the
 shipped settings. Figures are medians of RUNS starts. Idle CPU time is the mean of one window of IDLE seconds, in which
-all programs are idle at once. The window is as long as a worker's periods of 5 s (reports), 30 s (housekeeping) and 60 s
-(facts); it may lack the round over all servers, once in 300 s. The baseline is a Python process that only imports
+all programs are idle at once. The window is as long as a worker's periods of 5 s (reports), 30 s (housekeeping) and
+60 s (facts); it may lack the round over all servers, once in 300 s. The baseline is a Python process that only imports
 aiohttp, redis, arq and pydantic. For `--help`, it imports typer.
 
 RUNS=5, IDLE=60 seconds, GROWTH=1000 jobs: three minutes. GROWTH=0 omits the jobs.
