@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-import uvloop
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
@@ -144,4 +143,4 @@ if __name__ == "__main__":
         Kind.PLAIN: _plain,
         Kind.POLLING: partial(_plain, poll_seconds=0.01),
     }
-    uvloop.run(works[Kind(wanted)](path, float(job_seconds), int(max_jobs)))
+    asyncio.run(works[Kind(wanted)](path, float(job_seconds), int(max_jobs)))

@@ -13,7 +13,6 @@ from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
-import uvloop
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
 from worker.disk_load import DiskLoad
@@ -69,7 +68,7 @@ def run(config: Config = None) -> None:
             _locked(settings.state_dir),
             exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
         ):
-            uvloop.run(_serve(settings, job_log, metrics))
+            asyncio.run(_serve(settings, job_log, metrics))  # not uvloop, which takes 2 MiB and saves a node no time
     except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError, LocalRedisDied) as error:
         _refuse(str(error))
 
@@ -88,7 +87,7 @@ def adopt(
     """
     settings = _settings(config)
     try:
-        uvloop.run(_adopt(settings, domain, server_id, account))
+        asyncio.run(_adopt(settings, domain, server_id, account))
     except DriverError as error:
         _refuse(str(error))
     typer.echo(
@@ -107,7 +106,7 @@ def rebuild(config: Config = None) -> None:
     """
     settings = _settings(config)
     try:
-        servers = uvloop.run(_rebuild(settings))
+        servers = asyncio.run(_rebuild(settings))
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
     typer.echo(
@@ -128,7 +127,7 @@ def list_in_virsh(
     """
     settings = _settings(config)
     try:
-        tags = uvloop.run(_list_in_virsh(settings, server_id))
+        tags = asyncio.run(_list_in_virsh(settings, server_id))
     except DriverError as error:
         _refuse(str(error))
     typer.echo("\n".join(tags) if tags else f"server {server_id} has no complete snapshot")
