@@ -18,7 +18,7 @@ from worker.store.model import (
     SnapshotStatus,
     Step,
 )
-from worker.store.nodes.node_store import BegunJob, PublishedSnapshot, ReportedServer
+from worker.store.nodes.claims import BegunJob, PublishedSnapshot, ReportedServer
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts, StepBegun
 

@@ -22,7 +22,8 @@ from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.access.credentials import PREFIX, Credentials
 from worker.store.errors import StoreUnavailable
-from worker.store.redis_client import Observer, RedisSettings, connect
+from worker.store.observer import Observer
+from worker.store.redis_client import RedisSettings, connect
 
 RESTORE_SECONDS = 0.05
 

@@ -23,7 +23,7 @@ from worker.gateway_address import CREATE, GatewayAddress, GatewayTrouble
 from worker.store import errors
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import (
+from worker.store.nodes.claims import (
     BeginRefused,
     BegunJob,
     ClaimRefused,
@@ -45,8 +45,8 @@ from worker.store.nodes.protocol import (
     PROTOCOLS,
     Message,
 )
+from worker.store.observer import Observer
 from worker.store.outcome import Outcome
-from worker.store.redis_client import Observer
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
 CALL_SECONDS = 5.0  # limit for a call and its answer, in addition to the wait of the call itself

@@ -13,7 +13,7 @@ from worker.metrics import Metrics
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost, ReportedServer
+from worker.store.nodes.claims import ClaimRefused, LeaseLost, ReportedServer
 from worker.store.nodes.port import NodePort
 from worker.store.reports import NodeFacts, Pool
 

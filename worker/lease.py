@@ -14,7 +14,7 @@ import structlog
 
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import LeaseHeld
+from worker.store.nodes.claims import LeaseHeld
 from worker.store.nodes.port import NodePort
 
 LEASE_SECONDS = 15.0  # after this long without a heartbeat, a worker on another machine may take the lease

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from worker.store.errors import Refused
 from worker.store.model import ServerId
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost
+from worker.store.nodes.claims import ClaimRefused, LeaseLost
 from worker.store.nodes.port import NodePort
 
 ASK_SECONDS = 5.0  # limit for the answer, at the start of a process or after a silence: the guest of a job may be off

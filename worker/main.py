@@ -39,7 +39,7 @@ from worker.settings import Driver, WorkerSettings
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
 from worker.store.nodes.port import NodePort
-from worker.store.records import NUMBER_MAX
+from worker.store.model import NUMBER_MAX
 from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls

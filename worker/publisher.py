@@ -13,7 +13,7 @@ import structlog
 from worker.program.loop import guarded
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost
+from worker.store.nodes.claims import ClaimRefused, LeaseLost
 from worker.store.nodes.port import NodePort
 from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun

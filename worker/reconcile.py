@@ -34,7 +34,7 @@ from worker.program.loop import guarded
 from worker.runner import Runner
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.store.nodes.node_store import (
+from worker.store.nodes.claims import (
     BegunJob,
     ClaimRefused,
     Known,

@@ -22,7 +22,7 @@ from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step, bounded_cause
-from worker.store.nodes.node_store import BeginRefused, LeaseLost
+from worker.store.nodes.claims import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
 from worker.store.outcome import LEFT_ITS_NODE, Outcome
 

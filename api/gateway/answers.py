@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from worker.store.nodes.node_store import BegunJob, NodeStore, PublishedSnapshot, ReportedServer
+from worker.store.nodes.claims import BegunJob, PublishedSnapshot, ReportedServer
+from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.protocol import told
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts

@@ -20,7 +20,8 @@ from api.gateway.metrics import ANSWERED, REFUSED, UNAVAILABLE, Metrics
 from api.gateway.refusals import Refusals
 from worker.store.access.credentials import Credential
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import BeginRefused, ClaimRefused, CredentialEnded, LeaseLost, NodeStore
+from worker.store.nodes.claims import BeginRefused, ClaimRefused, CredentialEnded, LeaseLost
+from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.protocol import (
     BEGIN_REFUSED,
     BROKE,

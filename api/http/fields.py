@@ -21,8 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from worker.store import errors
 from worker.store.calls import Cursor
-from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
-from worker.store.records import NUMBER_MAX
+from worker.store.model import DESCRIPTION_MAX, NAME_MAX, NUMBER_MAX, AccountId, JobId, ServerId
 
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500

@@ -25,10 +25,9 @@ from api.words import absolute
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
-from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, AccountId, Job, SnapshotId
+from worker.store.model import NUMBER_MAX, SNAPSHOTS_PER_SERVER_MOST, AccountId, Job, SnapshotId
 from worker.store.operators import nodes, records
 from worker.store.operators.operator_store import AuditFilter
-from worker.store.records import NUMBER_MAX
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]

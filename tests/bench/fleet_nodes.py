@@ -26,7 +26,7 @@ from worker.inventory import REPORT_SECONDS
 from worker.lease import HEARTBEAT_SECONDS, LEASE_SECONDS
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, Job, JobId, JobState, ServerId, SnapshotStatus, Step
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.outcome import Outcome
 

@@ -27,7 +27,8 @@ from worker.store.chores.chores import Chores
 from worker.store.customers.events import NOTHING_BEFORE, Events
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, ClaimRefused, NodeStore, ReportedServer
+from worker.store.nodes.claims import BeginRefused, ClaimRefused, ReportedServer
+from worker.store.nodes.node_store import NodeStore
 from worker.store.operators.cell import Cell as CellStore
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from tests.conftest import in_memory
 from worker.store.customers.customer_store import Admitted, CustomerStore
 from worker.store.model import AccountId, Job, JobId, ServerId
-from worker.store.nodes.node_store import NodeStore, ReportedServer
+from worker.store.nodes.claims import ReportedServer
+from worker.store.nodes.node_store import NodeStore
 from worker.store.operators.operator_store import OperatorStore
 
 ACCOUNT = AccountId(77)

@@ -20,7 +20,8 @@ from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import Job, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus
-from worker.store.nodes.node_store import Known, NodeStore
+from worker.store.nodes.claims import Known
+from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.port import NodePort
 
 TARGETS = ("vda", "vdb")

@@ -10,7 +10,7 @@ from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.integration.test_schedules import NIGHTLY, SCHEDULES, listed, made, run
 from worker.store.access.tokens import OPERATORS
 from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, SnapshotId, SnapshotStatus
-from worker.store.nodes.node_store import PublishedSnapshot
+from worker.store.nodes.claims import PublishedSnapshot
 
 LIMIT = f"/api/v1/ops/accounts/{ACCOUNT}/"
 

@@ -24,7 +24,7 @@ from worker.store.model import (
     SnapshotStatus,
     Step,
 )
-from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.store.nodes.claims import BeginRefused, LeaseLost, ReportedServer
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
 

@@ -32,7 +32,7 @@ from worker.store.backup.rows import Backup, DataLost, Row
 from worker.store.customers.customer_store import Edit
 from worker.store.errors import NodeNotFound
 from worker.store.model import SnapshotId
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 from worker.store.operators.cell import Cell as CellNumbers
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules, ScheduleSpec

@@ -22,7 +22,7 @@ from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE
 from worker.store.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 

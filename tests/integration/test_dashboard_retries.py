@@ -16,7 +16,7 @@ from tests.integration.front_end import DONE
 from tests.integration.test_dashboard import FRAGMENT, audited, failed, made, visible
 from worker.store.access.tokens import Permission
 from worker.store.model import JobId, ServerId
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 
 OTHER, THIRD = ServerId(12346), ServerId(12347)
 

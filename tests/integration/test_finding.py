@@ -17,7 +17,7 @@ from worker.store.access.usage import TokenUses
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.model import ServerId, SnapshotId
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 
 SECOND = ServerId(9)
 

@@ -38,7 +38,7 @@ from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import CredentialExists, StoreUnavailable
 from worker.store.model import AccountId, Failure, Job, JobState, ServerId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.store.nodes.claims import BeginRefused, LeaseLost, ReportedServer
 from worker.store.nodes.port import NodePort
 from worker.store.nodes.protocol import FRAME_BYTES
 from worker.store.outcome import Outcome

@@ -33,7 +33,7 @@ from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BegunJob, ClaimRefused, PublishedSnapshot, ReportedServer
+from worker.store.nodes.claims import BegunJob, ClaimRefused, PublishedSnapshot, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks

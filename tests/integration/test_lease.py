@@ -19,7 +19,8 @@ from tests.integration.conftest import Cell, node_store
 from tests.queueing import PATIENCE_SECONDS, client, until
 from worker.lease import RETRY_SECONDS, HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import LeaseLost, NodeStore
+from worker.store.nodes.claims import LeaseLost
+from worker.store.nodes.node_store import NodeStore
 
 HOLD_THE_LOCK = """
 import sys, time

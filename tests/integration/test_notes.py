@@ -29,7 +29,7 @@ from worker.store.model import (
     SnapshotId,
     SnapshotStatus,
 )
-from worker.store.nodes.node_store import BegunJob, PublishedSnapshot
+from worker.store.nodes.claims import BegunJob, PublishedSnapshot
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport
 

@@ -9,7 +9,8 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.test_ops_api import failed
 from worker.store.backup.restore import Restore
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import LeaseLost, NodeStore, Reported, ReportedServer
+from worker.store.nodes.claims import LeaseLost, Reported, ReportedServer
+from worker.store.nodes.node_store import NodeStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.reports import NodeFacts
 

@@ -8,7 +8,8 @@ from tests.integration.conftest import ACCOUNT, Cell, node_store
 from tests.integration.test_bounds import counting
 from worker.store.calls import Cursor
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import NodeStore, ReportedServer
+from worker.store.nodes.claims import ReportedServer
+from worker.store.nodes.node_store import NodeStore
 from worker.store.operators.operator_store import OperatorStore
 
 MOST = 10_000  # commands: 10 ms

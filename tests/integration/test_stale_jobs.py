@@ -12,7 +12,7 @@ from tests.queueing import until_told
 from tests.worker_process import worker_process
 from worker.store.chores.chores import Chores
 from worker.store.model import Job, JobId, JobState, ServerId
-from worker.store.nodes.node_store import BeginRefused, ReportedServer
+from worker.store.nodes.claims import BeginRefused, ReportedServer
 
 
 async def _die(cell: Cell, *job_ids: JobId) -> None:

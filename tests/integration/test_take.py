@@ -20,7 +20,8 @@ from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.errors import JobNotCancellable
 from worker.store.model import Job, JobId, JobState, ServerId
-from worker.store.nodes.node_store import LeaseLost, NodeStore
+from worker.store.nodes.claims import LeaseLost
+from worker.store.nodes.node_store import NodeStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 

@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from tests.integration.conftest import Cell, cell
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import NodeStore, ReportedServer
+from worker.store.nodes.claims import ReportedServer
+from worker.store.nodes.node_store import NodeStore
 
 __all__ = ["cell"]
 

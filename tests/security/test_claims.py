@@ -28,7 +28,7 @@ from worker.store.model import (
     SnapshotStatus,
     Step,
 )
-from worker.store.nodes.node_store import (
+from worker.store.nodes.claims import (
     BeginRefused,
     BegunJob,
     ClaimRefused,

@@ -15,7 +15,7 @@ from tests.security.conftest import kept
 from worker.store.access.tokens import Permission
 from worker.store.chores.chores import Chores
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.claims import ReportedServer
 
 THEIRS, THEIR_SERVER = AccountId(78), ServerId(2)
 MARK = "theirs-alone"

@@ -15,7 +15,8 @@ from worker.inventory import Inventory
 from worker.store import errors
 from worker.store.access.tokens import Permission
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import ClaimRefused, NodeStore, Placement, ReportedServer
+from worker.store.nodes.claims import ClaimRefused, ReportedServer
+from worker.store.nodes.node_store import NodeStore, Placement
 from worker.store.operators.operator_store import OperatorStore
 
 NEW = ServerId(999)

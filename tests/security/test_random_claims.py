@@ -10,7 +10,8 @@ from tests.integration.conftest import ACCOUNT, SERVER
 from tests.integration.front_end import DONE
 from tests.security.conftest import ITS_ACCOUNT, ITS_SERVER, Hostile, kept
 from tests.security.test_claims import victim_of
-from worker.store.nodes.node_store import BeginRefused, ClaimRefused, NodeStore, Placement
+from worker.store.nodes.claims import BeginRefused, ClaimRefused
+from worker.store.nodes.node_store import NodeStore, Placement
 
 CALLS = 1500
 

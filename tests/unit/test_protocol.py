@@ -14,7 +14,7 @@ from api.gateway.limits import Allowance
 from worker.gateway_address import GatewayAddress
 from worker.gateway_client import GatewayClient
 from worker.store import model, outcome, reports
-from worker.store.nodes import node_store, protocol
+from worker.store.nodes import claims, protocol
 from worker.store.nodes.port import NodePort
 
 TWINS: list[tuple[type[protocol.Message], Any]] = [
@@ -26,9 +26,9 @@ TWINS: list[tuple[type[protocol.Message], Any]] = [
     (protocol.Outcome, outcome.Outcome),
     (protocol.StepBegun, reports.StepBegun),
     (protocol.JobReport, reports.JobReport),
-    (protocol.ReportedServer, node_store.ReportedServer),
-    (protocol.PublishedSnapshot, node_store.PublishedSnapshot),
-    (protocol.BegunJob, node_store.BegunJob),
+    (protocol.ReportedServer, claims.ReportedServer),
+    (protocol.PublishedSnapshot, claims.PublishedSnapshot),
+    (protocol.BegunJob, claims.BegunJob),
 ]
 JOB = model.JobId("a" * 32)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,7 +81,7 @@ def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Mes
         reports.NodeFacts(
             worker="1", hypervisor="2", emulator="3", pools=(reports.Pool(path="/", free_bytes=0, total_bytes=9),)
         ),
-        node_store.PublishedSnapshot(
+        claims.PublishedSnapshot(
             id=model.SnapshotId(5),
             name="n",
             description="d\r\n🎉",
@@ -102,17 +102,17 @@ def test_a_nodes_message_arrives_unchanged(own: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "answer"),
     [
-        ("take_lease", node_store.LeaseHeld(who="x", seconds_left=1.5)),
+        ("take_lease", claims.LeaseHeld(who="x", seconds_left=1.5)),
         ("take_lease", None),
         ("take", (JOB,)),
         ("take", (BEGUN, JOB)),
         (
             "known",
-            node_store.Known(
+            claims.Known(
                 busy=True,
                 on_disk={
                     model.SnapshotId(1): None,
-                    model.SnapshotId(2): node_store.KnownSnapshot(
+                    model.SnapshotId(2): claims.KnownSnapshot(
                         status=model.SnapshotStatus.FAILED, lost=True, name="n", description="", created_at=AT
                     ),
                 },
@@ -123,7 +123,7 @@ def test_a_nodes_message_arrives_unchanged(own: Any) -> None:
         ),
         (
             "report",
-            node_store.Reported(
+            claims.Reported(
                 conflicts=frozenset(),
                 fresh=frozenset({model.ServerId(1)}),
                 gone=frozenset(),

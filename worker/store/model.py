@@ -20,6 +20,7 @@ SNAPSHOTS_PER_SERVER_MOST = 100  # the highest limit that an operator can set
 NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for over a minute gets no new job
 RETRY_WITHIN_SECONDS = 3600.0  # how long after its failure a job can be retried without force
 WAITING_SECONDS = 600.0  # how long a job waits for a silent node
+NUMBER_MAX = (1 << 53) - 1  # up to here, every integer is exact in Lua and in JSON
 NAME_MAX = 64  # characters of a snapshot's name
 CAUSE_MAX = 2000  # characters of what the hypervisor said of a failure
 CANCELLED = "cancelled"  # error code of a cancelled job

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from worker.store import errors, written
 from worker.store.model import (
+    NUMBER_MAX,
     AccountId,
     Failure,
     Job,
@@ -34,7 +35,6 @@ Hash = dict[str, str]
 Read = TypeVar("Read")
 Row = TypeVar("Row")
 VERSION = 1  # of each kind of record except a server's, whose version only says which lists it is in
-NUMBER_MAX = (1 << 53) - 1  # up to here, every integer is exact in Lua and in JSON
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
 _STATE_UNDER = {

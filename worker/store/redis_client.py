@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -20,6 +20,7 @@ from redis.utils import str_if_bytes
 from worker.program.configuration import ReadableFile
 from worker.store import trouble
 from worker.store.connection import Tls, over_tls, tracked
+from worker.store.observer import Observer
 from worker.store.script_connection import Copies, Script, ScriptConnection
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -106,14 +107,6 @@ class RedisSettings(BaseModel):
     @property
     def uses_tls(self) -> bool:
         return self.url.startswith("rediss://")
-
-
-class Observer(Protocol):
-    """Receives the result of each command."""
-
-    def answered(self, seconds: float) -> None: ...
-
-    def failed(self, error: Exception) -> None: ...
 
 
 class _Client(Redis):

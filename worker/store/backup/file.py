@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any, Self, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.store.backup.rows import kind_of
-from worker.store.records import NUMBER_MAX
+from worker.store.model import NUMBER_MAX
 
 VERSION = 1
 LINE_BYTES = 1 << 20  # longer than any record; limits memory if a file decompresses to very long lines

@@ -10,8 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -26,16 +24,27 @@ from worker.store.connection import LATE_SECONDS
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
-    Contents,
     Job,
     JobId,
-    JobKind,
     ServerId,
     SnapshotId,
     SnapshotStatus,
     Step,
 )
 from worker.store.nodes.bounds import NAME_MAX, bounded_facts, bounded_outcome
+from worker.store.nodes.claims import (
+    BeginRefused,
+    BegunJob,
+    ClaimRefused,
+    CredentialEnded,
+    Known,
+    KnownSnapshot,
+    LeaseHeld,
+    LeaseLost,
+    PublishedSnapshot,
+    Reported,
+    ReportedServer,
+)
 from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, STARTS_TOO_LATE, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
@@ -52,135 +61,6 @@ MOST_QUEUED = 1000  # jobs of a queue that one script reads; limits how long it 
 # results of jobs that end without being started
 _ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
 _SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
-
-
-class LeaseLost(Exception):
-    """Another worker holds the node's lease. Nothing was changed."""
-
-
-class CredentialEnded(Exception):
-    """The node's credential has been revoked, has expired, or is unknown to the store. Nothing was changed."""
-
-
-class ClaimRefused(Exception):
-    """The claim contradicts the service's records. Nothing was changed. `reason`: the script's code, such as
-    `other_node`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class BeginRefused(Exception):
-    """The job must not run: it is over, unknown, or its server is on another node. Nothing was changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaseHeld:
-    """The other holder of the node's lease, as text for people, and the remaining seconds."""
-
-    who: str
-    seconds_left: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportedServer:
-    id: ServerId
-    account_id: AccountId
-    name: str
-    power: str  # "on", "off" or "paused"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reported:
-    """The store's answer to a node's report."""
-
-    conflicts: frozenset[ServerId] = frozenset()  # servers that another node has
-    fresh: frozenset[ServerId] = frozenset()  # servers whose snapshots must be published
-    gone: frozenset[ServerId] = frozenset()  # servers that were in the node's previous report
-    reconcile_asked: str  # when an operator last requested a reconciliation; "": never
-    # the accounts of servers that were reported with a different one
-    accounts: Mapping[ServerId, AccountId] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedSnapshot:
-    """A snapshot as it is on the node's disks."""
-
-    id: SnapshotId
-    name: str
-    description: str
-    created_at: datetime
-    size_mb: int | None
-    status: SnapshotStatus
-    contents: Contents | None = None  # None: not recorded
-
-    def for_script(self) -> dict[str, str]:
-        return {
-            "id": str(self.id),
-            "name": self.name,
-            "description": self.description,
-            "created_ms": records.milliseconds(self.created_at),
-            "size_mb": "" if self.size_mb is None else str(self.size_mb),
-            "status": self.status,
-            "contents": written.contents(self.contents),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BegunJob:
-    """A job that is unfinished according to the node's journal."""
-
-    id: JobId
-    kind: JobKind
-    snapshot_id: SnapshotId
-    snapshot_name: str
-    snapshot_description: str
-    snapshot_created_at: datetime
-    request_id: str
-    undoes: JobId | None
-    present_only: bool = False
-    live: bool = False
-
-    def for_script(self) -> dict[str, str]:
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "snapshot": str(self.snapshot_id),
-            "snapshot_name": self.snapshot_name,
-            "snapshot_description": self.snapshot_description,
-            "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
-            "request_id": self.request_id,
-            "undoes": self.undoes or "",
-            "present_only": "1" if self.present_only else "",
-            "live": "1" if self.live else "",
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownSnapshot:
-    """The store's record of a server's snapshot."""
-
-    status: SnapshotStatus
-    lost: bool  # it was completed and later missing on the disks
-    name: str
-    description: str
-    created_at: datetime
-    contents: Contents | None = None  # None: a record of an earlier version
-    failed_deletes: int = 0  # failed attempts to delete it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """The store's records of one server's snapshots. `elsewhere`: requested snapshots that belong to another server."""
-
-    busy: bool  # a job holds the server, and may be the reason for a difference
-    on_disk: Mapping[
-        SnapshotId, KnownSnapshot | None
-    ]  # the requested snapshots that are readable; None: unknown to the store
-    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without unreadable ones
-    undoable: JobId | None = None  # the latest restore that left a safety snapshot
-    elsewhere: frozenset[SnapshotId] = frozenset()
 
 
 class NodeStore(Scripts):
@@ -380,8 +260,8 @@ class NodeStore(Scripts):
         snapshots that were unknown. Raises LeaseLost or ClaimRefused."""
         ask = {
             "server": str(server_id),
-            "snapshots": [snapshot.for_script() for snapshot in snapshots],
-            "jobs": [job.for_script() for job in begun],
+            "snapshots": [_snapshot_for_script(snapshot) for snapshot in snapshots],
+            "jobs": [_job_for_script(job) for job in begun],
         }
         _, new, left_out = await self._claim("nodes/publish", ask)
         for reason in left_out:
@@ -460,3 +340,30 @@ def _known(record: records.Hash) -> KnownSnapshot:
         contents=written.read_contents(record.get("contents", "")),
         failed_deletes=records.whole(record.get("failed_deletes", "0")),
     )
+
+
+def _snapshot_for_script(snapshot: PublishedSnapshot) -> dict[str, str]:
+    return {
+        "id": str(snapshot.id),
+        "name": snapshot.name,
+        "description": snapshot.description,
+        "created_ms": records.milliseconds(snapshot.created_at),
+        "size_mb": "" if snapshot.size_mb is None else str(snapshot.size_mb),
+        "status": snapshot.status,
+        "contents": written.contents(snapshot.contents),
+    }
+
+
+def _job_for_script(job: BegunJob) -> dict[str, str]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "snapshot": str(job.snapshot_id),
+        "snapshot_name": job.snapshot_name,
+        "snapshot_description": job.snapshot_description,
+        "snapshot_created_ms": records.milliseconds(job.snapshot_created_at),
+        "request_id": job.request_id,
+        "undoes": job.undoes or "",
+        "present_only": "1" if job.present_only else "",
+        "live": "1" if job.live else "",
+    }

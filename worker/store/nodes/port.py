@@ -4,7 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import BegunJob, Known, LeaseHeld, PublishedSnapshot, Reported, ReportedServer
+from worker.store.nodes.claims import (
+    BegunJob,
+    Known,
+    LeaseHeld,
+    PublishedSnapshot,
+    Reported,
+    ReportedServer,
+)
 from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 

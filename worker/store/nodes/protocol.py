@@ -45,7 +45,7 @@ from worker.store.model import (
     SnapshotStatus,
     Step,
 )
-from worker.store.nodes.node_store import Known, LeaseHeld, Reported
+from worker.store.nodes.claims import Known, LeaseHeld, Reported
 
 PROTOCOLS = frozenset({1, 2, 3, 4})  # the versions that this release supports
 BEGINS_WITH_TAKE = 2
