@@ -1,6 +1,7 @@
 """The metrics of one gateway."""
 
-from worker.program.metrics import COMMAND_BUCKETS, StoreMetrics
+from worker.program.metrics import COMMAND_BUCKETS
+from worker.program.redis_metrics import StoreMetrics
 from worker.store.nodes.protocol import CALLS
 
 ANSWERED, REFUSED, UNAVAILABLE = "answered", "refused", "unavailable"  # values of the label `result`

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp import hdrs, web
 from prometheus_client import Histogram
 
-from worker.program.metrics import StoreMetrics
+from worker.program.redis_metrics import StoreMetrics
 from worker.store.chores.cell_clock import ClockErrors
 
 DELIVERED = "delivered"

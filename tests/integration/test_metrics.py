@@ -26,7 +26,8 @@ from tests.integration.scraping import SICK, STRANDED, WELL, Samples, samples, s
 from tests.queueing import until_told
 from worker.metrics import Metrics
 from worker.program.exposition import exposed
-from worker.program.metrics import REDIS_ERRORS, RedisMetrics, registry
+from worker.program.metrics import registry
+from worker.program.redis_metrics import REDIS_ERRORS, RedisMetrics
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.model import JobKind
 from worker.store.operators.cell import GONE_SECONDS, PAGE

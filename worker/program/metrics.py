@@ -1,4 +1,4 @@
-"""Metrics of all programs: Redis commands, warnings in the log, the build.
+"""Metrics of all programs: warnings in the log, the build.
 
 Each program is one process with one registry; nothing is shared between processes.
 """
@@ -16,14 +16,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.typing import EventDict, WrappedLogger
 
 NAMESPACE = "vps_snapshots"
 LIBRARY = "library"  # the event label of all lines of libraries, because their texts would be unbounded labels
 COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)  # seconds
-REDIS_ERRORS = ("connection", "timeout", "refused")
 
 _OURS = re.compile(r"[a-z_]+(\.[a-z_]+)+")  # the form of our event names
 _WORTH_A_LOOK = frozenset({"warning", "error", "critical"})
@@ -73,48 +70,9 @@ class LogEvents(Instruments):
         return event
 
 
-class RedisMetrics(Instruments):
-    """Redis as this process sees it: reachability, latency, errors."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
-        self._up = self._gauge("redis_up", "1 if the last command got a reply.")
-        self._is_up = False
-        text = "Duration of commands and scripts that succeeded, without blocking ones."
-        self._seconds = self._histogram("redis_command_duration_seconds", text, COMMAND_BUCKETS)
-        text = "Commands that got no reply or an error reply."
-        self._errors = self._counter("redis_command_errors", text, "error")
-        for error in REDIS_ERRORS:
-            self._errors.labels(error)
-
-    def answered(self, seconds: float) -> None:
-        if not self._is_up:
-            self._is_up = True
-            self._up.set(1)
-        self._seconds.observe(seconds)
-
-    def failed(self, error: Exception) -> None:
-        self._is_up = False
-        self._up.set(0)
-        slow = isinstance(error, TimeoutError | RedisTimeoutError)
-        kind = "refused" if isinstance(error, ResponseError) else "timeout" if slow else "connection"
-        self._errors.labels(kind).inc()
-
-
 class ProgramMetrics(Instruments):
     """The metrics of every program."""
 
     def __init__(self) -> None:
         super().__init__(registry())
         self.log_events = LogEvents(self.registry)
-
-
-class StoreMetrics(ProgramMetrics):
-    """The metrics of the programs that reach Redis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.redis = RedisMetrics(self.registry)
-        # counted by gateways and front ends, because whichever notices first fails the job
-        text = "Jobs of any node that failed because the node was silent for too long."
-        self.jobs_given_up = self._counter("jobs_given_up", text)
