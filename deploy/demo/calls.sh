@@ -1,8 +1,15 @@
-call() { curl -sS --fail-with-body -H @- -H 'Content-Type: application/json' "$@" <<<"Authorization: Bearer $TOKEN" && echo; }
+call() {
+    curl -sS --fail-with-body -H @- -H 'Content-Type: application/json' "$@" <<<"Authorization: Bearer $TOKEN"
+    local code=$?
+    echo
+    return $code
+}
 start() {  # prints the response, and keeps the paths that its headers name: of the snapshot and of the job
     snapshot='' job=''
-    paths=$(call -o /dev/stderr -w '%header{location} %header{operation-location}' "$@") && echo &&
-        snapshot=${paths% *} && job=${paths#* }
+    paths=$(call -o /dev/stderr -w '%header{location} %header{operation-location}' "$@")
+    local code=$?
+    echo
+    [ $code = 0 ] && snapshot=${paths% *} && job=${paths#* }
 }
 follow() {  # polls the job until it has ended
     [ -n "$job" ] || return

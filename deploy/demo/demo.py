@@ -145,7 +145,7 @@ async def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 async def run(state: State) -> int:
-    service = Service(state, port=free_port(), driver=Driver.KVM, quiet=True)
+    service = Service(state, port=free_port(), driver=Driver.KVM)
     demo = Demo(service)
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     for signum in (signal.SIGINT, signal.SIGTERM):

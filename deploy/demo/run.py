@@ -25,6 +25,7 @@ The service is running: {url}
   API documentation: {url}/docs
   command line: VPS_SNAPSHOTS_URL={url} VPS_SNAPSHOTS_TOKEN_FILE={token_file} {program} top
   Prometheus metrics: {metrics}
+  logs: tail -f {logs}
 
 Copy and paste into another terminal:
 
@@ -55,6 +56,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 servers=", ".join(f'{one["id"]} "{one["name"]}"' for one in await service.servers()),
                 what="a real guest in QEMU" if driver is Driver.KVM else "simulated servers",
                 folder=folder,
+                logs=shlex.quote(str(folder / "logs")) + "/*.log",
                 metrics=" and ".join(service.metrics_urls),
                 clean="make clean" if folder in _DEFAULT_FOLDERS.values() else f"STATE_DIR={folder} make clean",
                 calls=_CALLS.read_text(),
@@ -122,7 +124,7 @@ def start() -> int:
     ensure_port_free(port)
     state = State.open(folder, driver=driver)
     try:
-        return asyncio.run(run(Service(state, port=port, driver=driver, quiet=False), driver=driver, folder=folder))
+        return asyncio.run(run(Service(state, port=port, driver=driver), driver=driver, folder=folder))
     finally:
         state.close()
 

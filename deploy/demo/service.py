@@ -65,10 +65,9 @@ def free_port() -> int:
 
 
 class Service:
-    """Starts the parts in order and stops them in reverse order."""
+    """Starts the parts in order and stops them in reverse order. Their output goes to files in the state folder."""
 
-    def __init__(self, state: State, *, port: int, driver: Driver, quiet: bool) -> None:
-        """`quiet`: write the programs' output to files in the state folder, not to our own output."""
+    def __init__(self, state: State, *, port: int, driver: Driver) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._metrics_port = free_port()
         self.metrics_urls = (f"{self.url}/metrics", f"http://127.0.0.1:{self._metrics_port}/metrics")
@@ -80,7 +79,6 @@ class Service:
         self._state = state
         self._port = port
         self._driver = driver
-        self._quiet = quiet
         self._children: list[Child] = []
         self._redis_socket = state.runtime / "redis.sock"
 
@@ -127,7 +125,8 @@ class Service:
     async def ended(self) -> str:
         """Wait until a part ends unexpectedly; returns a text that names it."""
         first = await self._first_end()
-        return f"the {first.name} ended unexpectedly with status {await first.ended()}"
+        status = await first.ended()
+        return f"the {first.name} ended unexpectedly with status {status}; its log: {self._log(first.name)}"
 
     async def stop(self) -> None:
         """Stop everything, including the guest. May be called again, and after a failed start."""
@@ -154,9 +153,8 @@ class Service:
         configuration.write_text(redis_configuration(folder))
         # no TCP port, and a socket that only this user can open
         address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
-        command = ["redis-server", str(configuration), *address, "--bind", "", "--aclfile", ""]
-        child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
-        self._children.append(child)
+        command: list[Path | str] = ["redis-server", configuration, *address, "--bind", "", "--aclfile", ""]
+        await self._start("Redis", command, settings={})
         await self._ready("Redis", self._is_redis_up)
 
     async def _start_gateway(self, settings: dict[str, str]) -> dict[str, str]:
@@ -175,8 +173,10 @@ class Service:
         }
 
     async def _start(self, name: str, command: list[Path | str], *, settings: dict[str, str]) -> None:
-        log = self._state.log(name.replace(" ", "-")) if self._quiet else None
-        self._children.append(await Child.start(name, command, settings=settings, log=log))
+        self._children.append(await Child.start(name, command, settings=settings, log=self._log(name)))
+
+    def _log(self, name: str) -> Path:
+        return self._state.log(name.lower().replace(" ", "-"))
 
     async def _ready(self, what: str, is_ready: Callable[[], Awaitable[bool]]) -> None:
         ended = asyncio.ensure_future(self.ended())

@@ -28,13 +28,20 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     needs("curl")
     (script,) = re.findall(r"```sh calls\n(.*?)```", README, re.DOTALL)
     assert script == (PROJECT / "deploy" / "demo" / "calls.sh").read_text()  # what `make run` prints
+    functions, _, _ = script.partition("\n\n")
     script = f"{script}sleep 1\n{script}"  # as a user who repeats it, after the node has freed the space
     state = State.open(tmp_path / "state")
-    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
-    try:
-        await service.start()
+    service = Service(state, port=free_port(), driver=Driver.FAKE)
+    refused = """
+for command in call start; do
+    $command "$URL/api/v1/snapshots/" -d '{}'
+    echo "code $?, $snapshot"
+done
+"""
+
+    async def said(commands: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *("bash", "-u", "-c", script),
+            *("bash", "-u", "-c", commands),
             cwd=tmp_path,
             env={"PATH": "/usr/bin:/bin", "URL": service.url, "TOKEN": service.client.token},
             stdout=subprocess.PIPE,
@@ -42,13 +49,19 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
         )
         async with asyncio.timeout(60):
             output, _ = await process.communicate()
+        assert process.returncode == 0, output
+        return output.decode()
+
+    try:
+        await service.start()
+        done, failed = await said(script), await said(f"snapshot=''\n{functions}{refused}")
     finally:
         await service.stop()
         state.close()
-    said = output.decode()
-    assert process.returncode == 0, said
-    assert said.count('"state": "completed"') == 4
-    assert said.strip().endswith("204")
+    assert done.count('"state": "completed"') == 4
+    assert done.strip().endswith("204")
+    assert failed.count('"code": "invalid_request"') == 2
+    assert re.findall(r"\}\ncode (\d+), \n", failed) == ["22", "1"]  # each on a line of its own
     assert [path.name for path in tmp_path.iterdir()] == ["state"]  # the commands leave no file behind
 
 

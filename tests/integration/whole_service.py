@@ -14,7 +14,7 @@ from worker.settings import Driver
 @asynccontextmanager
 async def running(state: State) -> AsyncIterator[Service]:
     needs("redis-server")
-    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
+    service = Service(state, port=free_port(), driver=Driver.FAKE)
     try:
         await service.start()
         yield service
