@@ -15,7 +15,6 @@ case $role in
     node)
         unit=worker lock=node programs=(vps-snapshots-worker)
         packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
-        command -v redis-server valkey-server >/dev/null || packages+=(redis-server) # either will do
         ;;
     front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=(curl) ;;
     gateway) unit=gateway lock=front-end programs=(vps-snapshots-gateway) packages=() ;;
@@ -35,11 +34,8 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing Debian packages: ${missing[*]}"
-    # The worker starts its own Redis on a socket, so Debian's service is not needed.
-    case " ${missing[*]} " in *" redis-server "*) service=redis-server ;; esac
     apt-get -q update
     DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
-    if [ -n "${service:-}" ] && [ -d /run/systemd/system ]; then systemctl disable --now "$service"; fi
 fi
 
 home=/opt/vps-snapshots

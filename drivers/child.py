@@ -61,7 +61,7 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
     # subprocess uses vfork, which runs none of our code in the child. And from the main thread, because pdeathsig kills
     # the child when the thread that started it ends.
     process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
-        (*_limited(limits), *unprivileged(_CAPABILITIES), *command),
+        (*_limited(limits), *_unprivileged(), *command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,12 +102,10 @@ def _at_most(limit: int, kind: int) -> int:
 
 
 @cache
-def unprivileged(capabilities: str = "-all") -> tuple[str, ...]:
-    """The start of a command that keeps only these capabilities, gains none, and dies with the calling thread.
-
-    `capabilities`: as for `setpriv --bounding-set`. An ordinary user has none to drop.
-    """
-    dropped = (f"--bounding-set={capabilities}", "--inh-caps=-all") if _may_drop() else ()
+def _unprivileged() -> tuple[str, ...]:
+    """The start of a command that keeps only _CAPABILITIES, gains none, and dies with the calling thread."""
+    # an ordinary user has none to drop
+    dropped = (f"--bounding-set={_CAPABILITIES}", "--inh-caps=-all") if _may_drop() else ()
     return ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", *dropped, "--")
 
 

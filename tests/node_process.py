@@ -9,12 +9,10 @@ started there by then, too.
 
 import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -25,7 +23,6 @@ from tests.logs import log_plainly
 from tests.queueing import CELL, NODE, QUEUE, taker
 from worker.gateway_address import GatewayAddress
 from worker.gateway_client import GatewayClient
-from worker.local_redis import local_redis
 from worker.node_worker import NodeWorker, Take
 from worker.program.background import in_background
 from worker.store import arq_queue as queue
@@ -90,13 +87,11 @@ async def _work(node: NodePort, take: Take, seconds: float, slots: int) -> None:
         await asyncio.to_thread(_no_power)
         await node.finish(JobId(job_id), DONE)
 
-    with tempfile.TemporaryDirectory(prefix="vps-node-") as folder:
-        async with local_redis(Path(folder) / "queue") as local:
-            worker = NodeWorker(local.client, take=take, node=NODE, run=run, max_jobs=slots)
-            await node.take_lease(seconds=15)
-            worker.resume()
-            _say("ready")
-            await worker.work()
+    worker = NodeWorker(take=take, run=run, max_jobs=slots)
+    await node.take_lease(seconds=15)
+    worker.resume()
+    _say("ready")
+    await worker.work()
 
 
 async def _list(socket: str, seconds: float, slots: int) -> None:
@@ -109,7 +104,7 @@ async def _list(socket: str, seconds: float, slots: int) -> None:
         _say("ended", job_id)
         await redis.zrem(CELL, job_id)
 
-    worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=run, max_jobs=slots)
+    worker = NodeWorker(take=taker(waiting), run=run, max_jobs=slots)
     worker.resume()
     _say("ready")
     await worker.work()

@@ -19,8 +19,8 @@ from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import RedisSettings, connect
 
 NODE = "n1"
-QUEUE = queue.queue_name(NODE)  # arq's queue, in the worker's own Redis
-CELL = "cell"  # stands for the cell's queue; here, both are in one Redis, which the tests disturb
+QUEUE = queue.queue_name(NODE)
+CELL = "cell"  # stands for the cell's queue
 WAKE = "cell:wake"
 PATIENCE_SECONDS = 60.0  # an upper bound: normally it takes milliseconds
 
@@ -120,9 +120,8 @@ async def client(socket: Path) -> AsyncIterator[Redis]:
 @asynccontextmanager
 async def at_work(socket: Path, jobs: Jobs, *, max_jobs: int = 2, resumed: bool = True) -> AsyncIterator[NodeWorker]:
     """A worker that has its lease and polls for jobs; stopped at the end, regardless of Redis's state."""
-    settings = RedisSettings(url=f"unix://{socket}")
-    redis, waiting = connect(settings), connect(settings, command_seconds=2 * TAKE_SECONDS)
-    worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=runner(waiting, jobs), max_jobs=max_jobs)
+    redis = connect(RedisSettings(url=f"unix://{socket}"), command_seconds=2 * TAKE_SECONDS)
+    worker = NodeWorker(take=taker(redis), run=runner(redis, jobs), max_jobs=max_jobs)
     if resumed:
         worker.resume()
     working = asyncio.create_task(worker.work())
@@ -133,4 +132,3 @@ async def at_work(socket: Path, jobs: Jobs, *, max_jobs: int = 2, resumed: bool 
             await worker.stop(0.1)
             await working
         await redis.aclose(close_connection_pool=True)
-        await waiting.aclose(close_connection_pool=True)

@@ -23,7 +23,6 @@ from worker.job_log import JobLog
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
 from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, boot_id, machine_id, who_am_i
-from worker.local_redis import LocalRedis, LocalRedisDied, local_redis
 from worker.metrics import Metrics
 from worker.node_worker import NodeWorker
 from worker.program import alive, logs
@@ -69,7 +68,7 @@ def run(config: Config = None) -> None:
             exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
         ):
             asyncio.run(_serve(settings, job_log, metrics))  # not uvloop, which takes 2 MiB and saves a node no time
-    except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError, LocalRedisDied) as error:
+    except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError) as error:
         _refuse(str(error))
 
 
@@ -290,7 +289,6 @@ class _Means:
     job_log: JobLog
     metrics: Metrics
     store: NodePort
-    local_redis: LocalRedis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +301,6 @@ class _Parts:
     load: DiskLoad
     lease: Lease
     housekeeping: Housekeeping
-    local_redis: LocalRedis
     turns: Turns
 
 
@@ -330,7 +327,6 @@ async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -
         stack.push_async_callback(hypervisor.close)
         if fence := await asyncio.to_thread(_fence, settings):  # may wait for the children of a dead worker
             stack.callback(fence.release)
-        local = await stack.enter_async_context(local_redis(settings.state_dir / "queue"))
         gateway = _gateway(settings, metrics)
         await stack.enter_async_context(in_background(gateway.keep_connected()))
         yield _Means(
@@ -340,7 +336,6 @@ async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -
             job_log=job_log,
             metrics=metrics,
             store=gateway,
-            local_redis=local,
         )
 
 
@@ -353,7 +348,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     taken = asyncio.Event()
     until_the_end = (parts.publisher.publish_steps(), prove_alive(parts.turns), _keep_lease(parts.lease, taken))
     try:
-        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken), parts.local_redis.keep_watch()):
+        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
             try:
                 await stop.wait()
             finally:  # also if a part has failed
@@ -409,9 +404,7 @@ def _wired(means: _Means) -> _Parts:
     )
     load = DiskLoad(most=settings.max_jobs, busy_percent=settings.disk_busy_percent, pressure=settings.io_pressure_file)
     queue = NodeWorker(
-        means.local_redis.client,
         take=store.take,
-        node=settings.node,
         run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
         turned=turns.counted("jobs"),
@@ -459,7 +452,6 @@ def _wired(means: _Means) -> _Parts:
         load=load,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
-        local_redis=means.local_redis,
         turns=turns,
     )
 

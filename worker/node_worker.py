@@ -1,23 +1,19 @@
-"""arq's worker with our own main loop: the cell gives it jobs, so it does not poll, and errors of Redis do not end it.
+"""arq's worker with our own main loop: the cell gives it jobs, so it does not poll, and it needs no Redis.
 
-arq's queue is in a private Redis of this process (`worker.local_redis`), which contains only the running jobs. The
-cell's queue is on the trusted side: it gives a job again until the job is over or the worker reports it as running. The
-journal records which jobs have started, so a job may be delivered twice.
+The cell's queue is on the trusted side: it gives a job again until the job is over or the worker reports it as running.
+The journal records which jobs have started, so a job may be delivered twice.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
-from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.constants import job_key_prefix
 from arq.worker import Retry, Worker, func
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.exceptions import RedisError
 
 from worker.store import arq_queue as queue
 from worker.store.errors import StoreUnavailable
@@ -28,13 +24,11 @@ if TYPE_CHECKING:
     from arq.connections import ArqRedis
     from arq.typing import WorkerCoroutine
 
-REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # delay before a job whose run raised an unexpected error (such as a full disk) is retried
 ENDED_AGAIN_SECONDS = 1.0  # delay before a job that the cell gives again after its end is run again
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
-PUT_BACK_SECONDS = 1.0  # at exit, for arq to record that jobs were cancelled
-_DAMAGED = ("WRONGTYPE", "value is not an integer")  # Redis's errors for a damaged record of arq's
+PUT_BACK_SECONDS = 1.0  # at exit, for jobs that were cancelled to end
 NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
 
 log = structlog.stdlib.get_logger()
@@ -46,54 +40,47 @@ class Take(Protocol):
     async def __call__(self, *, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId | Job]: ...
 
 
-class _Putting(Pipeline):
-    """A pipeline that first puts a job into arq's queue."""
+class _NoRedis:
+    """Answers what arq asks its Redis when it starts a job: its record of the job, and how often it has tried it.
 
-    def put(self, queue_name: str, job_id: str) -> None:
-        now_ms = int(time.time() * 1000)
-        self.set(job_key_prefix + job_id, queue.payload(job_id, now_ms))
-        self.zadd(queue_name, {job_id: now_ms})
+    Nothing has to be kept: the cell's queue knows which jobs are to run, and the journal which have started.
+    """
 
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        _, _, *answers = await super().execute(raise_on_error)
-        return answers
+    @asynccontextmanager
+    async def pipeline(self, *, transaction: bool) -> AsyncIterator["_Start"]:  # noqa: ARG002 - as arq calls it
+        yield _Start()
 
 
-class _Queue:
-    """arq's Redis, as arq sees it."""
+class _Start:
+    """The transaction that arq's `run_job` makes."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
-        self._redis = redis
-        self._name = name
-        self._next = ""
+    _record = b""
 
-    def put_with_next(self, job_id: str) -> None:
-        """Put the job into the queue with the next transaction, because each round trip to Redis delays its start."""
-        self._next = job_id
+    def get(self, key: str) -> None:
+        self._record = queue.payload(key.removeprefix(job_key_prefix), int(time.time() * 1000))
 
-    def pipeline(self, *, transaction: bool) -> Pipeline:
-        job_id, self._next = self._next, ""
-        if not job_id:
-            return self._redis.pipeline(transaction=transaction)
-        pipe = _Putting(self._redis.connection_pool, self._redis.response_callbacks, transaction, None)
-        pipe.put(self._name, job_id)
-        return pipe
+    def incr(self, key: str) -> None:
+        """Each run is the first that arq sees: the runner decides how often a job is tried."""
+
+    def expire(self, key: str, seconds: int) -> None:
+        """Nothing is kept."""
+
+    async def execute(self) -> tuple[bytes, int, bool]:
+        return self._record, 1, True
 
 
 class NodeWorker(Worker):
     """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None
     unless the cell has just begun it.
 
-    `redis`: this process's private Redis. `turned` is called at each turn of its loop. `allowed` returns how many jobs
-    may run now, if fewer than `max_jobs`; jobs that already run continue.
+    `turned` is called at each turn of its loop. `allowed` returns how many jobs may run now, if fewer than `max_jobs`;
+    jobs that already run continue.
     """
 
     def __init__(
         self,
-        redis: Redis,
         *,
         take: Take,
-        node: str,
         run: Callable[[str, Job | None], Awaitable[None]],
         max_jobs: int,
         turned: Callable[[], None] = lambda: None,
@@ -119,15 +106,13 @@ class NodeWorker(Worker):
                     max_tries=NEVER_SECONDS,
                 )
             ],
-            queue_name=queue.queue_name(node),
-            redis_pool=cast("ArqRedis", redis),  # it calls nothing that arq has added
+            queue_name="",  # it reads none
+            redis_pool=cast("ArqRedis", _NoRedis()),
             max_jobs=max_jobs,
             handle_signals=False,
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
-        self._queue = _Queue(redis, self.queue_name)
-        self._pool = cast("ArqRedis", self._queue)
         self._take = take
         self._turned = turned
         self._allowed = allowed or (lambda: max_jobs)
@@ -142,7 +127,6 @@ class NodeWorker(Worker):
         self._over.set()
         # jobs that must wait before they run again, until this time on the monotonic clock
         self._resting: dict[str, float] = {}
-        self._finishing: set[asyncio.Task[None]] = set()
         self._in_trouble = False
         self.allow_pick_jobs = False  # until the lease is held
 
@@ -178,14 +162,13 @@ class NodeWorker(Worker):
                 await self._over.wait()  # the loop may still be starting a job
                 await asyncio.gather(*map(_ended, self.tasks.values()))
         await _cancel(self.tasks.values())
-        await _cancel(self._finishing)  # Redis is unreachable: the next process resumes from the journal
 
     async def _look(self) -> None:
         self._wake.clear()
         self._forget_ended()
         try:
             await self._start(await self._given())
-        except (*REDIS_TROUBLE, StoreUnavailable) as error:
+        except StoreUnavailable as error:
             if not self._in_trouble:
                 log.warning("queue.trouble", cause=str(error.__cause__ or error))
             self._in_trouble = True
@@ -254,18 +237,6 @@ class NodeWorker(Worker):
                 self._begun.pop(job_id, None)
                 task.result()  # an unexpected exception ends the worker
 
-    # --- methods of arq that would end the worker, leak a slot or lose a job ---
-
-    async def run_job(self, job_id: str, score: int) -> None:
-        try:
-            self._queue.put_with_next(job_id)  # the first call that arq makes to Redis for a job
-            await super().run_job(job_id, score)
-        except REDIS_TROUBLE as error:  # the job has not started and is still queued
-            if any(words in str(error) for words in _DAMAGED):
-                await self._retry_until_done(lambda: self._forget(job_id))  # the cell will give it again
-            log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
-            await asyncio.sleep(RETRY_SECONDS)  # keep its slot for a while: if only this job fails, the loop would spin
-
     async def finish_job(  # noqa: PLR0917 - arq's signature
         self,
         job_id: str,
@@ -276,38 +247,10 @@ class NodeWorker(Worker):
         incr_score: int | None,  # noqa: ARG002
         keep_in_progress: float | None,  # noqa: ARG002
     ) -> None:
+        """Replaces arq's, which would remove the job from its queue."""
         self.free_slot(job_id)
         # The cell's queue knows whether the job is over; if not, it gives the job again.
         self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
-        await self._retry_until_done(lambda: self._forget(job_id))
-
-    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
-        log.error("queue.record_unusable", job_id=job_id)  # the cell gives the job again, with a new record
-        self._resting[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
-        await self._retry_until_done(lambda: self._forget(job_id))
-
-    async def _forget(self, job_id: str) -> None:
-        async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.zrem(self.queue_name, job_id)
-            pipe.delete(*(prefix + job_id for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)))
-            await pipe.execute()
-
-    async def _retry_until_done(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Retry the call until Redis accepts it or the worker stops; the next worker finds the outcome in the
-        journal."""
-        task = asyncio.ensure_future(self._until_taken(call))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-        await asyncio.shield(task)
-
-    async def _until_taken(self, call: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                return await call()
-            except REDIS_TROUBLE:
-                if self._stopping.is_set():
-                    return None
-                await _wait(self._stopping, RETRY_SECONDS)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -23,7 +23,6 @@ from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.queueing import until_told
 from worker.job_log import JobLog
 from worker.journal import Journal
-from worker.local_redis import local_redis
 from worker.main import _live, _Means, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.program.exposition import exposed
@@ -135,7 +134,6 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
             job_log=job_log,
             metrics=worker_metrics,
             store=store,
-            local_redis=await stack.enter_async_context(local_redis(folder / "queue")),
         )
         stop = asyncio.Event()
         living = asyncio.create_task(_live(_wired(means), settings, stop))

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 import signal
 import tempfile
 import time
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from redis.asyncio import Redis
 
 from tests.conftest import RedisServer, needs
@@ -23,7 +20,6 @@ from tests.queueing import (
     CELL,
     NODE,
     PATIENCE_SECONDS,
-    QUEUE,
     WAKE,
     Jobs,
     at_work,
@@ -35,7 +31,6 @@ from tests.queueing import (
     wake,
 )
 from worker.node_worker import BROKEN_AGAIN_SECONDS, NodeWorker
-from worker.store import arq_queue as queue
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId, SnapshotId
 
 
@@ -72,10 +67,9 @@ async def left(redis: Redis) -> dict[bytes, float]:
 
 async def nothing_left(redis: Redis) -> None:
     async def done() -> bool:
-        return not await left(redis) and not await redis.exists(QUEUE)
+        return not await left(redis)
 
     await until_told(done)
-    assert [key async for key in redis.scan_iter("arq:*")] == []
 
 
 async def every_slot_works(redis: Redis, jobs: Jobs, *, slots: int = 2) -> None:
@@ -87,21 +81,6 @@ async def every_slot_works(redis: Redis, jobs: Jobs, *, slots: int = 2) -> None:
     jobs.end(*job_ids, "w-too-many")
     await jobs.have_ended(*job_ids, "w-too-many")
     await nothing_left(redis)
-
-
-async def errors_told(redis: Redis, code: str) -> int:
-    stats: dict[str, dict[str, int]] = await redis.info("errorstats")
-    return stats.get(f"errorstat_{code}", {}).get("count", 0)
-
-
-async def met(redis: Redis, code: str, *, times: int = 3) -> None:
-    """Return when clients have been refused with that error that many more times."""
-    before = await errors_told(redis, code)
-
-    async def often() -> bool:
-        return await errors_told(redis, code) >= before + times
-
-    await until_told(often)
 
 
 # --- normal operation ---
@@ -193,41 +172,18 @@ async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
 # --- arq's record of a job ---
 
 
-async def test_a_job_travels_as_json(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
-    await put(redis, "a")
-    async with (
-        ArqRedis(unix_socket_path=str(redis_server.socket), job_deserializer=queue.deserialize) as arq,
-        at_work(redis_server.socket, jobs),
-    ):
-        await jobs.have_started("a")
-        record = json.loads(await redis.get(job_key_prefix + "a"))
-        assert (record["f"], record["a"]) == ("run", ["a"])
-        assert {job.job_id for job in await arq.queued_jobs(queue_name=QUEUE)} == {"a"}
-
-
-@pytest.mark.parametrize("key", [job_key_prefix, retry_key_prefix, in_progress_key_prefix])
-async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
-    redis: Redis, redis_server: RedisServer, jobs: Jobs, key: str
+async def test_arq_reads_the_record_and_logs_the_job(
+    redis: Redis, redis_server: RedisServer, jobs: Jobs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs.end("a", "b")
-    await put(redis, "a", "b")
-    await redis.delete(f"{key}a")
-    await redis.rpush(f"{key}a", "x")  # type: ignore[misc] # redis-py's types
+    caplog.set_level("INFO", logger="arq.worker")
+    jobs.end("a")
+    await put(redis, "a")
     async with at_work(redis_server.socket, jobs):
-        await jobs.have_ended("a", "b")
-        await nothing_left(redis)
-    assert jobs.starts["a"] == 1
-
-
-async def test_what_is_left_in_the_queue_of_arq_is_not_run(redis: Redis, redis_server: RedisServer, jobs: Jobs) -> None:
-    leftovers: dict[Any, Any] = {b"\xff\xfe": 1, "ended-elsewhere": 2, "endless": "-inf"}
-    await redis.zadd(QUEUE, leftovers)
-    await redis.set(job_key_prefix + "ended-elsewhere", b'{"t":null,"f":"run","a":["x"],"k":{},"et":0}')
-    async with at_work(redis_server.socket, jobs):
-        await put(redis, "a")
-        jobs.end("a")
         await jobs.have_ended("a")
-    assert jobs.starts == {"a": 1}
+        await nothing_left(redis)
+    started, ended = [record.getMessage() for record in caplog.records]
+    assert "a:run('a')" in started
+    assert "a:run" in ended
 
 
 class Broken(Jobs):
@@ -252,9 +208,7 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_se
     assert jobs.starts == {"a": 2}
 
 
-async def test_a_job_that_the_cell_started_is_passed_on_complete(
-    redis: Redis, redis_server: RedisServer, jobs: Jobs
-) -> None:
+async def test_a_job_that_the_cell_started_is_passed_on_complete() -> None:
     given = [(job("a"), JobId("b"))]
     handed: dict[str, Job | None] = {}
 
@@ -266,7 +220,7 @@ async def test_a_job_that_the_cell_started_is_passed_on_complete(
     async def run(job_id: str, begun: Job | None) -> None:
         handed[job_id] = begun
 
-    worker = NodeWorker(redis, take=take, node=NODE, run=run, max_jobs=2)
+    worker = NodeWorker(take=take, run=run, max_jobs=2)
     worker.resume()
     working = asyncio.create_task(worker.work())
     await until(lambda: len(handed) == 2)
@@ -275,7 +229,7 @@ async def test_a_job_that_the_cell_started_is_passed_on_complete(
     assert handed == {"a": job("a"), "b": None}
 
 
-async def test_fewer_jobs_are_asked_for_while_fewer_are_allowed(redis: ArqRedis) -> None:
+async def test_fewer_jobs_are_asked_for_while_fewer_are_allowed() -> None:
     asked: list[int] = []
     handed: list[str] = []
     end, allowed = asyncio.Event(), 1
@@ -292,7 +246,7 @@ async def test_fewer_jobs_are_asked_for_while_fewer_are_allowed(redis: ArqRedis)
         handed.append(job_id)
         await end.wait()
 
-    worker = NodeWorker(redis, take=take, node=NODE, run=run, max_jobs=3, allowed=lambda: allowed)
+    worker = NodeWorker(take=take, run=run, max_jobs=3, allowed=lambda: allowed)
     worker.resume()
     working = asyncio.create_task(worker.work())
     await until(lambda: handed == ["a"])
@@ -326,7 +280,7 @@ def job(job_id: str) -> Job:
 # --- Redis in trouble ---
 
 
-@pytest.mark.parametrize("word", ["ZADD", "INCR", "BLPOP", "ZREM"])
+@pytest.mark.parametrize("word", ["ZRANGE", "BLPOP", "ZREM"])
 async def test_any_answer_may_be_lost(redis: Redis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
     async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
         way.lose(word)
@@ -385,40 +339,6 @@ async def test_a_job_that_runs_is_not_started_again_when_redis_lost_its_data(
     assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
 
 
-async def test_a_full_redis_is_survived(server: RedisServer, jobs: Jobs) -> None:
-    async with client(server.socket) as redis, at_work(server.socket, jobs, resumed=False) as worker:
-        await put(redis, "a", "b")
-        await redis.config_set("maxmemory", "1")
-        worker.resume()
-        await met(redis, "OOM")
-        assert not jobs.starts
-        await redis.config_set("maxmemory", "0")
-        await jobs.have_started("a", "b")
-        jobs.end("a", "b")
-        await jobs.have_ended("a", "b")
-        await every_slot_works(redis, jobs)
-
-
-async def test_a_redis_that_became_a_replica_is_survived(server: RedisServer, jobs: Jobs) -> None:
-    async with client(server.socket) as redis, at_work(server.socket, jobs) as worker:
-        await put(redis, "a")
-        await jobs.have_started("a")
-        worker.pause()
-        await put(redis, "b")
-        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
-        worker.resume()
-        jobs.end("a")
-        await jobs.have_ended("a")  # and it cannot be reported
-        await met(redis, "READONLY")
-        assert not jobs.starts["b"]
-        await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
-        await jobs.have_started("b")
-        jobs.end("b")
-        await jobs.have_ended("b")
-        await every_slot_works(redis, jobs)
-    assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
-
-
 # --- the end of a worker ---
 
 
@@ -473,7 +393,7 @@ async def test_an_idle_worker_stops(redis: Redis, redis_server: RedisServer, job
 
 async def test_a_worker_that_never_worked_stops(redis: Redis, jobs: Jobs) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await NodeWorker(redis, take=taker(redis), node="n1", run=jobs.run, max_jobs=1).stop(1)
+        await NodeWorker(take=taker(redis), run=jobs.run, max_jobs=1).stop(1)
 
 
 @pytest.mark.parametrize("job_ended", [True, False])
@@ -504,4 +424,3 @@ async def test_a_worker_stops_while_redis_hangs(server: RedisServer, jobs: Jobs)
         await jobs.have_ended("a")
         async with asyncio.timeout(PATIENCE_SECONDS):
             await worker.stop(0.1)
-        assert not worker._finishing
