@@ -150,6 +150,7 @@ class Gateway:
             refused=lambda call, reason: self._refusals.refused(credential.node, call, reason),
             remembers_reports=True,
             waiting=self._waiting,
+            starts_at_admission=self._settings.redis.wait_for_replicas == 0,
         )
 
     async def keep_cutting(self) -> NoReturn:

@@ -7,6 +7,7 @@ and a credential that has ended `CredentialEnded`.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -61,6 +62,7 @@ MOST_QUEUED = 1000  # jobs of a queue that one script reads; limits how long it 
 # results of jobs that end without being started
 _ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
 _SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
+_ENDS_BEFORE_MS = 100  # how long before its wait a `take` stops offering to get a started job
 
 
 class NodeStore(Scripts):
@@ -72,8 +74,9 @@ class NodeStore(Scripts):
     place its servers on another node. `placement`: which servers the node may add. `refused` is called with the call
     and the reason of each claim that is reported to operators. `remembers_reports`: a report that equals the last one
     is not processed completely, unless the node's servers were changed or a minute has passed. `waiting`: a client for
-    `take`, whose commands may block longer than others. `credential`: the key of the node's credential, which each
-    script checks; None: the node uses Redis itself.
+    `take`, whose commands may block longer than others. `starts_at_admission`: a job that is admitted while `take`
+    waits is started by its admission, which does not wait for replicas of Redis. `credential`: the key of the node's
+    credential, which each script checks; None: the node uses Redis itself.
     """
 
     def __init__(  # noqa: PLR0913 - each is named where it is given
@@ -89,6 +92,7 @@ class NodeStore(Scripts):
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
         remembers_reports: bool = False,
         waiting: Redis | None = None,
+        starts_at_admission: bool = True,
         credential: str | None = None,
     ) -> None:
         super().__init__(redis)
@@ -100,6 +104,7 @@ class NodeStore(Scripts):
         self._who = who[:NAME_MAX]
         self._owner = owner or uuid4().hex
         self._waiting = waiting or redis
+        self._starts_at_admission = starts_at_admission
         self._credential = credential
         self._silent_ms = round(node_silent_seconds * 1000)
         self._wakings: set[asyncio.Future[Any]] = set()  # blocked calls of `take`
@@ -154,14 +159,25 @@ class NodeStore(Scripts):
         ask = self._us | {"running": running, "free": free, "limit": MOST_QUEUED, "begin": begin}
         ask |= _ENDED
         until, stops = time.monotonic() + seconds, self._stops
-        while True:
-            due: list[list[Any]] = await self._call("nodes/take", ask)
-            left = until - time.monotonic()
-            if due or left <= 0 or self._stops > stops:
-                return tuple([await self._given(*one) for one in due])
-            await self._woken(max(left, _SHORTEST))
-            if self._stops > stops:
-                return ()
+        wait = uuid4().hex if begin and self._starts_at_admission else ""
+        try:
+            while True:
+                left_ms = round((until - time.monotonic()) * 1000) - _ENDS_BEFORE_MS
+                noted = {"wait": {"id": wait, "ms": left_ms}} if wait and left_ms > 0 else {}
+                due: list[list[Any]] = await self._call("nodes/take", ask | noted)
+                left = until - time.monotonic()
+                if due or left <= 0:
+                    break
+                due = [] if self._stops > stops else await self._woken(max(left, _SHORTEST), wait)
+                if due:
+                    break
+                if self._stops > stops:
+                    await self._wait_no_longer(wait)
+                    break
+        except asyncio.CancelledError:
+            await self._wait_no_longer(wait)
+            raise
+        return tuple([await self._given(*one) for one in due])
 
     async def _given(self, job_id: bytes, *begun: list[bytes]) -> JobId | Job:
         with suppress(errors.RecordUnreadable):  # reported to operators; `begin` reports it to the node
@@ -169,22 +185,29 @@ class NodeStore(Scripts):
                 return await self._one(_job, [job_id, *begun], kind="job")
         return JobId(job_id.decode())
 
-    async def _woken(self, seconds: float) -> None:
+    async def _woken(self, seconds: float, wait: str) -> list[list[Any]]:
         """Wait until the node is woken or `stop_taking` is called, at most `seconds`; half a second more if Redis does
-        not answer, because another one may be the primary by now."""
-        wait: Any = seconds  # the type allows only whole seconds
+        not answer, because another one may be the primary by now. Returns the job that an admission has given to this
+        wait, in the form of the script's answer, or none."""
+        timeout: Any = seconds  # the type allows only whole seconds
+        given = f"node:{self.node}:given:{wait}"
         # the type of its answer is also too narrow
-        blpop: Any = self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)
+        blpop: Any = self._waiting.blpop([given, wake_key(queue_name(self.node))], timeout=timeout)
         waking: asyncio.Future[Any] = asyncio.ensure_future(blpop)
         with redis_answers():
             self._wakings.add(waking)
             try:
                 await asyncio.wait({waking}, timeout=seconds + LATE_SECONDS)
-                if waking.done() and not waking.cancelled():
-                    waking.result()
+                woken = waking.result() if waking.done() and not waking.cancelled() else None
             finally:
                 self._wakings.discard(waking)
                 waking.cancel()
+        return _started(woken[1]) if woken and woken[0] == given.encode() else []
+
+    async def _wait_no_longer(self, wait: str) -> None:
+        """Make admissions start no job for this wait, which has ended. If that fails, they stop when it expires."""
+        with suppress(errors.StoreUnavailable, CredentialEnded):
+            await self._call("nodes/stop_waiting", self._us | {"wait": wait})
 
     async def stop_taking(self) -> None:
         """End each waiting `take`, because nobody would start its jobs."""
@@ -313,6 +336,15 @@ class NodeStore(Scripts):
             "job_ids": [uuid4().hex for _ in range(BATCH)],
         }
         return len(await self._call("nodes/retry_deletes", self._us | ask))
+
+
+def _started(given: bytes) -> list[list[Any]]:
+    """The job that an admission has given, in the form of an answer of `take`; none if it is not valid UTF-8."""
+    try:
+        job_id, flat = json.loads(given)
+    except ValueError:
+        return []
+    return [[job_id.encode(), [text.encode() for text in flat]]]
 
 
 def _job(shown: list[Any]) -> Job:

@@ -1,11 +1,10 @@
--- include: clock, records, transitions, conclude, events
+-- include: clock, records, conclude, starting
 -- The beginning of a job.
 
 -- Mark a job of the calling node as begun. A job whose server has moved to another node is ended with `ask.left`, and a
 -- job that had to start before now with `ask.late`.
 -- Answers nil, or why the job must not run.
 local function begin(ask, job_id, job)
-  local key = 'job:' .. job_id
   local server = read('server:' .. job.server)
   if server and server.node ~= ask.node then
     conclude(job_id, job, ask.left)
@@ -16,13 +15,6 @@ local function begin(ask, job_id, job)
     conclude(job_id, job, ask.late)
     return 'job_over'
   end
-  redis.call('HINCRBY', key, 'attempts', 1)
-  if job.state == 'queued' then
-    become(job_id, job, 'in_progress')
-    redis.call('HSET', key, 'started_ms', now_ms(), 'power_found', server and server.power or '')
-    redis.call('ZREM', 'jobs:waiting', job_id)
-    if start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
-    tell(job_id, job)
-  end
+  start_job(job_id, job)
   return nil
 end

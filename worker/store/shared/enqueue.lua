@@ -1,7 +1,8 @@
--- include: clock, records, states, job_lists, queue, events, kept
+-- include: clock, records, states, job_lists, queue, events, kept, waits
 -- Creates a job.
 
--- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
+-- Write the job's record, hold its server (not for a dry run), add it to the node's queue, and give it to the gateway
+-- that waits for it, or wake the node.
 -- queue: {prefix, arq's record of a job in three parts: before_id, before_ms, after_ms, and expires_ms: of that record}
 local function enqueue(job_id, job, queue)
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', now_text(), '0'
@@ -19,6 +20,6 @@ local function enqueue(job_id, job, queue)
   local payload = queue.before_id .. job_id .. queue.before_ms .. job.queued_ms .. queue.after_ms
   redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
   redis.call('ZADD', queue.prefix .. job.node, job.queued_ms, job_id)
-  wake(queue.prefix .. job.node .. ':wake')
   tell(job_id, job)
+  if not give_at_once(job_id, job) then wake(queue.prefix .. job.node .. ':wake') end
 end

@@ -20,7 +20,8 @@ local function answer_of_missing(command, arguments)
     ZRANGE = true, ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
   }
   local no_value = {
-    GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,
+    GET = true, GETDEL = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true,
+    ZSCORE = true,
   }
   if no_members[command] then return {} end
   if no_value[command] then return false end
