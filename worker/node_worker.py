@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
-BROKEN_AGAIN_SECONDS = 5.0  # delay before a job whose run raised an unexpected error (such as a full disk) is retried
-ENDED_AGAIN_SECONDS = 1.0  # delay before a job that the cell gives again after its end is run again
+# shortest delay before a job whose run raised an unexpected error (such as a full disk) is retried; TAKE_SECONDS is the
+# most that is added
+BROKEN_AGAIN_SECONDS = 5.0
+ENDED_AGAIN_SECONDS = 1.0  # the same for a job that the cell gives again after its end
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
 PUT_BACK_SECONDS = 1.0  # at exit, for jobs that were cancelled to end
 NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
@@ -125,7 +127,8 @@ class NodeWorker(Worker):
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
-        # jobs that must wait before they run again, until this time on the monotonic clock
+        # Jobs that must wait before they run again, until this time on the monotonic clock. A wait for jobs is not cut
+        # short for them, because an admission starts jobs only during a wait.
         self._resting: dict[str, float] = {}
         self._in_trouble = False
         self.allow_pick_jobs = False  # until the lease is held
@@ -187,8 +190,7 @@ class NodeWorker(Worker):
         now = time.monotonic()
         self._resting = {job_id: until for job_id, until in self._resting.items() if until > now}
         running = [JobId(job_id) for job_id in {*self.tasks, *self._resting}]
-        seconds = min([TAKE_SECONDS, *(until - now for until in self._resting.values())])
-        self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=seconds))
+        self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=TAKE_SECONDS))
         try:
             await asyncio.wait({self._taking})
             return () if self._taking.cancelled() else self._taking.result()
