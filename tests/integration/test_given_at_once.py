@@ -1,5 +1,5 @@
-"""An admission starts its job for a gateway that waits for it, if the node may start it. Nothing is lost if the gateway,
-the node or Redis is lost right then."""
+"""An admission starts its job for a gateway that waits for it, if the node may start it. Nothing is lost if the
+gateway, the node or Redis is lost right then."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from worker.store.access.credentials import Credentials
 from worker.store.customers.customer_store import Admitted, CustomerStore
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId, JobState, ServerId
-from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.node_store import CredentialEnded, NodeStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 
@@ -51,8 +51,7 @@ async def waiting(cell: Cell, node: NodeStore | None = None, *, free: int = 4) -
         yield taking
     finally:
         taking.cancel()
-        with suppress(asyncio.CancelledError):
-            await taking
+        await asyncio.wait({taking})
 
 
 @asynccontextmanager
@@ -190,9 +189,9 @@ async def test_a_node_whose_credential_has_ended_is_given_nothing(cell: Cell) ->
     assert await node.take_lease(seconds=60) is None
     async with waiting(cell, node) as taking:
         await credentials.revoke("n1")
-        admitted = await cell.create()
-        assert await is_queued(cell, admitted)
-        taking.cancel()
+        assert await is_queued(cell, await cell.create())
+        with pytest.raises(CredentialEnded):
+            await taking
 
 
 @pytest.mark.parametrize("gone", ["stopped", "cancelled"])

@@ -62,7 +62,7 @@ MOST_QUEUED = 1000  # jobs of a queue that one script reads; limits how long it 
 # results of jobs that end without being started
 _ENDED = {"left": LEFT_ITS_NODE.for_script(), "late": STARTS_TOO_LATE.for_script()}
 _SHORTEST = 0.01  # shortest blocking wait, because 0 means forever
-_ENDS_BEFORE_MS = 100  # how long before its wait a `take` stops offering to get a started job
+_ENDS_BEFORE_MS = 20  # how long before the end of its wait a `take` is given no more started jobs: it must hear of them
 
 
 class NodeStore(Scripts):
@@ -168,12 +168,13 @@ class NodeStore(Scripts):
                 left = until - time.monotonic()
                 if due or left <= 0:
                     break
-                due = [] if self._stops > stops else await self._woken(max(left, _SHORTEST), wait)
-                if due:
-                    break
+                woken = None if self._stops > stops else await self._woken(max(left, _SHORTEST), wait)
                 if self._stops > stops:
                     await self._wait_no_longer(wait)
-                    break
+                elif woken == []:  # woken, but not given a job
+                    continue
+                due = woken or []
+                break
         except asyncio.CancelledError:
             await self._wait_no_longer(wait)
             raise
@@ -185,10 +186,10 @@ class NodeStore(Scripts):
                 return await self._one(_job, [job_id, *begun], kind="job")
         return JobId(job_id.decode())
 
-    async def _woken(self, seconds: float, wait: str) -> list[list[Any]]:
+    async def _woken(self, seconds: float, wait: str) -> list[list[Any]] | None:
         """Wait until the node is woken or `stop_taking` is called, at most `seconds`; half a second more if Redis does
         not answer, because another one may be the primary by now. Returns the job that an admission has given to this
-        wait, in the form of the script's answer, or none."""
+        wait, in the form of the script's answer; [] if the node was woken without one; otherwise None."""
         timeout: Any = seconds  # the type allows only whole seconds
         given = f"node:{self.node}:given:{wait}"
         # the type of its answer is also too narrow
@@ -202,7 +203,9 @@ class NodeStore(Scripts):
             finally:
                 self._wakings.discard(waking)
                 waking.cancel()
-        return _started(woken[1]) if woken and woken[0] == given.encode() else []
+        if woken is None:
+            return None
+        return _started(woken[1]) if woken[0] == given.encode() else []
 
     async def _wait_no_longer(self, wait: str) -> None:
         """Make admissions start no job for this wait, which has ended. If that fails, they stop when it expires."""
