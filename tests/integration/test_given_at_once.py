@@ -55,23 +55,16 @@ async def waiting(cell: Cell, node: NodeStore | None = None, *, free: int = 4) -
 
 
 @asynccontextmanager
-async def deaf(cell: Cell, folder: Path) -> AsyncIterator[NodeStore]:
-    """The node, whose gateway hears nothing from the list on which it waits: as one that is killed before it does."""
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_unix_server(silent, folder / "redis.sock")
-    hanging = connect(RedisSettings(url=f"unix://{folder}/redis.sock"), command_seconds=3600)
-    node = NodeStore(cell.redis, node="n1", machine="m1", who="pid 1 on m1", waiting=hanging)
+async def deaf(cell: Cell) -> AsyncIterator[NodeStore]:
+    """The node, whose gateway does not hear of what is given to it: as one that is killed before it does."""
+    socket = cell.redis.connection_pool.connection_kwargs["path"]
+    elsewhere = connect(RedisSettings(url=f"unix://{socket}?db=1"), command_seconds=2 * LONG_SECONDS)
+    node = NodeStore(cell.redis, node="n1", machine="m1", who="pid 1 on m1", waiting=elsewhere)
     assert await node.take_lease(seconds=60) is None
     try:
         yield node
     finally:
-        await hanging.aclose(close_connection_pool=True)
-        server.close()
-        await server.wait_closed()
+        await elsewhere.aclose(close_connection_pool=True)
 
 
 async def is_queued(cell: Cell, admitted: Admitted) -> bool:
@@ -277,8 +270,8 @@ async def test_a_full_redis_only_loses_the_speed(cell: Cell) -> None:
 # --- what is lost ---
 
 
-async def test_a_job_that_no_gateway_has_heard_of_is_given_again(cell: Cell, tmp_path: Path) -> None:
-    async with deaf(cell, tmp_path) as node, waiting(cell, node) as taking:
+async def test_a_job_that_no_gateway_has_heard_of_is_given_again(cell: Cell) -> None:
+    async with deaf(cell) as node, waiting(cell, node) as taking:
         admitted = await cell.create()
         job = await cell.job(admitted)
         assert (job.state, job.attempts) == (JobState.IN_PROGRESS, 1)
@@ -290,8 +283,8 @@ async def test_a_job_that_no_gateway_has_heard_of_is_given_again(cell: Cell, tmp
         assert await cell.redis.pttl(left) > 0
 
 
-async def test_the_record_for_a_gateway_that_is_gone_is_given_to_no_other(cell: Cell, tmp_path: Path) -> None:
-    async with deaf(cell, tmp_path) as node:
+async def test_the_record_for_a_gateway_that_is_gone_is_given_to_no_other(cell: Cell) -> None:
+    async with deaf(cell) as node:
         async with waiting(cell, node):
             admitted = await cell.create()
         again = NodeStore(cell.redis, node="n1", machine="m1", who="x", owner=node._owner)
@@ -360,8 +353,7 @@ async def test_a_restarted_redis_has_the_started_job_and_no_wait() -> None:
         cell = Cell(redis=redis, store=CustomerStore(redis), node=node_store(redis))
         assert await cell.node.take_lease(seconds=600) is None
         await cell.have()
-        (Path(folder) / "deaf").mkdir()
-        async with deaf(cell, Path(folder) / "deaf") as node:
+        async with deaf(cell) as node:
             async with waiting(cell, node):
                 admitted = await cell.create()
                 assert server.process is not None

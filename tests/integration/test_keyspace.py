@@ -16,6 +16,7 @@ import pytest
 from api.gateway.scheduler import Scheduler
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import SNAPSHOTS, Answer, FrontEnd, serving
+from tests.integration.test_given_at_once import deaf, waiting
 from tests.integration.test_notes import CREATED, RESTORED
 from tests.integration.test_ops_api import Ops, failed
 from tests.integration.test_schedules import NIGHTLY, SCHEDULES, fall_due
@@ -278,8 +279,19 @@ async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
     assert await cell.node.lose(SERVER, SnapshotId(lost))
 
 
+async def _waits(seen: Keyspace) -> None:
+    cell = seen.cell
+    async with deaf(cell) as node, waiting(cell, node):
+        await seen.look()
+        check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="at once", request_id="r")
+        await seen.look()
+        await node.finish(check.id, CREATED)
+    await cell.node.take_lease(seconds=60)
+
+
 async def _nodes(seen: Keyspace, ops: Ops) -> None:
     cell = ops.api.cell
+    await _waits(seen)
     await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
     pools = (Pool(path="/srv", free_bytes=1, total_bytes=2),)
     facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools, slots=4, boot="first")

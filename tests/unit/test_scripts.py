@@ -152,7 +152,7 @@ WHEN_FULL = {
     *("chores/forget_failed", "chores/keep_bounds"),
     *("customers/admit", "customers/cancel", "customers/edit"),
     *("nodes/begin", "nodes/finish", "nodes/lease", "nodes/progress", "nodes/report_again", "nodes/retry_deletes"),
-    *("nodes/take", "webhooks/claim_deliveries", "webhooks/settle_deliveries"),
+    *("nodes/stop_waiting", "nodes/take", "webhooks/claim_deliveries", "webhooks/settle_deliveries"),
 }
 
 

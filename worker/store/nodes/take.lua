@@ -4,8 +4,8 @@
 -- removed from the queue.
 -- Also when full.
 -- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: IDs, begin, left and late (see
--- `nodes/begin`), wait: {id, ms} or nil: with `begin`, if there is no job, the next one may be started and given to this
--- wait (see `waits`)}
+-- `nodes/begin`), wait: {id, ms} or nil: with `begin`, if there is no job, the next one may be started and given to
+-- this wait (see `waits`)}
 -- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. With `begin`, answers
 -- nothing without the lease.
 local ask = cjson.decode(ARGV[1])
