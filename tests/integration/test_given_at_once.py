@@ -112,6 +112,16 @@ async def test_each_wait_gets_one_job(cell: Cell) -> None:
     assert job.id == second.job.id
 
 
+async def test_a_wake_up_that_was_not_waited_for_disturbs_no_later_wait(cell: Cell) -> None:
+    """Otherwise the gateway would look at the queue while the next job is given to its wait, and get the ID alone."""
+    await cell.have([SERVER, ANOTHER])
+    await cell.create()
+    assert await cell.raw("EXISTS", WAKE)
+    (first,) = await given(cell)
+    assert isinstance(first, Job)
+    assert not await cell.raw("EXISTS", WAKE)
+
+
 async def test_a_job_does_not_overtake_those_that_are_queued(cell: Cell) -> None:
     await cell.have([SERVER, ANOTHER])
     operator = OperatorStore(cell.redis, cell.store)

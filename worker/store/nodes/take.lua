@@ -45,6 +45,7 @@ if ask.begin and not owns_lease(ask.node, ask.owner) then return {} end
 local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
 local paused = #queued > 0 and still_paused(ask.node)
 local answer = paused and {} or chosen(queued)
+if #answer > 0 then redis.call('DEL', 'arq:queue:' .. ask.node .. ':wake') end -- it was for what was found now
 if ask.wait and not paused and #answer == 0 then
   note_wait(ask)
 elseif ask.begin then
