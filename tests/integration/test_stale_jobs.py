@@ -41,7 +41,7 @@ async def test_it_fails_and_frees_its_server(cell: Cell) -> None:
     assert (await _job(cell, admitted.job.id)).state is JobState.FAILED
     with pytest.raises(BeginRefused):
         await cell.node.begin(admitted.job.id)
-    assert not await cell.redis.exists("arq:queue:n1", f"arq:job:{admitted.job.id}")
+    assert not await cell.redis.exists("arq:queue:n1")
     await cell.create("again")
 
 

@@ -10,7 +10,7 @@
 local ask = cjson.decode(ARGV[1])
 local BEGUN_MOST = 20 -- per call, to limit how long it blocks Redis; the node asks again for the others
 local answer = {}
-local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
+local queued = redis.call('ZRANGE', queue_of(ask.node), 0, ask.limit - 1)
 if #queued == 0 or still_paused(ask.node) then return answer end
 if ask.begin and not owns_lease(ask.node, ask.owner) then return answer end
 local running = {}
@@ -29,7 +29,7 @@ for _, id in ipairs(queued) do
   if not node and redis.call('EXISTS', key) == 1 then
     set_aside(key, 'node cannot be read') -- it does not block other jobs, and runs once it is repaired
   elseif node ~= ask.node then
-    redis.call('ZREM', 'arq:queue:' .. ask.node, id)
+    redis.call('ZREM', queue_of(ask.node), id)
   elseif state == 'completed' or state == 'failed' then
     forget_queued(id, {node = node})
   elseif not running[id] then

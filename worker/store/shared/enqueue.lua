@@ -2,8 +2,7 @@
 -- Creates a job.
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
--- queue: {prefix, arq's record of a job in three parts: before_id, before_ms, after_ms, and expires_ms: of that record}
-local function enqueue(job_id, job, queue)
+local function enqueue(job_id, job)
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now_ms()), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
@@ -15,10 +14,7 @@ local function enqueue(job_id, job, queue)
   end
   redis.call('ZADD', 'jobs:waiting', job.queued_ms, job_id)
   if job.start_by_ms then redis.call('ZADD', 'jobs:start_by', job.start_by_ms, job_id) end
-  -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
-  local payload = queue.before_id .. job_id .. queue.before_ms .. job.queued_ms .. queue.after_ms
-  redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
-  redis.call('ZADD', queue.prefix .. job.node, job.queued_ms, job_id)
-  wake(queue.prefix .. job.node .. ':wake')
+  redis.call('ZADD', queue_of(job.node), job.queued_ms, job_id)
+  wake(queue_of(job.node) .. ':wake')
   tell(job_id, job)
 end
