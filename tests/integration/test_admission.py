@@ -286,8 +286,7 @@ async def test_old_entries_leave_the_job_lists_and_event_streams(cell: Cell) -> 
                 pipe.xadd(key, {"account": str(ACCOUNT)})
         await pipe.execute()
 
-    admitted = await cell.create()
-    await cell.node.begin(admitted.job.id)
+    await do(cell, await cell.create())
 
     assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
     assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # Redis trims whole nodes of a stream

@@ -55,8 +55,9 @@ end
 -- only, or '', stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and
 -- contents (JSON or ''), note_codes, audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
-  local now = now_ms()
+  local now, has_begun = now_ms(), job.state == 'in_progress'
   become(job_id, job, result.state)
+  if not has_begun then rank_by_queue(job.node) end
   forget_queued(job_id, job)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)

@@ -1,5 +1,6 @@
 -- include: clock, records, states, stats
--- Outcomes of a node's jobs in the last hour, to within five minutes: a hash of counts per five minutes.
+-- Outcomes of a node's jobs in the last hour, to within five minutes: a hash of counts per five minutes. The places of
+-- nodes in the operators' lists.
 
 local HOUR = 3600000 / STATS_MS
 local FAILING_FROM = 2 -- jobs, because a single one may have failed because of its own server
@@ -22,6 +23,11 @@ end
 -- Update the node's place in the operators' list by the current counts. A silent node keeps its place.
 local function rank_by_failures(node)
   redis.call('ZADD', 'nodes:by:failed', ended_lately(node).failed, node)
+end
+
+-- The same for its queued jobs: at its heartbeat, and when one of them ends that has not begun, as its node may be silent.
+local function rank_by_queue(node)
+  redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
 end
 
 -- Count the end of a job, except cancelled jobs and dry runs.

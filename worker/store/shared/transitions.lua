@@ -6,14 +6,15 @@ local function become(job_id, job, state)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
   end
-  local _, before = job_lists(job_id, job)
+  local always, before = job_lists(job_id, job)
   for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
   trim(before)
   job.state = state
   redis.call('HSET', 'job:' .. job_id, 'state', state)
-  local always, lists = job_lists(job_id, job)
+  local _, lists = job_lists(job_id, job)
   put_into(lists, job_id, job)
-  trim(always)
-  trim(lists)
-  count_queue(job.node)
+  if has_ended(job) then
+    trim(always)
+    trim(lists)
+  end
 end
