@@ -30,7 +30,7 @@ if job.state == 'completed' or job.state == 'failed' then return {'job_over'} en
 if not is_possible(job.kind, ask.result) then
   return refuse_claim(ask, 'finish', 'result_impossible', 'job:' .. ask.job)
 end
-if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the beginning of the job
+if job.state == 'queued' then become(ask.job, job, 'in_progress', {}) end -- Redis has lost the beginning of the job
 -- The outcome counts, even if the node has added so much that its texts do not fit.
 local texts = {ask.result.contents, ask.result.notes, ask.result.failure_cause}
 local is_kept = keep_report(ask.job, job, ask.report)

@@ -20,7 +20,7 @@ local most = ask.begin and math.min(ask.free, BEGUN_MOST) or ask.free
 local function begun(id)
   local job = read('job:' .. id)
   if begin(ask, id, job) then return nil end
-  return {id, redis.call('HGETALL', 'job:' .. id)}
+  return {id, flattened(job)}
 end
 
 for _, id in ipairs(queued) do

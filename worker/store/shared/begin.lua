@@ -1,7 +1,7 @@
 -- include: clock, records, transitions, conclude, events
 -- The beginning of a job.
 
--- Mark a job of the calling node as begun. A job whose server has moved to another node is ended with `ask.left`, and a
+-- Mark a job of the calling node as begun, in `job`, too. A job whose server has moved to another node is ended with `ask.left`, and a
 -- job that had to start before now with `ask.late`.
 -- Answers nil, or why the job must not run.
 local function begin(ask, job_id, job)
@@ -16,12 +16,9 @@ local function begin(ask, job_id, job)
     conclude(job_id, job, ask.late)
     return 'job_over'
   end
-  redis.call('HINCRBY', key, 'attempts', 1)
+  job.attempts = tostring(redis.call('HINCRBY', key, 'attempts', 1))
   if job.state == 'queued' then
-    become(job_id, job, 'in_progress')
-    redis.call('HSET', key, 'started_ms', now_ms(), 'power_found', server and server.power or '')
-    redis.call('ZREM', 'jobs:waiting', job_id)
-    if start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
+    become(job_id, job, 'in_progress', {started_ms = tostring(now_ms()), power_found = server and server.power or ''})
     tell(job_id, job)
   end
   return nil

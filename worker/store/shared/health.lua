@@ -40,7 +40,7 @@ local function note_end(job, result)
     for _, field in ipairs(redis.call('HKEYS', ended)) do
       if (tonumber(string.match(field, '^%d+')) or 0) <= period - HOUR then redis.call('HDEL', ended, field) end
     end
+    redis.call('PEXPIRE', ended, 3600000 + STATS_MS)
   end
-  redis.call('PEXPIRE', ended, 3600000 + STATS_MS)
-  rank_by_failures(job.node)
+  if result.state == 'failed' then rank_by_failures(job.node) end
 end

@@ -23,7 +23,8 @@ local function count_end(job, result, now)
     ['stats:' .. math.floor(now / STATS_MS)] = STATS_KEPT_MS,
     ['stats:hour:' .. math.floor(now / STATS_HOUR_MS)] = STATS_HOURS_KEPT_MS,
   }) do
-    for _, field in ipairs(fields) do redis.call('HINCRBY', key, field, 1) end
-    redis.call('PEXPIRE', key, kept_ms)
+    local is_first = false
+    for _, field in ipairs(fields) do is_first = redis.call('HINCRBY', key, field, 1) == 1 or is_first end
+    if is_first then redis.call('PEXPIRE', key, kept_ms) end
   end
 end
