@@ -24,7 +24,7 @@ end
 -- snapshot_id: the created snapshot
 local function add_to_audit(token, job_id, snapshot_id)
   local entry = caller.audit
-  entry.at_ms = string.format('%.0f', now_ms())
+  entry.at_ms = now_text()
   entry.token, entry.token_name, entry.account, entry.job = token.id, token.name, ask.account, job_id
   if snapshot_id then entry.made = 'snapshot ' .. snapshot_id end
   local many = redis.call('RPUSH', 'audit:new', cjson.encode(entry))

@@ -28,7 +28,7 @@ local function put()
   if ask.overlap_ms and #former == 0 and not ask.may_be_first then return {'refused', 'credential_not_found'} end
   if not ask.overlap_ms and #former > 0 then return {'refused', 'credential_exists'} end
   if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
-  ask.record.created_ms = tostring(now_ms())
+  ask.record.created_ms = now_text()
   write(ask.key, ask.record)
   if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
   redis.call('HSET', index, ask.record.id, ask.key)

@@ -93,12 +93,12 @@ local function create()
   if ask.live == nil and server.consistency then ask.live = server.consistency == 'live' end
   if ask.live == nil then ask.live = ask.live_by_default end
   if ask.dry_run then
-    return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
+    return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = now_text()})
   end
   local id = next_id()
   local snapshot = {
     server = server_id, account = server.account, node = server.node, name = ask.name,
-    description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
+    description = ask.description, status = 'in_progress', size_mb = '', created_ms = now_text(),
     schedule = ask.schedule and ask.schedule.id, expires_ms = ask.expires_ms,
   }
   add_snapshot(id, snapshot, true)
@@ -187,7 +187,7 @@ local function run_in_window()
   local error = answer[1] == 'refused' and answer[2] or nil
   note_last_run(id, error)
   redis.call('HSET', 'schedule:' .. id .. ':runs', server_id, cjson.encode({
-    ms = string.format('%.0f', now_ms()), job = error and '' or ask.job_id, error = error or '',
+    ms = now_text(), job = error and '' or ask.job_id, error = error or '',
   }))
   local again_ms = now_ms() + ask.schedule.retry_ms
   if passes and again_ms < ends_ms then

@@ -10,9 +10,12 @@ local list = 'account:' .. ask.account .. ':jobs'
 if ask.server then list = list .. ':server:' .. ask.server end
 if ask.state then list = list .. ':' .. ask.state end
 -- The record of a job expires 30 days after its end; its entry in the list is removed here.
-for _, id in ipairs(redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1)) do
-  if redis.call('EXISTS', 'job:' .. id) == 1 then break end
-  if try(redis.call, 'ZREM', list, id) ~= '' then break end
+local function is_gone(id)
+  return id and redis.call('EXISTS', 'job:' .. id) == 0
+end
+local any_gone = is_gone(redis.call('ZRANGE', list, 0, 0)[1])
+for _, id in ipairs(any_gone and redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1) or {}) do
+  if not is_gone(id) or try(redis.call, 'ZREM', list, id) ~= '' then break end
 end
 local first, last = ask.since_ms or '-inf', ask.until_ms and '(' .. ask.until_ms or '+inf'
 local page = {redis.call('ZCOUNT', list, first, last)}

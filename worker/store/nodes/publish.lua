@@ -69,7 +69,7 @@ local function why_not_snapshot(snapshot)
 end
 
 local function add_job(begun)
-  local now = tostring(now_ms())
+  local now = now_text()
   local job = {
     v = '1', state = 'in_progress', kind = begun.kind, server = server_id, server_name = server.name,
     account = server.account, node = node, snapshot = begun.snapshot, snapshot_name = begun.snapshot_name,

@@ -18,7 +18,7 @@ local function begin(ask, job_id, job)
   end
   job.attempts = tostring(redis.call('HINCRBY', key, 'attempts', 1))
   if job.state == 'queued' then
-    become(job_id, job, 'in_progress', {started_ms = tostring(now_ms()), power_found = server and server.power or ''})
+    become(job_id, job, 'in_progress', {started_ms = now_text(), power_found = server and server.power or ''})
     tell(job_id, job)
   end
   return nil

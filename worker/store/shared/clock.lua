@@ -4,7 +4,7 @@
 
 local SILENT_MS = 10000 -- a live cell runs a script every few seconds, so a longer gap is a step or an outage
 local NOTED_MS = 200 -- how often the value of Redis's clock is recorded
-local moment, leapt, room_ms
+local moment, moment_text, leapt, room_ms
 
 -- The time in milliseconds: constant within one script. A script whose writes are not persisted reads it
 -- before it calls redis.set_repl.
@@ -30,6 +30,12 @@ local function now_ms()
   return moment
 end
 
+-- The same as text, because formatting a number takes longer than many commands.
+local function now_text()
+  moment_text = moment_text or string.format('%.0f', now_ms())
+  return moment_text
+end
+
 -- When the time last leapt over an outage; 0: never.
 local function leapt_ms()
   now_ms()
@@ -45,6 +51,6 @@ end
 -- Record that Redis has room. pcall: while Redis refuses writes, it is looked up again.
 local function note_room()
   redis.set_repl(redis.REPL_NONE) -- as above
-  redis.pcall('HSET', 'clock', 'room_ms', now_ms())
+  redis.pcall('HSET', 'clock', 'room_ms', now_text())
   redis.set_repl(redis.REPL_ALL)
 end

@@ -54,7 +54,7 @@ end
 local function conclude(job_id, job, result)
   local now, has_begun = now_ms(), job.state == 'in_progress'
   local changes = {
-    finished_ms = tostring(now), failure_code = result.failure_code, failure_detail = result.failure_detail,
+    finished_ms = now_text(), failure_code = result.failure_code, failure_detail = result.failure_detail,
     stranded = result.stranded, downtime_seconds = result.downtime_seconds,
   }
   -- a worker of an earlier version sends neither notes nor contents

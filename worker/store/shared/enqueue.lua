@@ -3,7 +3,7 @@
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 local function enqueue(job_id, job)
-  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now_ms()), '0'
+  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', now_text(), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
   if ONLY_LOOKS[job.kind] then

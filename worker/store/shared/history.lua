@@ -8,7 +8,7 @@ local HISTORIES_DROPPED_AT_ONCE = 20
 -- Add an entry. by: the calling token, {token, token_name}, or nil. about: {request, job, schedule, ...}, or nil.
 local function chronicle(id, what, by, about)
   local entry, key = about or {}, 'snapshot:' .. id .. ':history'
-  entry.what, entry.ms = what, string.format('%.0f', now_ms())
+  entry.what, entry.ms = what, now_text()
   for field, text in pairs(by or {}) do entry[field] = text end
   if redis.call('RPUSH', key, cjson.encode(entry)) <= HISTORY_MOST then return end
   local second = redis.call('LINDEX', key, 1)

@@ -13,7 +13,7 @@ local function end_pause(node, why)
   local by, reason = unpack(redis.call('HMGET', 'node:' .. node, 'paused_by', 'paused_reason'))
   resume_node(node)
   local entry = cjson.encode({
-    at_ms = string.format('%.0f', now_ms()), method = 'SERVICE', path = '/ops/nodes/' .. node .. '/resume/',
+    at_ms = now_text(), method = 'SERVICE', path = '/ops/nodes/' .. node .. '/resume/',
     reason = why .. ' (paused by ' .. (by or '') .. ': ' .. (reason or '') .. ')',
   })
   -- pcall: the node resumes even if a full Redis, or a log without a keeper, accepts no entry
