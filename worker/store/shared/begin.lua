@@ -16,7 +16,7 @@ local function begin(ask, job_id, job)
     conclude(job_id, job, ask.late)
     return 'job_over'
   end
-  job.attempts = tostring(redis.call('HINCRBY', key, 'attempts', 1))
+  job.attempts = tostring(redis.call('HINCRBY', key, 'attempts', '1'))
   if job.state == 'queued' then
     become(job_id, job, 'in_progress', {started_ms = now_text(), power_found = server and server.power or ''})
     tell(job_id, job)

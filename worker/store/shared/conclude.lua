@@ -55,7 +55,7 @@ local function conclude(job_id, job, result)
   local now, has_begun = now_ms(), job.state == 'in_progress'
   local changes = {
     finished_ms = now_text(), failure_code = result.failure_code, failure_detail = result.failure_detail,
-    stranded = result.stranded, downtime_seconds = result.downtime_seconds,
+    stranded = result.stranded, downtime_seconds = result.downtime_seconds, step = job.step,
   }
   -- a worker of an earlier version sends neither notes nor contents
   for _, field in ipairs({'failure_cause', 'notes', 'contents'}) do
@@ -95,7 +95,7 @@ local function conclude(job_id, job, result)
   if result.state == 'completed' and started_ms then
     local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind
     redis.call('LPUSH', durations, now - started_ms)
-    redis.call('LTRIM', durations, 0, 19)
+    redis.call('LTRIM', durations, '0', '19')
   end
   tell(job_id, job, result.note_codes)
   keep_job(job_id, job, result.kept_ms) -- comes last, because it reads the server's record

@@ -34,7 +34,7 @@ end
 local function note_end(job, result)
   if result.failure_code == 'cancelled' or ONLY_LOOKS[job.kind] then return end
   local ended, period = 'node:' .. job.node .. ':ended', math.floor(now_ms() / STATS_MS)
-  local is_first = redis.call('HINCRBY', ended, period .. ':' .. result.state, 1) == 1
+  local is_first = redis.call('HINCRBY', ended, period .. ':' .. result.state, '1') == 1
   if result.stranded == '1' then redis.call('HINCRBY', ended, period .. ':stranded', 1) end
   if is_first then
     for _, field in ipairs(redis.call('HKEYS', ended)) do
