@@ -144,7 +144,7 @@ class Ours(Contestant):
         for job_id in _ids(self._numbers, many):
             await _apart(apart_seconds)
             queued[job_id] = time.monotonic()
-            ask = {"jobs": [job_id], "node": NODE, "queue": arq_queue.queue_parameters()}
+            ask = {"jobs": [job_id], "node": NODE}
             await self._runs.run_script(self._script, to_json(ask))
         return queued
 

@@ -66,6 +66,7 @@ class Cell:
         await self.raw("EVAL", "collectgarbage()", 0)  # otherwise, a part of 64 MB could be free again at any time
         used = int((await self.redis.info("memory"))["used_memory"])
         await self.redis.config_set("maxmemory", round(used / share))
+        await self.raw("HDEL", "clock", "room_ms")  # scripts would trust it for 200 ms
 
     async def empty(self) -> None:
         """Undo `fill`."""

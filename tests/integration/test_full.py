@@ -14,6 +14,7 @@ from tests.trouble import TROUBLES
 from worker.store.access.audit import AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.chores.chores import Chores, DueSchedule, RunRefused
+from worker.store.errors import StoreNearlyFull
 from worker.store.model import Job, JobId, Step
 from worker.store.reports import JobReport, StepBegun
 from worker.store.webhooks.deliveries import Deliveries, Result
@@ -144,6 +145,23 @@ async def test_a_restore_waits_where_only_deletes_have_room(api: FrontEnd, filli
     await filling.fill(0.93)
     for path in refused[1:]:
         assert (await api.call("POST", path)).status < 300, path
+
+
+@pytest.mark.parametrize("noted", [-200, 60_000], ids=["old", "from before a step of the clock"])
+async def test_only_a_recent_note_that_redis_has_room_counts(filling: Cell, noted: int) -> None:
+    await filling.node.begin((await filling.create("one")).job.id)
+    assert await filling.raw("HEXISTS", "clock", "room_ms")
+    await filling.node.finish(await filling.holder(), DONE)
+    await filling.fill(0.93)
+    await filling.raw("HSET", "clock", "room_ms", await milliseconds(filling) + noted)
+    with pytest.raises(StoreNearlyFull):
+        await filling.create("another")
+
+
+async def test_no_room_is_noted_near_the_limits(filling: Cell) -> None:
+    await filling.fill(0.75)
+    await filling.create("one")
+    assert not await filling.raw("HEXISTS", "clock", "room_ms")
 
 
 async def test_a_scheduled_snapshot_that_is_refused_costs_no_older_one(filling: Cell) -> None:

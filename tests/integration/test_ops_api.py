@@ -420,6 +420,7 @@ class TestNodes:
 
         assert await names("") == ["a", "b", "c", "n1"]
         assert await names("sort=-name&limit=2") == ["n1", "c"]
+        await ops.api.cell.node.take_lease(seconds=60)  # a heartbeat
         assert (await names("sort=-queued"))[0] == "n1"
         assert (await names("sort=heartbeat"))[0] == "b"
         assert await names("state=silent") == ["b"]

@@ -66,7 +66,6 @@ async def _run(cell: Cell, job_id: JobId, outcome: Outcome) -> None:
         await cell.node.progress(job_id, step, JobReport(steps=(begun,)))
     assert await cell.node.finish(job_id, outcome) == "published"
     await cell.redis.zrem("arq:queue:n1", job_id)
-    await cell.redis.delete(f"arq:job:{job_id}")
 
 
 async def _each(cell: Cell, ask: Callable[[ServerId], Awaitable[JobId]], outcome: Outcome) -> float:

@@ -41,8 +41,19 @@ async def test_it_fails_and_frees_its_server(cell: Cell) -> None:
     assert (await _job(cell, admitted.job.id)).state is JobState.FAILED
     with pytest.raises(BeginRefused):
         await cell.node.begin(admitted.job.id)
-    assert not await cell.redis.exists("arq:queue:n1", f"arq:job:{admitted.job.id}")
+    assert not await cell.redis.exists("arq:queue:n1")
     await cell.create("again")
+
+
+async def test_a_silent_node_keeps_its_place_by_queued_jobs_until_they_fail(cell: Cell) -> None:
+    await cell.create()
+    assert await cell.node.take_lease(seconds=60) is None
+    assert await cell.raw("ZSCORE", "nodes:by:queued", "n1") == 1
+    await _die(cell, await cell.holder())
+
+    assert len(await Chores(cell.redis).fail_stale_jobs()) == 1
+
+    assert await cell.raw("ZSCORE", "nodes:by:queued", "n1") == 0
 
 
 async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(cell: Cell) -> None:

@@ -46,7 +46,6 @@ async def _used(cell: Cell) -> int:
 async def _take_from_queue(cell: Cell, job_id: JobId) -> None:
     """Take the job as the node's worker does."""
     await cell.redis.zrem("arq:queue:n1", job_id)
-    await cell.redis.delete(f"arq:job:{job_id}")
 
 
 async def _dry_run(cell: Cell, call: int) -> None:

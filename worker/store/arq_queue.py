@@ -1,11 +1,9 @@
 """The names and the wire format of the queues: arq's, with JSON instead of pickle."""
 
 import json
-from functools import cache
 from typing import Any
 
 QUEUE_PREFIX = "arq:queue:"  # + the node's name
-ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than a job can wait for its node
 FUNCTION = "run"  # the only function of a worker; its only argument is the job's ID
 
 
@@ -34,17 +32,3 @@ def deserialize(data: bytes) -> dict[str, Any]:
 def payload(job_id: str, enqueued_ms: int) -> bytes:
     """arq's own record of a job: tries, function, its arguments, and when it was queued."""
     return serialize({"t": None, "f": FUNCTION, "a": [job_id], "k": {}, "et": enqueued_ms})
-
-
-@cache
-def queue_parameters() -> dict[str, Any]:
-    """The parameters with which scripts queue a job for arq. They add the job's ID and the time to arq's record."""
-    before_id, rest = payload("JOB_ID", 0).decode().split("JOB_ID")
-    before_ms, after_ms = rest.split("0")
-    return {
-        "prefix": QUEUE_PREFIX,
-        "before_id": before_id,
-        "before_ms": before_ms,
-        "after_ms": after_ms,
-        "expires_ms": ARQ_RECORD_KEPT_SECONDS * 1000,
-    }

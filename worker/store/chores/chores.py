@@ -9,7 +9,6 @@ import structlog
 from redis.asyncio import Redis
 
 from worker.store import errors, records
-from worker.store.arq_queue import queue_parameters
 from worker.store.bounds import Bounds
 from worker.store.calls import Scripts
 from worker.store.model import (
@@ -188,7 +187,6 @@ class Chores(Scripts):
             "request_id": "",
             "job_id": job_id,
             "silent_ms": self._silent_ms,
-            "queue": queue_parameters(),
         }
         verdict, answer, *_ = await self._admit(ask)
         if verdict == b"refused":

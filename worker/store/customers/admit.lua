@@ -1,12 +1,11 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room, retrying, history, account_limits, windows
+-- include: room, retrying, history, account_limits, windows, queue
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
 -- necessary.
 -- Also when full.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
--- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
--- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
+-- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create; nil: the server's default, or else live_by_default, retries: the failed job that this one repeats, rule:
 -- of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window
 -- {id, server, due_ms, retry_ms}, traceparent or nil,
@@ -29,7 +28,7 @@ local function refuse_server(server)
   local holder = holder_of(server)
   if holder then return refuse_busy(holder, server.account) end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
-  demand(ask.queue.prefix .. server.node, 'zset')
+  demand(queue_of(server.node), 'zset')
 end
 
 local function chronicle_request(id, what)
@@ -48,7 +47,7 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
     present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil, start_by_ms = ask.start_by_ms,
   }
-  enqueue(ask.job_id, job, ask.queue)
+  enqueue(ask.job_id, job)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
   if not ask.dry_run then server.job = ask.job_id end
   if not ask.whole_job and not ask.idempotency then return {'admitted', {ask.job_id}, shown} end

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, Unpac
 from redis.asyncio import Redis
 
 from worker.store import errors, records
-from worker.store.arq_queue import queue_parameters
 from worker.store.calls import (
     Actor,
     By,
@@ -411,7 +410,6 @@ class CustomerStore(Scripts):
             "job_id": urandom(16).hex(),
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
-            "queue": queue_parameters(),
             "idempotency": for_script(request.get("idempotency")),
             **more,
         }

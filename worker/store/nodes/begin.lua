@@ -16,4 +16,4 @@ if refused then return refused end
 if job.state == 'completed' or job.state == 'failed' then return {'refused', 'job_over'} end
 local why = begin(ask, ask.job, job)
 if why then return {'refused', why} end
-return {'begun', redis.call('HGETALL', key)}
+return {'begun', flattened(job)}

@@ -21,8 +21,7 @@ local function is_possible(kind, result)
 end
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
-local key = 'job:' .. ask.job
-local job = read(key)
+local job = read('job:' .. ask.job)
 if not job then return {'job_unknown'} end
 local refused = refuse_foreign_job(ask, 'finish', job)
 if refused then return refused end
@@ -30,7 +29,7 @@ if job.state == 'completed' or job.state == 'failed' then return {'job_over'} en
 if not is_possible(job.kind, ask.result) then
   return refuse_claim(ask, 'finish', 'result_impossible', 'job:' .. ask.job)
 end
-if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the beginning of the job
+if job.state == 'queued' then become(ask.job, job, 'in_progress', {}) end -- Redis has lost the beginning of the job
 -- The outcome counts, even if the node has added so much that its texts do not fit.
 local texts = {ask.result.contents, ask.result.notes, ask.result.failure_cause}
 local is_kept = keep_report(ask.job, job, ask.report)
@@ -38,13 +37,13 @@ if not may_add(ask.node, bytes_of(texts)) then
   is_kept, ask.result.contents, ask.result.notes, ask.result.failure_cause = false, '', '', ''
 end
 if not is_kept then refuse_claim(ask, 'finish', 'too_many', 'job:' .. ask.job) end
-if job.step then redis.call('HSET', key, 'step', job.step) end
 -- A customer who sees the end may request the next job at once, before the node reports its servers' power again.
 local server = named(redis.call('HGETALL', 'server:' .. job.server))
 if POWERS[ask.power] and server.node == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
   forget_report(job.node)
-  if ask.power == 'on' then back_on(job.server, server) end
+  -- otherwise `conclude` finds that its guest is on
+  if ask.power == 'on' and (server.stranded or server.job ~= ask.job) then back_on(job.server, server) end
 end
 conclude(ask.job, job, ask.result)
 return {'published'}

@@ -16,9 +16,10 @@ if node.owner ~= ask.owner and node.machine ~= ask.machine and left > 0 then ret
 redis.call('SADD', 'nodes', ask.node)
 redis.call('ZADD', 'nodes:by:name', 0, ask.node)
 redis.call('ZADD', 'nodes:by:heartbeat', now, ask.node)
-for _, order in ipairs({'queued', 'free'}) do redis.call('ZADD', 'nodes:by:' .. order, 'NX', 0, ask.node) end
+redis.call('ZADD', 'nodes:by:free', 'NX', 0, ask.node)
 redis.call('HSET', key, 'owner', ask.owner, 'machine', ask.machine, 'who', ask.who,
   'lease_until_ms', now + math.min(ask.lease_ms, LEASE_MOST_MS), 'heartbeat_ms', now)
 rank_by_failures(ask.node)
+rank_by_queue(ask.node)
 still_paused(ask.node)
 return {1, 0}

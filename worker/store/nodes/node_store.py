@@ -19,7 +19,7 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from worker.store import errors, records, written
-from worker.store.arq_queue import queue_name, queue_parameters, wake_key
+from worker.store.arq_queue import queue_name, wake_key
 from worker.store.calls import By, Scripts, as_json, given, redis_answers
 from worker.store.connection import LATE_SECONDS
 from worker.store.model import (
@@ -337,7 +337,6 @@ class NodeStore(Scripts):
         """Queue the deletes of this node that have not freed their space again. Returns their number."""
         ask = {
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
-            "queue": queue_parameters(),
             "job_ids": [uuid4().hex for _ in range(BATCH)],
         }
         return len(await self._call("nodes/retry_deletes", self._us | ask))

@@ -2,7 +2,7 @@
 -- Queue a node's deletes that have not freed their space again, at most one for each of job_ids. A delete whose server
 -- has a job stays due.
 -- Also when full.
--- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
+-- ask: {node, owner, retry_ms, job_ids}
 -- Answers the IDs of the queued jobs.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return {} end
@@ -27,7 +27,7 @@ local function retry(i, id)
       kind = 'delete', server = snapshot.server, server_name = server.name, account = snapshot.account,
       node = ask.node, snapshot = id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
       snapshot_created_ms = snapshot.created_ms, request_id = '', traceparent = snapshot.traceparent,
-    }, ask.queue)
+    })
     queued[#queued + 1] = ask.job_ids[i]
   end
 end

@@ -14,7 +14,7 @@ local BEGUN_MOST = 20 -- per call, to limit how long it blocks Redis; the node a
 local function begun(id)
   local job = read('job:' .. id)
   if begin(ask, id, job) then return nil end
-  return {id, redis.call('HGETALL', 'job:' .. id)}
+  return {id, flattened(job)}
 end
 
 local function chosen(queued)
@@ -27,7 +27,7 @@ local function chosen(queued)
     if not node and redis.call('EXISTS', key) == 1 then
       set_aside(key, 'node cannot be read') -- it does not block other jobs, and runs once it is repaired
     elseif node ~= ask.node then
-      redis.call('ZREM', 'arq:queue:' .. ask.node, id)
+      redis.call('ZREM', queue_of(ask.node), id)
     elseif state == 'completed' or state == 'failed' then
       forget_queued(id, {node = node})
     elseif not running[id] then
@@ -42,10 +42,10 @@ local function chosen(queued)
 end
 
 if ask.begin and not owns_lease(ask.node, ask.owner) then return {} end
-local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
+local queued = redis.call('ZRANGE', queue_of(ask.node), 0, ask.limit - 1)
 local paused = #queued > 0 and still_paused(ask.node)
 local answer = paused and {} or chosen(queued)
-if #answer > 0 then redis.call('DEL', 'arq:queue:' .. ask.node .. ':wake') end -- it was for what was found now
+if #answer > 0 then redis.call('DEL', queue_of(ask.node) .. ':wake') end -- it was for what was found now
 if ask.wait and not paused and #answer == 0 then
   note_wait(ask)
 elseif ask.begin then

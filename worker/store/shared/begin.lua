@@ -1,8 +1,8 @@
 -- include: clock, records, conclude, starting
 -- The beginning of a job.
 
--- Mark a job of the calling node as begun. A job whose server has moved to another node is ended with `ask.left`, and a
--- job that had to start before now with `ask.late`.
+-- Mark a job of the calling node as begun, in `job`, too. A job whose server has moved to another node is ended with
+-- `ask.left`, and a job that had to start before now with `ask.late`.
 -- Answers nil, or why the job must not run.
 local function begin(ask, job_id, job)
   local server = read('server:' .. job.server)
@@ -15,6 +15,6 @@ local function begin(ask, job_id, job)
     conclude(job_id, job, ask.late)
     return 'job_over'
   end
-  start_job(job_id, job)
+  start_job(job_id, job, server and server.power)
   return nil
 end

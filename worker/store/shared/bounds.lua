@@ -1,4 +1,4 @@
--- include: records, states
+-- include: clock, records, states
 -- Limits on what one account can store in Redis: see worker/store/bounds.py.
 
 local function bound(name)
@@ -12,14 +12,22 @@ local function figure(about, name)
   return tonumber(string.match(about, '^%d+', ends + 1))
 end
 
+local ROOMY = 0.7 -- far below the shares at which anything is refused
 local in_use
 
--- The share of `maxmemory` that is in use, as of the first call; 0 where Redis has no limit.
+-- The share of `maxmemory` that is in use, as of the first call; 0 where Redis has no limit. Below ROOMY it may be up to
+-- 200 ms old, and is 0 if so, because INFO takes as long as five other commands. Closer to the limits it is exact: also
+-- a script that a full Redis runs must be refused.
 local function share_in_use()
   if in_use then return in_use end
+  if has_room() then
+    in_use = 0
+    return in_use
+  end
   local about = redis.call('INFO', 'memory')
   local used, most = figure(about, 'used_memory'), figure(about, 'maxmemory')
   in_use = most > 0 and used / most or 0
+  if in_use < ROOMY then note_room() end
   return in_use
 end
 

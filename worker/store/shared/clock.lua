@@ -4,7 +4,7 @@
 
 local SILENT_MS = 10000 -- a live cell runs a script every few seconds, so a longer gap is a step or an outage
 local NOTED_MS = 200 -- how often the value of Redis's clock is recorded
-local moment, moment_text, leapt
+local moment, moment_text, leapt, room_ms
 
 -- The time in milliseconds: constant within one script. A script whose writes are not persisted reads it
 -- before it calls redis.set_repl.
@@ -13,7 +13,7 @@ local function now_ms()
   local time = redis.call('TIME')
   local shown = time[1] * 1000 + math.floor(time[2] / 1000)
   local last, ahead
-  last, ahead, leapt = unpack(redis.call('HMGET', 'clock', 'shown_ms', 'ahead_ms', 'leapt_ms'))
+  last, ahead, leapt, room_ms = unpack(redis.call('HMGET', 'clock', 'shown_ms', 'ahead_ms', 'leapt_ms', 'room_ms'))
   last = number(last)
   local passed = shown - (last or shown)
   ahead = number(ahead) or 0
@@ -40,4 +40,17 @@ end
 local function leapt_ms()
   now_ms()
   return number(leapt) or 0
+end
+
+-- Whether a script noted shortly before now that Redis has room. A note from before a step of the clock does not count.
+local function has_room()
+  local passed = now_ms() - (number(room_ms) or -math.huge)
+  return passed >= 0 and passed < NOTED_MS
+end
+
+-- Record that Redis has room. pcall: while Redis refuses writes, it is looked up again.
+local function note_room()
+  redis.set_repl(redis.REPL_NONE) -- as above
+  redis.pcall('HSET', 'clock', 'room_ms', now_text())
+  redis.set_repl(redis.REPL_ALL)
 end

@@ -27,12 +27,9 @@ local function list_failure(job_id, job, result, now)
   end
 end
 
--- Store a job's notes and contents. A worker of an earlier version sends neither.
-local function keep_notes(job_id, job, result)
-  for _, field in ipairs({'notes', 'contents'}) do
-    if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
-  end
-  -- For the audit log, which is kept longer than the job. Not for a dry run, whose notes only say what would be done.
+-- Store the codes of a job's notes for the audit log, which is kept longer than the job. Not those of a dry run, whose
+-- notes only say what would be done.
+local function audit_notes(job_id, job, result)
   if (result.audited_codes or '') ~= '' and not ONLY_LOOKS[job.kind] then
     redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
   end
@@ -55,17 +52,19 @@ end
 -- only, or '', stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and
 -- contents (JSON or ''), note_codes, audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
-  local now = now_ms()
-  become(job_id, job, result.state)
-  forget_queued(job_id, job)
-  redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
-    'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
-  if (result.failure_cause or '') ~= '' then
-    redis.call('HSET', 'job:' .. job_id, 'failure_cause', result.failure_cause)
+  local now, has_begun = now_ms(), job.state == 'in_progress'
+  local changes = {
+    finished_ms = now_text(), failure_code = result.failure_code, failure_detail = result.failure_detail,
+    stranded = result.stranded, downtime_seconds = result.downtime_seconds, step = job.step,
+  }
+  -- a worker of an earlier version sends neither notes nor contents
+  for _, field in ipairs({'failure_cause', 'notes', 'contents'}) do
+    if (result[field] or '') ~= '' then changes[field] = result[field] end
   end
-  keep_notes(job_id, job, result)
-  redis.call('ZREM', 'jobs:waiting', job_id)
-  if job.start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
+  become(job_id, job, result.state, changes)
+  if not has_begun then rank_by_queue(job.node) end
+  forget_queued(job_id, job)
+  audit_notes(job_id, job, result)
   count_end(job, result, now)
   note_end(job, result)
   list_failure(job_id, job, result, now)
@@ -96,7 +95,7 @@ local function conclude(job_id, job, result)
   if result.state == 'completed' and started_ms then
     local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind
     redis.call('LPUSH', durations, now - started_ms)
-    redis.call('LTRIM', durations, 0, 19)
+    redis.call('LTRIM', durations, '0', '19')
   end
   tell(job_id, job, result.note_codes)
   keep_job(job_id, job, result.kept_ms) -- comes last, because it reads the server's record

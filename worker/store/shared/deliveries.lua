@@ -74,7 +74,7 @@ end
 -- Queue a delivery of the job's current state for the webhooks that subscribe to it.
 local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
-  for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
+  for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', '0', '-1')) do
     local hook = look_up('webhook:' .. id)
     local is_mine = hook and hook.account == job.account and hook.enabled == '1'
     local events = is_mine and hook.events or ''

@@ -3,8 +3,7 @@
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue, and give it to the gateway
 -- that waits for it, or wake the node.
--- queue: {prefix, arq's record of a job in three parts: before_id, before_ms, after_ms, and expires_ms: of that record}
-local function enqueue(job_id, job, queue)
+local function enqueue(job_id, job)
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', now_text(), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
@@ -16,10 +15,7 @@ local function enqueue(job_id, job, queue)
   end
   redis.call('ZADD', 'jobs:waiting', job.queued_ms, job_id)
   if job.start_by_ms then redis.call('ZADD', 'jobs:start_by', job.start_by_ms, job_id) end
-  -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
-  local payload = queue.before_id .. job_id .. queue.before_ms .. job.queued_ms .. queue.after_ms
-  redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
-  redis.call('ZADD', queue.prefix .. job.node, job.queued_ms, job_id)
+  redis.call('ZADD', queue_of(job.node), job.queued_ms, job_id)
   tell(job_id, job)
-  if not give_at_once(job_id, job) then wake(queue.prefix .. job.node .. ':wake') end
+  if not give_at_once(job_id, job) then wake(queue_of(job.node) .. ':wake') end
 end

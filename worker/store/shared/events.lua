@@ -15,7 +15,8 @@ local function tell(job_id, job, note_codes)
       'notes', note_codes or '')
     if key == mine then event_id = added or job_id .. job.state end -- the stream cannot be written
   end
-  redis.call('PEXPIRE', mine, EVENTS_KEPT_MS)
+  -- was done when the job was queued, and is done again at its end
+  if job.state ~= 'in_progress' then redis.call('PEXPIRE', mine, EVENTS_KEPT_MS) end
   -- a new step does not change the state
   if job.state ~= 'in_progress' or not job.step then call_webhooks(job_id, job, event_id) end
 end

@@ -10,8 +10,7 @@ local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do redis.call('ZADD', key, job.queued_ms, job_id) end
 end
 
--- Remove old entries, and let unused lists expire. Done when jobs change their state instead of at admission, for
--- which a customer waits.
+-- Remove old entries, and let unused lists expire. Done for the lists that a job leaves, and for the others at its end.
 local function trim(lists)
   for _, key in ipairs(lists) do
     local left = redis.call('PTTL', key)
@@ -24,25 +23,23 @@ local function trim(lists)
   end
 end
 
+local function has_ended(job)
+  return not next(MAY_FOLLOW[job.state])
+end
+
 -- The lists of the account and of the operators that a job is in: those that are independent of its state, and those
 -- for its state. One list is by the first digits of its ID, for searches.
 local function job_lists(job_id, job)
   local mine = 'account:' .. job.account .. ':jobs'
   local of_server = mine .. ':server:' .. job.server
   local of_state = {mine .. ':' .. job.state, of_server .. ':' .. job.state, 'jobs:state:' .. job.state}
-  if next(MAY_FOLLOW[job.state]) then of_state[4] = 'jobs:node:' .. job.node .. ':' .. job.state end
+  if not has_ended(job) then of_state[4] = 'jobs:node:' .. job.node .. ':' .. job.state end
   local to_find = 'jobs:id:' .. string.sub(job_id, 1, 3)
   return {
     mine, of_server, 'jobs', 'jobs:kind:' .. job.kind, 'jobs:node:' .. job.node, 'jobs:server:' .. job.server, to_find,
   }, of_state
 end
 
--- Update the number of queued jobs in the operators' list of nodes.
-local function count_queue(node)
-  redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
-end
-
 local function list_job(job_id, job)
   for _, lists in ipairs({job_lists(job_id, job)}) do put_into(lists, job_id, job) end
-  count_queue(job.node)
 end

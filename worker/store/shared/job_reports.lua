@@ -27,6 +27,13 @@ local function bytes_of(texts)
   return bytes
 end
 
+-- Add items to a list that keeps the latest ones.
+local function push(key, items, kept_ms)
+  if #items == 0 then return end
+  if redis.call('RPUSH', key, unpack(items)) > MOST then redis.call('LTRIM', key, -MOST, -1) end
+  redis.call('PEXPIRE', key, kept_ms)
+end
+
 -- Store the starts of steps and the log lines, which are reported with a step or with the job's end. job.step becomes
 -- the last one that has begun. Answers false if they are not stored, because the node has added too much.
 -- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: how often a process has resumed it}.
@@ -34,24 +41,24 @@ local function keep_report(job_id, job, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   local log = latest(report.log)
   local has_room = may_add(job.node, EVENT_BYTES + STEP_BYTES * math.min(#report.steps, MOST) + bytes_of(log))
+  local begun = {}
   for _, step in ipairs(latest(report.steps)) do
     if is_step(job.kind, step) then
-      if has_room then
-        redis.call('RPUSH', steps, cjson.encode({step = step.step, ms = step.ms, attempt = step.attempt}))
-      end
+      begun[#begun + 1] = cjson.encode({step = step.step, ms = step.ms, attempt = step.attempt})
       if step.step ~= '' then job.step = step.step end
       if step.step == 'stopping' then note_off(job_id, job, step.ms) end
     end
   end
-  for _, line in ipairs(has_room and log or {}) do redis.call('RPUSH', lines, line) end
+  if has_room then
+    push(steps, begun, STEPS_KEPT_MS)
+    push(lines, log, LOG_KEPT_MS)
+  end
   if is_between(report.resumed, 1, 1000) then
     redis.call('HINCRBY', 'job:' .. job_id, 'attempts', math.floor(report.resumed))
   end
-  redis.call('LTRIM', steps, -MOST, -1)
-  redis.call('LTRIM', lines, -MOST, -1)
-  local bytes = bytes_of(redis.call('LRANGE', lines, 0, -1))
-  while bytes > LOG_BYTES do bytes = bytes - #redis.call('LPOP', lines) end
-  redis.call('PEXPIRE', steps, STEPS_KEPT_MS)
-  redis.call('PEXPIRE', lines, LOG_KEPT_MS)
+  if has_room and #log > 0 then
+    local bytes = bytes_of(redis.call('LRANGE', lines, 0, -1))
+    while bytes > LOG_BYTES do bytes = bytes - #redis.call('LPOP', lines) end
+  end
   return has_room
 end

@@ -29,9 +29,11 @@ local function is_needed(id, job)
 end
 
 -- Delete the oldest ended jobs of a list of the account until `most` are left; but not the job that has just ended.
-local function keep_latest(list, most, just_ended)
+-- dry_runs: the list of ended ones, which must not displace other jobs
+local function keep_latest(list, most, dry_runs, just_ended)
   local lists = {list .. ':completed', list .. ':failed'}
   local over = redis.call('ZCARD', lists[1]) + redis.call('ZCARD', lists[2]) - most
+  if over > 0 then over = over - redis.call('ZCARD', dry_runs) end
   if over <= 0 then return end
   local oldest = {}
   for _, key in ipairs(lists) do
@@ -85,10 +87,9 @@ local function keep_job(id, job, kept_ms)
     return
   end
   redis.call('PEXPIRE', 'job:' .. id, kept_ms)
-  -- these lists include dry runs, which must not displace other jobs
-  local looks = redis.call('ZCARD', mine .. ':dry_runs')
-  keep_latest(mine .. ':jobs:server:' .. job.server, history_bound('jobs_per_server') + looks, id)
-  keep_latest(mine .. ':jobs', history_bound('jobs_per_account') + looks, id)
+  local looks = mine .. ':dry_runs'
+  keep_latest(mine .. ':jobs:server:' .. job.server, history_bound('jobs_per_server'), looks, id)
+  keep_latest(mine .. ':jobs', history_bound('jobs_per_account'), looks, id)
 end
 
 -- Delete the record of a failed snapshot, unless a disk may still have the snapshot. Other snapshots are not deleted.

@@ -29,9 +29,10 @@ end
 
 -- Allocate an ID that no existing or deleted record has, because disks may still have the tag of a deleted one.
 local function next_id()
-  local id = math.max(last_id() + 1, seconds_now())
-  while redis.call('EXISTS', string.format('snapshot:%d', id)) == 1 do id = id + 1 end
-  local text = string.format('%d', id)
+  local id, text = math.max(last_id() + 1, seconds_now()), nil
+  repeat
+    text, id = string.format('%d', id), id + 1
+  until redis.call('EXISTS', 'snapshot:' .. text) == 0
   redis.call('SET', 'snapshots:last_id', text)
   return text
 end

@@ -21,10 +21,10 @@ local function end_pause(node, why)
   if type(waiting) == 'number' and waiting < AUDIT_MOST then redis.pcall('RPUSH', 'audit:new', entry) end
 end
 
--- Whether the node is paused now: a pause may have an end.
+-- Whether the node is paused now, and since when: nil without a pause. A pause that has ended may still be recorded.
 local function is_paused(node)
   local since, until_ms = unpack(redis.call('HMGET', 'node:' .. node, 'paused_ms', 'paused_until_ms'))
-  return since and (number(until_ms) or math.huge) > now_ms()
+  return since and (number(until_ms) or math.huge) > now_ms(), since
 end
 
 -- A node's record, {field, value, ...}, for read-only scripts: without a pause that has ended.
@@ -36,7 +36,8 @@ end
 
 -- Whether the node is paused now; removes a pause that has ended.
 local function still_paused(node)
-  if is_paused(node) then return true end
-  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then end_pause(node, 'the pause expired') end
+  local paused, since = is_paused(node)
+  if paused then return true end
+  if since then end_pause(node, 'the pause expired') end
   return false
 end

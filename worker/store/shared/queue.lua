@@ -1,9 +1,13 @@
--- arq's queues, and the lists that wake waiting processes.
+-- The nodes' queues, and the lists that wake waiting processes.
+
+-- The jobs of a node that have not ended.
+local function queue_of(node)
+  return 'arq:queue:' .. node
+end
 
 -- Remove a job that has ended from its node's queue.
 local function forget_queued(job_id, job)
-  redis.call('ZREM', 'arq:queue:' .. job.node, job_id)
-  redis.call('DEL', 'arq:job:' .. job_id)
+  redis.call('ZREM', queue_of(job.node), job_id)
 end
 
 -- Wake the process that waits on the list `key`, which has at most one entry.

@@ -40,7 +40,7 @@ local function add_snapshot(id, snapshot, is_free)
   write('snapshot:' .. id, snapshot)
   redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', snapshot.created_ms, id)
   redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', snapshot.created_ms, id)
-  redis.call('ZADD', NAMES, 0, by_name(id, snapshot.name))
+  redis.call('ZADD', NAMES, '0', by_name(id, snapshot.name))
   take_slot(id, snapshot, is_free)
 end
 
@@ -49,9 +49,11 @@ local function hide_snapshot(id, snapshot)
   redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots', id)
   redis.call('ZREM', 'server:' .. snapshot.server .. ':snapshots', id)
   free_slot(id, snapshot)
-  redis.call('ZREM', 'snapshots:failed', id)
-  redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots:failed', id)
-  redis.call('ZREM', 'snapshots:expiring', id)
+  if snapshot.status == 'failed' then
+    redis.call('ZREM', 'snapshots:failed', id)
+    redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots:failed', id)
+  end
+  if snapshot.expires_ms then redis.call('ZREM', 'snapshots:expiring', id) end
   redis.call('ZREM', NAMES, by_name(id, snapshot.name))
 end
 

@@ -2,9 +2,9 @@
 -- Counts for the operators' charts.
 
 local STATS_MS = 300000
-local STATS_KEPT_MS = 25 * 3600 * 1000
+local STATS_KEPT_MS = '90000000' -- 25 hours, as text: Redis formats each number that a script passes
 local STATS_HOUR_MS = 3600000
-local STATS_HOURS_KEPT_MS = 169 * 3600 * 1000
+local STATS_HOURS_KEPT_MS = '608400000' -- 169 hours
 
 -- Count the end of a job in the hashes of the current five minutes and of the current hour. Durations are counted in
 -- bins, each 10 % wider than the previous one.
@@ -23,7 +23,8 @@ local function count_end(job, result, now)
     ['stats:' .. math.floor(now / STATS_MS)] = STATS_KEPT_MS,
     ['stats:hour:' .. math.floor(now / STATS_HOUR_MS)] = STATS_HOURS_KEPT_MS,
   }) do
-    for _, field in ipairs(fields) do redis.call('HINCRBY', key, field, 1) end
-    redis.call('PEXPIRE', key, kept_ms)
+    local is_first = false
+    for _, field in ipairs(fields) do is_first = redis.call('HINCRBY', key, field, '1') == 1 or is_first end
+    if is_first then redis.call('PEXPIRE', key, kept_ms) end
   end
 end

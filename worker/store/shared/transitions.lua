@@ -1,19 +1,26 @@
--- include: states, job_lists
+-- include: states, job_lists, records
 -- State transitions of jobs. Nothing else changes a job's state.
 
--- Change a job's state. If the table forbids it, raise an error and write nothing.
-local function become(job_id, job, state)
+-- Change a job's state, and the fields of its record that change with it. If the table forbids it, raise an error and
+-- write nothing.
+local function become(job_id, job, state, changes)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
   end
-  local _, before = job_lists(job_id, job)
+  local always, before = job_lists(job_id, job)
   for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
   trim(before)
-  job.state = state
-  redis.call('HSET', 'job:' .. job_id, 'state', state)
-  local always, lists = job_lists(job_id, job)
+  if job.state == 'queued' then
+    redis.call('ZREM', 'jobs:waiting', job_id)
+    if job.start_by_ms then redis.call('ZREM', 'jobs:start_by', job_id) end
+  end
+  changes.state = state
+  for field, text in pairs(changes) do job[field] = text end
+  write('job:' .. job_id, changes)
+  local _, lists = job_lists(job_id, job)
   put_into(lists, job_id, job)
-  trim(always)
-  trim(lists)
-  count_queue(job.node)
+  if has_ended(job) then
+    trim(always)
+    trim(lists)
+  end
 end

@@ -44,8 +44,8 @@ local function give_at_once(job_id, job)
   if not wait then return false end
   local started = {}
   for field, value in pairs(job) do started[field] = value end -- the admission answers with the job as it was queued
-  start_job(job_id, started)
-  local given = cjson.encode({job_id, redis.call('HGETALL', 'job:' .. job_id)})
+  start_job(job_id, started, redis.call('HGET', 'server:' .. job.server, 'power'))
+  local given = cjson.encode({job_id, flattened(started)})
   local list = 'node:' .. job.node .. ':given:' .. wait.id
   redis.set_repl(redis.REPL_NONE)
   redis.call('LPUSH', list, given)
