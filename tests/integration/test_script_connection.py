@@ -1,13 +1,14 @@
 """The connection that all scripts of a process share: each gets its own answer, whatever happens to the others."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tests.conftest import RedisServer
@@ -117,6 +118,32 @@ async def test_the_connection_is_left_for_another(scripts: RunsScripts) -> None:
     await scripts.reconnect()
     await until(lambda: not any(connection.is_connected for connection in before))
     assert await scripts.run_script(ECHO, b"z") == b"z"
+
+
+async def test_a_connection_that_answers_with_loading_is_left() -> None:
+    opened = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        verdict = b"-LOADING Redis is loading the dataset in memory\r\n" if opened == 1 else b":1\r\n"
+        while head := await reader.readline():  # *<number of arguments>
+            arguments = []
+            for _ in range(int(head[1:])):
+                size = int((await reader.readline())[1:])
+                arguments.append((await reader.readexactly(size + 2))[:-2])
+            answers = {b"EVALSHA": verdict, b"PING": b"+PONG\r\n"}
+            writer.write(answers.get(arguments[0], b"+OK\r\n"))
+        writer.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/redis.sock"
+        settings = RedisSettings(url=f"unix://{socket}")
+        async with await asyncio.start_unix_server(answer, socket), connected(settings) as scripts:
+            with pytest.raises(BusyLoadingError):
+                await scripts.run_script(ECHO, b"x")
+            assert await scripts.run_script(ECHO, b"x") == 1
+    assert opened == 2
 
 
 async def test_a_connection_that_is_slow_to_open_holds_callers_up_only_once(
