@@ -132,13 +132,8 @@ class KvmHypervisor:
         if qemu is None:
             yield
             return
-        with closing(qemu):
-            telling = asyncio.create_task(qemu.tell_when_gone())
-            try:
-                yield
-            finally:
-                telling.cancel()
-                await asyncio.wait({telling})
+        with closing(qemu), qemu.told_when_gone():
+            yield
 
     async def was_shut_down(self, server_id: int) -> bool | None:
         return await self._libvirt.on(

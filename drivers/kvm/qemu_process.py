@@ -3,7 +3,7 @@
 libvirt learns that a QEMU has ended when QEMU closes its end of the monitor's connection. QEMU does so shortly before
 its process ends. libvirt finds the process still there, sleeps for 200 ms and looks again (virProcessKillPainfully),
 while the server is off. So this holds a copy of QEMU's end until the process is gone; nothing is read from it or
-written to it. libvirt then finds no process and stops the domain at once, as it does in any other case.
+written to it. libvirt then finds no process and stops the domain at once.
 
 The disks are as safe as without: nobody touches them before libvirt says that the domain is off. If a QEMU cannot be
 found or its connection cannot be copied (no permission, another PID namespace), libvirt does as it always did. If this
@@ -65,18 +65,28 @@ class QemuProcess:
         self._monitor.close()
         os.close(self._process)
 
-    async def tell_when_gone(self) -> None:
-        """Wait until QEMU's process is gone, and let libvirt know."""
-        exited, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.add_reader(self._process, exited.set)
+    @contextmanager
+    def told_when_gone(self) -> Iterator[None]:
+        """Within the block, which runs on the event loop, libvirt is told of QEMU's end when its process is gone."""
+        loop, looking = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+
+        def exited() -> None:
+            loop.remove_reader(self._process)
+            look(loop.time() + REAP_SECONDS)
+
+        def look(deadline: float) -> None:
+            if _is_gone(self._process) or loop.time() > deadline:
+                self._monitor.close()
+            else:
+                looking[:] = [loop.call_later(REAPED_POLL_SECONDS, look, deadline)]
+
+        loop.add_reader(self._process, exited)
         try:
-            await exited.wait()
+            yield
         finally:
             loop.remove_reader(self._process)
-        deadline = loop.time() + REAP_SECONDS
-        while not _is_gone(self._process) and loop.time() < deadline:  # noqa: ASYNC110 - no event tells it
-            await asyncio.sleep(REAPED_POLL_SECONDS)
-        self._monitor.close()
+            for timer in looking:
+                timer.cancel()
 
     def end(self) -> bool:
         """Ask QEMU to end, as libvirt does (SIGTERM), and wait until its process is gone. Blocks.

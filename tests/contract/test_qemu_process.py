@@ -198,6 +198,18 @@ async def test_a_guest_that_reboots_stays_on(kvm_bench: KvmBench) -> None:
     assert await waiting
 
 
+async def test_a_server_that_libvirt_restarts_after_a_shutdown_is_cut_off_too(kvm_bench: KvmBench) -> None:
+    await kvm_bench.add_server(1)
+    xml = kvm_bench.domain(1).XMLDesc()
+    changed = xml.replace("<on_poweroff>destroy</on_poweroff>", "<on_poweroff>restart</on_poweroff>")
+    assert changed != xml
+    kvm_bench.connection.defineXML(changed)
+    await kvm_bench.hypervisor.start(1)
+    await kvm_bench.hypervisor.cut_power(1, in_a_hurry=True)
+    assert await kvm_bench.hypervisor.power(1) is Power.OFF
+    assert await kvm_bench.hypervisor.repair(1) == ()
+
+
 class TestOnlyTheDomainsOwn:
     async def test_no_process_of_a_server_that_is_off(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, running=True)
