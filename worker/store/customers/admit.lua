@@ -5,11 +5,11 @@
 -- necessary.
 -- Also when full.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
--- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
--- create; nil: the server's default, or else live_by_default, retries: the failed job that this one repeats, rule:
--- of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window
--- {id, server, due_ms, retry_ms}, traceparent or nil,
--- idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
+-- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, again: retry a delete
+-- that has not freed its space, present_only: of a restore or undo, live: of a create; nil: the server's default, or
+-- else live_by_default, retries: the failed job that this one repeats, rule: of its retry (see `refuse_retry`),
+-- schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window {id, server, due_ms, retry_ms}, traceparent or
+-- nil, idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.

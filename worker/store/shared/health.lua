@@ -25,7 +25,8 @@ local function rank_by_failures(node)
   redis.call('ZADD', 'nodes:by:failed', ended_lately(node).failed, node)
 end
 
--- The same for its queued jobs: at its heartbeat, and when one of them ends that has not begun, as its node may be silent.
+-- The same for its queued jobs: at its heartbeat, and when one of them ends that has not begun, because the node may be
+-- silent.
 local function rank_by_queue(node)
   redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
 end
