@@ -235,7 +235,8 @@ class TestRuns:
         assert (await shown(api, schedule["id"]))["last_run"]["error"] == "snapshot_limit_reached"
 
     async def test_a_busy_server_is_tried_again_soon(self, api: FrontEnd) -> None:
-        schedule = await made(api)
+        half_a_day_away = (datetime.now(UTC).hour + 12) % 24  # the next run would be sooner otherwise
+        schedule = await made(api, NIGHTLY | {"when": f"0 {half_a_day_away} * * *"})
         await api.create("holder")
 
         await run(api, schedule["id"], outcome=None)
