@@ -57,9 +57,9 @@ class Ended:
 
 async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended:
     """Run a command to its end. `files`: descriptors that it inherits."""
-    # Not through the event loop: children that uvloop forked hung before exec because libvirt's threads held locks.
-    # subprocess uses vfork, which runs none of our code in the child. And from the main thread, because pdeathsig kills
-    # the child when the thread that started it ends.
+    # Not through the event loop, whose fork may find a lock of libvirt's threads held: subprocess uses vfork, which
+    # runs none of our code in the child. And from the main thread, because pdeathsig kills the child when the thread
+    # that started it ends.
     process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
         (*_limited(limits), *_unprivileged(), *command),
         stdin=subprocess.DEVNULL,

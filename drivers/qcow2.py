@@ -122,7 +122,10 @@ async def enlarge(path: str, virtual_bytes: int) -> None:
 
 
 async def damage(path: str) -> Damage:
-    """Check the image. Read-only."""
+    """Check the image. Read-only.
+
+    QEMU loads neither snapshots nor bitmaps for a check; our own reader looks at the snapshots.
+    """
     async with _held(path, reads_snapshots=True) as found:
         code = await _check(found)
     leaks = code == LEAKY

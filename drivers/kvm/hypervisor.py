@@ -5,11 +5,12 @@ runs, only its QEMU may change the disks, and libvirt forwards our commands to i
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from drivers import qcow2
 from drivers.base import (
@@ -123,17 +124,24 @@ class KvmHypervisor:
     @asynccontextmanager
     async def _unheard_until_gone(self, server_id: int) -> AsyncIterator[None]:
         """Within the block, libvirt is told that the server's QEMU has ended when its process is gone."""
-        finding = asyncio.ensure_future(self._libvirt.on(server_id, partial(domain.qemu_of, pid_files=self._pid_files)))
+        found = list[QemuProcess]()  # whoever takes one out of the list closes it
+        is_over = threading.Event()
+
+        def find(one: Any) -> None:
+            if (qemu := domain.qemu_of(one, pid_files=self._pid_files)) is None:
+                return
+            found.append(qemu)
+            if is_over.is_set() and found:  # the call took so long that nobody waits for it any more
+                found.pop().close()
+
         try:
-            qemu = await asyncio.shield(finding)
-        except asyncio.CancelledError:
-            finding.add_done_callback(_close)
-            raise
-        if qemu is None:
-            yield
-            return
-        with closing(qemu), qemu.told_when_gone():
-            yield
+            await self._libvirt.on(server_id, find)
+            with found[0].told_when_gone() if found else nullcontext():
+                yield
+        finally:
+            is_over.set()
+            while found:
+                found.pop().close()
 
     async def was_shut_down(self, server_id: int) -> bool | None:
         return await self._libvirt.on(
@@ -448,11 +456,6 @@ class KvmHypervisor:
         await self._must_be_off(server_id)
         await self.layout(server_id)  # raises before the first effect
         return await self._hardware(server_id)
-
-
-def _close(finding: asyncio.Future[QemuProcess | None]) -> None:
-    if not finding.cancelled() and finding.exception() is None and (qemu := finding.result()) is not None:
-        qemu.close()
 
 
 def _version(number: int) -> str:

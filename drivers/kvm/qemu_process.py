@@ -130,19 +130,28 @@ def _uuid(pid: int) -> str | None:
 def _monitor(pid: int, process: int) -> socket.socket | None:
     """A copy of QEMU's end of libvirt's connection to its monitor. Raises OSError."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        if not os.readlink(link).startswith("socket:"):
-            continue
-        copy = socket.socket(fileno=_copied(process, int(link.name)))
-        if _is_monitor(copy):
-            return copy
-        copy.close()
+        with suppress(FileNotFoundError):  # QEMU has closed it meanwhile
+            if not os.readlink(link).startswith("socket:"):
+                continue
+            descriptor = _copied(process, int(link.name))
+            try:
+                copy = socket.socket(fileno=descriptor)
+            except OSError:  # QEMU has used the number again, maybe for a disk: the copy would keep its locks
+                os.close(descriptor)
+                continue
+            if _is_monitor(copy):
+                return copy
+            copy.close()
     return None
 
 
 def _is_monitor(copy: socket.socket) -> bool:
-    if copy.family != socket.AF_UNIX or copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    try:
+        if copy.family != socket.AF_UNIX or copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        return str(copy.getsockname()).endswith(_MONITOR)
+    except OSError:
         return False
-    return str(copy.getsockname()).endswith(_MONITOR)
 
 
 def _copied(process: int, descriptor: int) -> int:

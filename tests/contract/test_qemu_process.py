@@ -20,6 +20,7 @@ import pytest
 from drivers.base import Power
 from tests.conftest import needs_module
 from tests.contract.kvm_bench import KvmBench
+from tests.queueing import until
 from tests.walking import SPEC
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ def found(bench: KvmBench, server_id: int = 1) -> "QemuProcess | None":
     from drivers.kvm.qemu_process import QemuProcess  # noqa: PLC0415 - only where there is a libvirt
 
     return QemuProcess.found(pid_file(bench, server_id), bench.domain(server_id).UUIDString())
+
+
+def holds_a_process() -> bool:
+    """Whether this process holds a pidfd."""
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # of the listing itself
+            if os.readlink(link) == "anon_inode:[pidfd]":
+                return True
+    return False
 
 
 @contextmanager
@@ -94,14 +104,14 @@ async def test_a_waiting_worker_tells_libvirt(kvm_bench: KvmBench) -> None:
     await kvm_bench.add_server(1, running=True)
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60))
-        await asyncio.sleep(0)
+        await until(holds_a_process)
         await asyncio.to_thread(kill, pid_file(kvm_bench))
     assert waiting.result()
 
 
 async def test_a_wait_that_ends_leaves_nothing_open(kvm_bench: KvmBench) -> None:
     await kvm_bench.add_server(1, running=True, deaf=True)
-    before = os.listdir("/proc/self/fd")
+    before = len(os.listdir("/proc/self/fd"))
     assert not await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=0)
     waiting = asyncio.create_task(kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60))
     await asyncio.sleep(0)
@@ -109,9 +119,7 @@ async def test_a_wait_that_ends_leaves_nothing_open(kvm_bench: KvmBench) -> None
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert await kvm_bench.hypervisor.power(1) is Power.ON  # the cancelled call has returned
-    async with asyncio.timeout(60):
-        while os.listdir("/proc/self/fd") != before:  # noqa: ASYNC110 - no event tells it
-            await asyncio.sleep(0.01)
+    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
 async def test_if_the_worker_is_killed_meanwhile_libvirt_hears_of_it_at_once(kvm_bench: KvmBench) -> None:
@@ -190,7 +198,7 @@ async def test_a_guest_that_reboots_stays_on(kvm_bench: KvmBench) -> None:
     await kvm_bench.add_server(1, running=True)
     pid = pid_file(kvm_bench).read_text()
     waiting = asyncio.create_task(kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60))
-    await asyncio.sleep(0)
+    await until(holds_a_process)
     kvm_bench.domain(1).reset()
     assert not waiting.done()
     assert (await kvm_bench.hypervisor.power(1), pid_file(kvm_bench).read_text()) == (Power.ON, pid)

@@ -42,11 +42,22 @@ async def noted(cell: Cell) -> None:
     await until_told(is_noted)
 
 
+async def blocked(cell: Cell) -> None:
+    """Return when a gateway waits, with or without a note."""
+
+    async def is_blocked() -> bool:
+        return bool((await cell.redis.info("clients"))["blocked_clients"])
+
+    await until_told(is_blocked)
+
+
 @asynccontextmanager
-async def waiting(cell: Cell, node: NodeStore | None = None, *, free: int = 4) -> AsyncIterator[asyncio.Task[Given]]:
+async def waiting(
+    cell: Cell, node: NodeStore | None = None, *, free: int = 4, running: Sequence[JobId] = ()
+) -> AsyncIterator[asyncio.Task[Given]]:
     """A `take` that waits."""
     node = node or cell.node
-    taking = asyncio.create_task(node.take(running=[], free=free, seconds=LONG_SECONDS, begin=True))
+    taking = asyncio.create_task(node.take(running=running, free=free, seconds=LONG_SECONDS, begin=True))
     await noted(cell)
     try:
         yield taking
@@ -232,11 +243,7 @@ async def test_the_end_of_a_wait_does_not_end_that_of_another_connection(cell: C
 async def test_where_changes_wait_for_replicas_the_start_waits_for_them_too(cell: Cell) -> None:
     node = NodeStore(cell.redis, node="n1", machine="m1", who="x", owner=cell.node._owner, starts_at_admission=False)
     taking = asyncio.create_task(node.take(running=[], free=1, seconds=LONG_SECONDS, begin=True))
-
-    async def is_blocked() -> bool:
-        return bool((await cell.redis.info("clients"))["blocked_clients"])
-
-    await until_told(is_blocked)
+    await blocked(cell)
     assert not await cell.raw("EXISTS", WAITS)
     await cell.create()
     (job,) = await taking
@@ -272,11 +279,24 @@ async def test_a_full_redis_only_loses_the_speed(cell: Cell) -> None:
     await cell.fill(1.1)
     (job,) = await given(cell)
     assert isinstance(job, Job)
-    taking = asyncio.create_task(cell.node.take(running=[job.id], free=1, seconds=0.2, begin=True))
-    assert await taking == ()
+    taking = asyncio.create_task(cell.node.take(running=[job.id], free=1, seconds=LONG_SECONDS, begin=True))
+    await blocked(cell)
     assert not await cell.raw("EXISTS", WAITS)
+    await cell.node.stop_taking()
+    assert await taking == ()
     await cell.empty()
     assert (await cell.job(admitted)).attempts == 1
+
+
+async def test_an_idle_wait_writes_nothing_to_the_disk(cell: Cell) -> None:
+    async def size() -> int:
+        return int((await cell.redis.info("persistence"))["aof_current_size"])
+
+    await cell.node.take(running=[], free=1, seconds=0.1, begin=True)
+    before = await size()
+    for _ in range(3):  # the end of each wait is over before the next begins
+        await cell.node.take(running=[], free=1, seconds=0.1, begin=True)
+    assert await size() == before
 
 
 # --- what is lost ---
@@ -300,9 +320,9 @@ async def test_the_record_for_a_gateway_that_is_gone_is_given_to_no_other(cell: 
         async with waiting(cell, node):
             admitted = await cell.create()
         again = NodeStore(cell.redis, node="n1", machine="m1", who="x", owner=node._owner)
-        taking = asyncio.create_task(again.take(running=[admitted.job.id], free=1, seconds=0.2, begin=True))
-        await noted(cell)
-        assert await taking == ()
+        async with waiting(cell, again, running=[admitted.job.id]) as taking:
+            await again.stop_taking()
+            assert await taking == ()
 
 
 async def test_a_gateway_is_killed_while_it_waits(cell: Cell, redis_server: RedisServer, tmp_path: Path) -> None:

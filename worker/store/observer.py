@@ -1,4 +1,4 @@
-"""What is told of each call of the store, for metrics."""
+"""What metrics are told about each call of the store."""
 
 from typing import Protocol
 

@@ -25,8 +25,9 @@ local page = {count, durations, servers}
 
 local function add_once(list_of, key, value_of, ...)
   if seen[key] then return end
+  local value = value_of(...)
   seen[key] = true
-  list_of[#list_of + 1], list_of[#list_of + 2] = key, value_of(...)
+  list_of[#list_of + 1], list_of[#list_of + 2] = key, value
 end
 
 local function show(id)

@@ -1,4 +1,4 @@
-"""What nodes tell the store, and its answers and refusals.
+"""What nodes tell the store, and what it answers.
 
 Apart from the store's own code, so that a node loads none of that.
 """
@@ -28,7 +28,8 @@ class ClaimRefused(Exception):
 
 
 class BeginRefused(Exception):
-    """The job must not run: it is over, unknown, or its server is on another node. Nothing was changed."""
+    """The job must not run: it is over, unknown, may not start any more, or its server is on another node. In the last
+    two cases it has been ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

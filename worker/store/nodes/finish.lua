@@ -42,7 +42,7 @@ local server = named(redis.call('HGETALL', 'server:' .. job.server))
 if POWERS[ask.power] and server.node == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
   forget_report(job.node)
-  -- otherwise `conclude` finds that its guest is on
+  -- a server that this job holds, and that is not stranded, is taken from the list by `conclude`
   if ask.power == 'on' and (server.stranded or server.job ~= ask.job) then back_on(job.server, server) end
 end
 conclude(ask.job, job, ask.result)

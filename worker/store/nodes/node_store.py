@@ -343,10 +343,10 @@ class NodeStore(Scripts):
 
 
 def _started(given: bytes) -> list[list[Any]]:
-    """The job that an admission has given, in the form of an answer of `take`; none if it is not valid UTF-8."""
+    """The job that an admission has given, in the form of an answer of `take`; none if it cannot be read."""
     try:
         job_id, flat = json.loads(given)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         return []
     return [[job_id.encode(), [text.encode() for text in flat]]]
 

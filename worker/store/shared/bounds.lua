@@ -16,8 +16,8 @@ local ROOMY = 0.7 -- far below the shares at which anything is refused
 local in_use
 
 -- The share of `maxmemory` that is in use, as of the first call; 0 where Redis has no limit. If it was below ROOMY in
--- the last 200 ms, it counts as 0, because INFO takes as long as five other commands. Closer to the limits it is exact,
--- because what runs when Redis is full depends on it.
+-- the last 200 ms, it counts as 0, because INFO takes as long as five other commands. From ROOMY on it is exact,
+-- because Redis itself refuses no script that also runs when it is full.
 local function share_in_use()
   if in_use then return in_use end
   if has_room() then

@@ -10,7 +10,7 @@ local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do redis.call('ZADD', key, job.queued_ms, job_id) end
 end
 
--- Remove old entries, and let unused lists expire. Done for the lists that a job leaves, and for the others at its end.
+-- Remove old entries, and let unused lists expire. Done when a job leaves a list, and when it starts and ends.
 local function trim(lists)
   for _, key in ipairs(lists) do
     local left = redis.call('PTTL', key)

@@ -1,5 +1,5 @@
 -- include: clock, transitions, events
--- The start of a job on its node.
+-- The start of a job on its node. Apart from `begin`, so that an admission does not include the end of a job.
 
 -- Record that the node starts the job, for the first time or again, in `job`, too. power: of its server, or nil
 local function start_job(job_id, job, power)

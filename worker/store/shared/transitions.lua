@@ -1,8 +1,8 @@
 -- include: states, job_lists, records
 -- State transitions of jobs. Nothing else changes a job's state.
 
--- Change a job's state, and the fields of its record that change with it. If the table forbids it, raise an error and
--- write nothing.
+-- Change a job's state, and with it other fields of its record, in `job`, too; `changes` gets the state. If the table
+-- forbids it, raise an error and write nothing.
 local function become(job_id, job, state, changes)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
@@ -19,8 +19,6 @@ local function become(job_id, job, state, changes)
   write('job:' .. job_id, changes)
   local _, lists = job_lists(job_id, job)
   put_into(lists, job_id, job)
-  if has_ended(job) then
-    trim(always)
-    trim(lists)
-  end
+  trim(always) -- also at the start: a list that is about to expire would take the running job with it
+  if has_ended(job) then trim(lists) end
 end

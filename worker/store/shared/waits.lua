@@ -3,15 +3,18 @@
 -- which saves a script and a write to the disk. Neither the wait nor what is given to it is replicated or written to
 -- the disk, because a wait ends with its Redis. See docs/adr/0055-an-admission-starts-the-job-of-a-waiting-node.md.
 
-local GIVEN_MS = '10000' -- more than a wait may take
+-- How much longer than their use the keys are kept. Redis writes the expiry of a key to the disk and to replicas,
+-- whoever set it; so the end of a wait is in its record, and the node's next `take` replaces the key before it expires.
+local SPARE_MS = 10000
 
 -- Record that a gateway waits for the next job of the calling node, which holds its lease and has no job to start.
 -- ask: {node, owner, credential or nil, wait: {id, ms}}
 local function note_wait(ask)
-  local wait = cjson.encode({id = ask.wait.id, owner = ask.owner, credential = ask.credential})
+  local until_ms = now_ms() + ask.wait.ms
+  local wait = cjson.encode({id = ask.wait.id, owner = ask.owner, credential = ask.credential, until_ms = until_ms})
   redis.set_repl(redis.REPL_NONE)
   -- pcall: a Redis that refuses it gives jobs without it
-  redis.pcall('SET', 'node:' .. ask.node .. ':waits', wait, 'PX', ask.wait.ms)
+  redis.pcall('SET', 'node:' .. ask.node .. ':waits', wait, 'PX', ask.wait.ms + SPARE_MS)
   redis.set_repl(redis.REPL_ALL)
 end
 
@@ -30,7 +33,8 @@ local function end_wait(job)
   redis.set_repl(redis.REPL_NONE)
   local wait = json(redis.call('GETDEL', 'node:' .. job.node .. ':waits') or '')
   redis.set_repl(redis.REPL_ALL)
-  if not wait or not owns_lease(job.node, wait.owner) or is_paused(job.node) then return nil end
+  if not wait or now_ms() >= (tonumber(wait.until_ms) or 0) then return nil end
+  if not owns_lease(job.node, wait.owner) or is_paused(job.node) then return nil end
   if wait.credential and redis.call('EXISTS', wait.credential) == 0 then return nil end
   local start_by_ms = number(job.start_by_ms)
   if start_by_ms and now_ms() >= start_by_ms then return nil end
@@ -49,7 +53,7 @@ local function give_at_once(job_id, job)
   local list = 'node:' .. job.node .. ':given:' .. wait.id
   redis.set_repl(redis.REPL_NONE)
   redis.call('LPUSH', list, given)
-  redis.call('PEXPIRE', list, GIVEN_MS)
+  redis.call('PEXPIRE', list, SPARE_MS)
   redis.set_repl(redis.REPL_ALL)
   return true
 end
