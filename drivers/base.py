@@ -361,8 +361,8 @@ class Hypervisor(Protocol):
     async def cut_power(self, server_id: int, *, in_a_hurry: bool = False) -> None:
         """Power the domain off at once; returns when its disks are released. No effect if it is off.
 
-        `in_a_hurry`: a few tenths of a second faster, but if this process dies during the call, `was_shut_down` may
-        later say that the guest shut down.
+        `in_a_hurry`: a few tenths of a second faster, but in a later process, `was_shut_down` may say that the guest
+        shut down.
         """
         ...
 

@@ -8,6 +8,7 @@ arrived too late for libvirt.
 
 import json
 import math
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,10 @@ from drivers.kvm.libvirt_xml import read
 
 CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
+CONNECT_SECONDS = (
+    2.0  # limit for libvirt to connect to an agent that runs: 0.1 were observed. Less than ANSWER_SECONDS,
+)
+CONNECTED_POLL_SECONDS = 0.02  # so that a silent agent is asked once
 FROZEN, THAWED = "frozen", "thawed"
 FREEZE = "guest-fsfreeze-freeze"
 # VIR_ERR_AGENT_COMMAND_TIMEOUT and VIR_ERR_AGENT_COMMAND_FAILED, since libvirt 11.2. As numbers, because the Python
@@ -98,7 +103,7 @@ def thaw(domain: Any) -> bool:
     """See `Hypervisor.thaw`."""
     if not domain.isActive() or read(domain.XMLDesc(0)).find(CHANNEL) is None:
         return False
-    before = status(domain)
+    before = _status_when_connected(domain)
     try:
         # Also if it reports that they are not frozen, because a restarted agent may not know.
         _ask(domain, "guest-fsfreeze-thaw", ANSWER_SECONDS)
@@ -109,6 +114,18 @@ def thaw(domain: Any) -> bool:
             raise AgentFailed("the guest's agent does not answer: its file systems may be frozen") from error
         return False  # Windows ends a freeze after some seconds, and then refuses the thaw
     return before == FROZEN
+
+
+def _status_when_connected(domain: Any) -> str | None:
+    """Like `status`, but waits a moment for a libvirt that was just opened, which connects to the agent later than it
+    answers."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while (found := status(domain)) is None and time.monotonic() < deadline:
+        channel = read(domain.XMLDesc(0)).find(CHANNEL)
+        if channel is None or channel.get("state") != "connected":  # in the guest: no agent runs
+            break
+        time.sleep(CONNECTED_POLL_SECONDS)
+    return found
 
 
 def _ask(domain: Any, command: str, timeout_seconds: float) -> Any:

@@ -17,11 +17,11 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Timer
 from typing import Self
 
 from drivers import safe_files
@@ -29,10 +29,10 @@ from drivers import safe_files
 END_SECONDS = 2.0  # limit for a QEMU to end after SIGTERM; after that, libvirt ends it by its own rules
 REAP_SECONDS = 1.0  # limit for an ended process to be reaped; the first process of some containers takes longer
 REAPED_POLL_SECONDS = 0.001
-ANSWER_SECONDS = 0.1  # how long libvirt may take to stop a domain whose process is gone: 0.005 were observed
 _PIDFD_GETFD = 438  # the number of the system call, the same on all architectures
 _PID_BYTES = 32
 _MONITOR = "/monitor.sock"
+_CREDENTIALS = struct.Struct("3i")  # of the process at the other end of a socket
 
 
 class QemuProcess:
@@ -91,7 +91,8 @@ class QemuProcess:
     def end(self) -> bool:
         """Ask QEMU to end, as libvirt does (SIGTERM), and wait until its process is gone. Blocks.
 
-        Returns False if it may not be asked, or does not end within END_SECONDS.
+        Returns False if it may not be asked, or does not end within END_SECONDS. A process that is not reaped within
+        REAP_SECONDS has ended, too.
         """
         try:
             signal.pidfd_send_signal(self._process, signal.SIGTERM)
@@ -102,23 +103,9 @@ class QemuProcess:
         if not poll.poll(1000 * END_SECONDS):
             return False
         deadline = time.monotonic() + REAP_SECONDS
-        while not _is_gone(self._process):
-            if time.monotonic() > deadline:
-                return False
+        while not _is_gone(self._process) and time.monotonic() < deadline:
             time.sleep(REAPED_POLL_SECONDS)
         return True
-
-    @contextmanager
-    def unheard(self) -> Iterator[None]:
-        """Within the block, libvirt is not told that QEMU has ended, at most for ANSWER_SECONDS: another call on the
-        domain may be waiting for QEMU's answer, and libvirt for that call."""
-        timer = Timer(ANSWER_SECONDS, self._monitor.close)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
 
 
 def _uuid(pid: int) -> str | None:
@@ -146,10 +133,13 @@ def _monitor(pid: int, process: int) -> socket.socket | None:
 
 
 def _is_monitor(copy: socket.socket) -> bool:
+    """By its name and its other end, because QEMU, which a guest may control, chooses the names of its sockets."""
     try:
         if copy.family != socket.AF_UNIX or copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return False
-        return str(copy.getsockname()).endswith(_MONITOR)
+        credentials = copy.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _pid, user, _group = _CREDENTIALS.unpack(credentials)
+        return user in {0, os.geteuid()} and str(copy.getsockname()).endswith(_MONITOR)
     except OSError:
         return False
 

@@ -7,6 +7,14 @@
 -- whoever set it; so the end of a wait is in its record, and the node's next `take` replaces the key before it expires.
 local SPARE_MS = 10000
 
+-- The wait in that text; nil if there is none, or it cannot be read.
+local function wait_in(text)
+  local wait = json(text or '')
+  if type(wait) ~= 'table' or type(wait.id) ~= 'string' or type(wait.owner) ~= 'string' then return nil end
+  if wait.credential ~= nil and type(wait.credential) ~= 'string' then return nil end
+  return wait
+end
+
 -- Record that a gateway waits for the next job of the calling node, which holds its lease and has no job to start.
 -- ask: {node, owner, credential or nil, wait: {id, ms}}
 local function note_wait(ask)
@@ -21,7 +29,7 @@ end
 -- No gateway waits for the node's next job any longer, or not the one with that ID.
 local function forget_wait(node, id)
   local key = 'node:' .. node .. ':waits'
-  local wait = json(redis.call('GET', key) or '')
+  local wait = wait_in(redis.call('GET', key))
   if not wait or id and wait.id ~= id then return end
   redis.set_repl(redis.REPL_NONE)
   redis.call('DEL', key)
@@ -31,7 +39,7 @@ end
 -- The gateway's wait, which is thereby over; nil if none waits, or the node must not start the job.
 local function end_wait(job)
   redis.set_repl(redis.REPL_NONE)
-  local wait = json(redis.call('GETDEL', 'node:' .. job.node .. ':waits') or '')
+  local wait = wait_in(redis.call('GETDEL', 'node:' .. job.node .. ':waits'))
   redis.set_repl(redis.REPL_ALL)
   if not wait or now_ms() >= (tonumber(wait.until_ms) or 0) then return nil end
   if not owns_lease(job.node, wait.owner) or is_paused(job.node) then return nil end
