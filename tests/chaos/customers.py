@@ -86,13 +86,8 @@ class Customers:
         status, answer = await self._once_free(session, "DELETE", path)
         if status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND):
             self.violations.append(f"a delete was refused: {status} {answer}")
-        known_by = time.monotonic() + FORMER_SECONDS
-        while (await self._insist(session, "GET", path))[0] != HTTPStatus.NOT_FOUND:
-            if time.monotonic() >= known_by:
-                self.violations.append(f"a deleted snapshot is back: {path}")
-                return
-            self.errors["a deleted snapshot of a former primary"] += 1
-            await asyncio.sleep(AGAIN_SECONDS)
+        if (await self._insist(session, "GET", path))[0] != HTTPStatus.NOT_FOUND:
+            self.violations.append(f"a deleted snapshot is back: {path}")
 
     async def _once_free(
         self, session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None = None

@@ -1,8 +1,7 @@
 """The connection that all scripts of a process share: each gets its own answer, whatever happens to the others."""
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +18,7 @@ from worker.store.trouble import CutOff, TooSlow
 
 ECHO = Script("return ARGV[1]")
 WRITE = Script("redis.call('LPUSH', 'written', ARGV[1]) return redis.call('LLEN', 'written')")
+CHANGE = Script("return 1", changes=True)
 BROKEN = Script("return redis.call('NO SUCH COMMAND')")
 SECONDS = 0.3
 MANY = 4  # scripts at once
@@ -120,30 +120,51 @@ async def test_the_connection_is_left_for_another(scripts: RunsScripts) -> None:
     assert await scripts.run_script(ECHO, b"z") == b"z"
 
 
-async def test_a_connection_that_answers_with_loading_is_left() -> None:
+@asynccontextmanager
+async def standing_in(answer: Callable[[int], bytes]) -> AsyncIterator[RedisSettings]:
+    """A server in Redis's place. `answer`: to a script on its n-th connection."""
     opened = 0
+    served = set[asyncio.Task[None] | None]()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened
         opened += 1
-        verdict = b"-LOADING Redis is loading the dataset in memory\r\n" if opened == 1 else b":1\r\n"
+        served.add(asyncio.current_task())
+        answers = {b"EVALSHA": answer(opened), b"PING": b"+PONG\r\n", b"WAIT": b":1\r\n"}
         while head := await reader.readline():  # *<number of arguments>
             arguments = []
             for _ in range(int(head[1:])):
                 size = int((await reader.readline())[1:])
                 arguments.append((await reader.readexactly(size + 2))[:-2])
-            answers = {b"EVALSHA": verdict, b"PING": b"+PONG\r\n"}
             writer.write(answers.get(arguments[0], b"+OK\r\n"))
         writer.close()
+        await writer.wait_closed()
 
-    with tempfile.TemporaryDirectory() as folder:
-        socket = f"{folder}/redis.sock"
-        settings = RedisSettings(url=f"unix://{socket}")
-        async with await asyncio.start_unix_server(answer, socket), connected(settings) as scripts:
-            with pytest.raises(BusyLoadingError):
-                await scripts.run_script(ECHO, b"x")
-            assert await scripts.run_script(ECHO, b"x") == 1
-    assert opened == 2
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield RedisSettings(url=f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", wait_for_replicas=1)
+        await asyncio.wait(filter(None, served))  # until the clients have closed their connections
+
+
+async def test_a_connection_that_answers_with_loading_is_left() -> None:
+    loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+    server = standing_in(lambda n: loading if n == 1 else b":%d\r\n" % n)
+    async with server as settings, connected(settings) as scripts:
+        with pytest.raises(BusyLoadingError):
+            await scripts.run_script(ECHO, b"x")
+        assert await scripts.run_script(ECHO, b"x") == 2
+
+
+async def test_reads_leave_a_former_primary_when_changes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = standing_in(lambda _: b":1\r\n"), standing_in(lambda _: b":2\r\n")
+    async with servers[0] as former, servers[1] as primary, connected(former) as scripts:
+        assert isinstance(scripts, Redis)
+        assert await scripts.run_script(ECHO, b"x") == 1
+        (of_reads,) = in_use(scripts)
+        pool = scripts.connection_pool
+        port = int(primary.url.rpartition(":")[2])
+        monkeypatch.setattr(pool, "connection_kwargs", {**pool.connection_kwargs, "port": port})
+        assert await scripts.run_script(CHANGE, b"x") == 2  # its connection is opened to the new primary
+        await until(lambda: not of_reads.is_connected)
 
 
 async def test_a_connection_that_is_slow_to_open_holds_callers_up_only_once(

@@ -122,7 +122,9 @@ class _Client(Redis):
         self._of_changes = self._of_scripts
         if replicas:  # on a separate connection, because reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
-            self._of_changes = ScriptConnection(pool, copies=copies, **every)
+            # Reads follow to a new primary, because a former one still has what was deleted on the new one.
+            opened = self._of_scripts.leave_others
+            self._of_changes = ScriptConnection(pool, copies=copies, opened=opened, **every)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap

@@ -246,7 +246,8 @@ def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
 
 class ScriptConnection:
     """One connection of a pool, opened at its first use and reopened after it was cut. `seconds`: limit for an answer;
-    `idle_seconds`: after this idle time, it is checked before it is used; `late`: called while an answer is late.
+    `idle_seconds`: after this idle time, it is checked before it is used; `late`: called while an answer is late;
+    `opened`: called with the address, unless it is a socket, each time it was opened.
 
     Redis reads 16 KB of a connection, about ten scripts, and answers them after one write to its disk. With several
     connections, all their scripts are answered together, and meanwhile the front end has nothing to do.
@@ -260,10 +261,12 @@ class ScriptConnection:
         idle_seconds: float,
         late: Callable[[], None],
         copies: Copies | None = None,
+        opened: Callable[[tuple[str, int]], None] = lambda _: None,
     ) -> None:
         self._pool = pool
         self._late = late
         self._copies = copies
+        self._told_of = opened
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
@@ -320,6 +323,8 @@ class ScriptConnection:
             self._pipeline = pipeline = _Pipeline(
                 self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
             )
+            if pipeline.address is not None:
+                self._told_of(pipeline.address)
             return pipeline
         finally:
             self._opening.release()
