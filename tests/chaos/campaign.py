@@ -236,10 +236,12 @@ class Campaign:
             await self._have_ended(servers)
 
     def _after_others(self, expected: Expected) -> None:
-        """Take over what a tool did during a job, and repair what no job has repaired."""
+        """Take over what a tool did during a job, and what a kill did to bitmaps; repair what no job has repaired."""
         if expected.disturbed:
             self.summary.violations += others.look_up(expected)
             expected.running = self._cell.is_on(expected.server)
+        if expected.may_drop_bitmaps:
+            others.take_over_dropped(expected)
         if expected.damaged:
             others.mend(expected)
 

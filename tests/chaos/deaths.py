@@ -66,6 +66,9 @@ class Deaths:
         if target in {"worker", "qemu-img", "everything"}:
             for other in self.servers:  # the worker may be deleting the safety tag of any server
                 other.change_was_killed = True
+        if target in {"worker", "qemu-img", "qemu", "libvirtd", "everything"}:
+            for other in self.servers:  # a new libvirtd ends a QEMU that was starting
+                other.may_drop_bitmaps = True
         for other in on:
             other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)
         return killed

@@ -47,12 +47,14 @@ class Expected:
     runs_by_nature: bool = False  # started again, as an operator would, after its QEMU was killed
     qemu_was_killed: bool = False  # by the campaign: metadata that it had not written yet is leaked
     change_was_killed: bool = False  # by the campaign: see LEAKS_OF_A_CHANGE
+    may_drop_bitmaps: bool = False  # since its last check, a process was killed that may have been opening a disk
     # Changes by other tools. The byte of a disk that was not reverted with the others:
     stayed: dict[Path, int] = field(default_factory=dict)
     detached: list[Path] = field(default_factory=list)  # disks that no longer belong to the server
     held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> disks at that time
     sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes of all disks that were ever enlarged
     bitmaps: dict[Path, frozenset[str]] = field(default_factory=dict)  # of incremental backups
+    dropped: set[Path] = field(default_factory=set)  # disks that lost bitmaps to a kill: what they used is leaked
     disturbed: bool = False  # a tool changed it during a job: its changes are read afterward
     damaged: bool = False  # a disk, repairably; the next job repairs it
 
@@ -159,7 +161,7 @@ def disk_violations(expected: Expected, completed: set[int], safety: set[str]) -
         if not expected.running:
             code, leaks = _checked(disk)
             # A repair would invalidate the bitmaps of a backup chain, so leaks on such a disk stay.
-            waits = leaks <= LEAKS_OF_A_CHANGE or look(disk).bitmaps
+            waits = leaks <= LEAKS_OF_A_CHANGE or disk in expected.dropped or look(disk).bitmaps
             spilt = expected.qemu_was_killed or (expected.change_was_killed and waits)
             if code and not (code == CHECK_LEAKS and spilt):
                 found.append(f"{disk.name}: qemu-img check answers {code}, {leaks} clusters leaked")
