@@ -319,8 +319,12 @@ class Hypervisor(Protocol):
     cancelled, it finishes the operation that it has started before it raises CancelledError.
     """
 
-    async def domains(self) -> list[Domain]:
-        """All adopted domains of the node."""
+    async def domains(self, *, marks_seconds: float = 0) -> list[Domain]:
+        """All adopted domains of the node.
+
+        `marks_seconds`: the greatest age of their IDs and accounts if the hypervisor did not say that one has changed;
+        0: read them again. Everything else is as of now.
+        """
         ...
 
     async def about(self) -> About:
@@ -549,7 +553,8 @@ class Hypervisor(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` on the event loop soon after a domain was started, stopped, defined or undefined."""
+        """Call `changed` on the event loop soon after a domain was started, stopped, defined or undefined, or its IDs
+        were changed."""
         ...
 
     async def close(self) -> None: ...

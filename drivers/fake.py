@@ -97,7 +97,7 @@ class FakeHypervisor:
 
     # --- the port ---
 
-    async def domains(self) -> list[Domain]:
+    async def domains(self, *, marks_seconds: float = 0) -> list[Domain]:  # noqa: ARG002 - reads nothing
         await self._look()
         return [
             Domain(server_id=server_id, account_id=server.account_id, name=server.name, power=server.power)

@@ -19,10 +19,11 @@ from drivers.base import (
     ServerInUse,
     StartFailed,
 )
-from drivers.kvm import listing, records
-from drivers.kvm.in_use import has_left, is_incoming
+from drivers.kvm import listing
+from drivers.kvm.adopted import Adopted, AdoptedDomains, mark_of
+from drivers.kvm.in_use import is_of_another_node
 from drivers.kvm.libvirt_errors import UNKNOWN_OUTCOME, ignoring
-from drivers.kvm.marks import PREFIX, ServerMark
+from drivers.kvm.marks import ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -84,6 +85,7 @@ class Connection:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
+        self._adopted = AdoptedDomains()
         self._hung: set[int] = set()  # servers with a call that has not returned
         self._uuids: dict[int, str] = {}  # server ID -> UUID of its domain when it was last found
         self._loop = asyncio.get_running_loop()
@@ -99,7 +101,8 @@ class Connection:
         self._threads.shutdown(wait=False)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call the listener on the event loop whenever a domain was started, stopped, defined or undefined."""
+        """Call the listener on the event loop whenever a domain was started, stopped, defined or undefined, or its mark
+        was changed."""
         self._listeners.append(listener)
 
     def was_ended_by_host(self, uuid: str) -> bool:
@@ -153,14 +156,15 @@ class Connection:
 
         return await self.call(run, otherwise=otherwise, text=text, server_id=server_id)
 
-    async def adopted(self, read: Callable[[Any], Answer]) -> list[tuple[ServerMark, Answer]]:
-        """The mark of each adopted domain and the result of `read`; domains that vanish meanwhile are left out."""
+    async def adopted(self, read: Callable[[Adopted], Answer], *, marks_seconds: float = 0) -> list[Answer]:
+        """The result of `read` for each adopted domain; domains that vanish meanwhile are left out. `marks_seconds`:
+        see `AdoptedDomains`."""
 
-        def read_all(handle: Any) -> list[tuple[ServerMark, Answer]]:
+        def read_all(handle: Any) -> list[Answer]:
             answers = []
-            for mark, domain in _adopted(handle):
+            for adopted in self._adopted.read(handle, marks_seconds=marks_seconds):
                 with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
-                    answers.append((mark, read(domain)))
+                    answers.append(read(adopted))
             return answers
 
         return await self.call(read_all)
@@ -168,7 +172,7 @@ class Connection:
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         """Raises DomainNotFound or InvalidState."""
         mark = ServerMark(server_id=server_id, account_id=account_id)
-        await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
+        await self.call(lambda handle: self._adopted.adopt(handle, name, mark), text="libvirt refused the mark")
 
     def recall(self, server_id: int, uuid: str) -> None:
         """Remember the domain in which an earlier process found the server."""
@@ -196,8 +200,9 @@ class Connection:
                 self._handle = opened(self.uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-                lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+                lifecycle, metadata = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE
                 self._handle.domainEventRegisterAny(None, lifecycle, self._note, None)
+                self._handle.domainEventRegisterAny(None, metadata, self._note_metadata, None)
                 self._tell()  # events may have been missed while disconnected
             return self._handle
 
@@ -207,7 +212,12 @@ class Connection:
             (self._ended_by_host.add if by_host else self._ended_by_host.discard)(domain.UUIDString())
         self._tell()
 
+    def _note_metadata(self, _handle: Any, _domain: Any, _kind: int, namespace: str | None, _opaque: Any) -> None:
+        if namespace == MARK_NAMESPACE:  # not our records, which jobs change
+            self._tell()
+
     def _tell(self) -> None:
+        self._adopted.forget_marks()
         for listener in self._listeners:
             with suppress(RuntimeError):  # the event loop has been closed
                 self._loop.call_soon_threadsafe(listener)
@@ -227,7 +237,7 @@ class Connection:
                 if mark is not None and mark.server_id == server_id:
                     return domain
         # A copied domain has the same mark: an operator must decide which is the customer's.
-        marked = [(mark.server_id, domain.UUIDString()) for mark, domain in _adopted(handle)]
+        marked = [(one.mark.server_id, one.domain.UUIDString()) for one in self._adopted.read(handle)]
         found = [uuid for marked_id, uuid in marked if marked_id == server_id]
         if not found and (domain := _unmarked_meanwhile(handle, self._uuids.get(server_id))) is not None:
             return domain
@@ -246,7 +256,7 @@ def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
     """
     try:
         domain = handle.lookupByUUIDString(uuid) if uuid else None
-        if domain is None or is_incoming(domain) or has_left(domain) or not listing.is_held(domain):
+        if domain is None or is_of_another_node(domain, *domain.state()) or not listing.is_held(domain):
             return None
         domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
@@ -256,36 +266,3 @@ def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
             return None
         raise
     return None  # marked as another server
-
-
-def mark_of(domain: Any) -> ServerMark | None:
-    with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
-        if not is_incoming(domain) and not has_left(domain):
-            return ServerMark.read(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0))
-    return None
-
-
-def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
-    marked = ((mark_of(domain), domain) for domain in handle.listAllDomains(0))
-    return [(mark, domain) for mark, domain in marked if mark is not None]
-
-
-def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
-    try:
-        domain = handle.lookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            raise DomainNotFound(f"libvirt has no domain {name}") from error
-        raise
-    for known, other in _adopted(handle):
-        if known.server_id == mark.server_id and other.UUIDString() != domain.UUIDString():
-            raise InvalidState(f"domain {other.name()} is already server {mark.server_id}")
-    if not domain.isPersistent():
-        raise InvalidState(f"domain {name} is transient: it disappears when it is shut off")
-    where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
-    before = mark_of(domain)
-    if before is not None and before.server_id != mark.server_id:
-        # a copy of that server's domain, whose snapshot records do not belong to this server
-        with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
-            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
-    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)

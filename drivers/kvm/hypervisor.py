@@ -37,6 +37,7 @@ from drivers.base import (
     refuse_missing,
 )
 from drivers.kvm import deleting, disks, domain, guest_agent, in_use, listing, live_snapshot, plan, readiness, sharing
+from drivers.kvm.adopted import Adopted
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgment import judge
@@ -73,16 +74,17 @@ class KvmHypervisor:
     def watch(self, changed: Callable[[], None]) -> None:
         self._libvirt.listen(changed)
 
-    async def domains(self) -> list[Domain]:
-        return [
-            Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, (name, power) in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
-        ]
+    async def domains(self, *, marks_seconds: float = 0) -> list[Domain]:
+        def read(found: Adopted) -> Domain:
+            mark, name = found.mark, found.domain.name()
+            return Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=found.power)
+
+        return await self._libvirt.adopted(read, marks_seconds=marks_seconds)
 
     async def about(self) -> About:
-        found = await self._libvirt.adopted(lambda one: domain.configured_hardware(one, self._places).disks)
+        found = await self._libvirt.adopted(lambda one: domain.configured_hardware(one.domain, self._places).disks)
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
-        pools = await asyncio.to_thread(disks.pools, {disk.path for _, held in found for disk in held})
+        pools = await asyncio.to_thread(disks.pools, {disk.path for held in found for disk in held})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:

@@ -39,12 +39,17 @@ _INCOMING_PAUSED = frozenset(
 )
 
 
-def is_incoming(domain: Any) -> bool:
-    """Whether the domain is being migrated to this node. Until the migration ends, it belongs to the other node.
+def is_of_another_node(domain: Any, state: int, reason: int) -> bool:
+    """Whether the domain, whose state libvirt reports with this reason, is being migrated to this node, or was migrated
+    away and its definition was left here.
 
     Takes no lock in libvirt, so it does not wait for another call on the domain.
     """
-    state, reason = domain.state()
+    left = (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+    return left or _is_incoming(domain, state, reason)
+
+
+def _is_incoming(domain: Any, state: int, reason: int) -> bool:
     if state == libvirt.VIR_DOMAIN_RUNNING:
         return bool(reason == _INCOMING_RUNNING)
     if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _INCOMING_PAUSED:
@@ -55,11 +60,6 @@ def is_incoming(domain: Any) -> bool:
         # "migration statistics are available only on the source host"
         return bool(error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
     return False
-
-
-def has_left(domain: Any) -> bool:
-    """Whether the domain was migrated to another node, which now owns it, and its definition was left here."""
-    return list(domain.state()) == [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED]
 
 
 def refuse(domain: Any) -> None:

@@ -39,10 +39,10 @@ class Neighbors:
         if every is None:
             raise HypervisorUnavailable("some storage of the node is not responding")
         adopted = await self._libvirt.adopted(
-            lambda found: (found.UUIDString(), domain.configured_hardware(found, self._places).disks)
+            lambda one: (one, one.domain.UUIDString(), domain.configured_hardware(one.domain, self._places).disks)
         )
         found = await asyncio.to_thread(
-            lambda: {mark.server_id: tuple(sharing.shared(disks, uuid, every)) for mark, (uuid, disks) in adopted}
+            lambda: {one.mark.server_id: tuple(sharing.shared(disks, uuid, every)) for one, uuid, disks in adopted}
         )
         return {server_id: shared for server_id, shared in found.items() if shared}
 

@@ -29,6 +29,11 @@ def power(domain: Any) -> Power:
     if not domain.isActive():
         return Power.OFF
     state, _reason = domain.state()
+    return power_while_active(state)
+
+
+def power_while_active(state: int) -> Power:
+    """The power of an active domain in this state."""
     paused = state in {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}
     return Power.PAUSED if paused else Power.ON
 

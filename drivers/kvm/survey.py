@@ -13,6 +13,7 @@ import libvirt
 
 from drivers.base import DriverError, Surveyed, SurveyedDisk
 from drivers.kvm import connection, domain, hidden, listing, readiness, sharing
+from drivers.kvm.adopted import mark_of
 from drivers.kvm.domain_xml import FileDisk, Hardware
 from drivers.kvm.judgment import judge
 from drivers.kvm.libvirt_xml import read
@@ -39,7 +40,7 @@ def _read(of: Any, uri: str) -> tuple[Surveyed, str, Hardware | None]:
     mark = found = None
     noticed: list[str] = []
     try:
-        mark = connection.mark_of(of)
+        mark = mark_of(of)
         found = domain.configured_hardware(of, places_of(uri))
         noticed += (f"after a job that stops the server, it has {less}" for less in readiness.reduced(of))
         configured = read(of.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))

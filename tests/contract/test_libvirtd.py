@@ -96,6 +96,23 @@ async def test_a_libvirtd_that_is_killed_takes_no_guest_along_and_its_successor_
     await hypervisor.close()
 
 
+async def test_a_mark_that_changed_while_libvirtd_was_away_is_read_again(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    assert [found.account_id for found in await hypervisor.domains(marks_seconds=3600)] == [77]
+    daemon.kill()
+    definition = daemon.folder / "etc" / "qemu" / f"{NAME}.xml"
+    definition.write_text(definition.read_text().replace('account="77"', 'account="78"'))
+    with pytest.raises(HypervisorUnavailable):
+        await hypervisor.domains(marks_seconds=3600)
+    await daemon.start()
+    assert [found.account_id for found in await hypervisor.domains(marks_seconds=3600)] == [78]
+    await hypervisor.close()
+
+
 async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
