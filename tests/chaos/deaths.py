@@ -63,15 +63,17 @@ class Deaths:
         for child in (self._worker, self._api, self._gateway):
             if child.pid in pids:
                 await child.ended()
-        if target in {"worker", "qemu-img", "everything"}:
-            for other in self.servers:  # the worker may be deleting the safety tag of any server
-                other.change_was_killed = True
-        if target in {"worker", "qemu-img", "qemu", "libvirtd", "everything"}:
-            for other in self.servers:  # a new libvirtd ends a QEMU that was starting
-                other.may_drop_bitmaps = True
+        self._note_consequences(target, expected, on)
+        return killed
+
+    def _note_consequences(self, target: str, expected: Expected, on: Sequence[Expected]) -> None:
+        """What the kill may have done to disks. `on`: the servers that were running."""
+        for other in self.servers:  # the worker may be deleting the safety tag of any server
+            other.change_was_killed |= target in {"worker", "qemu-img", "everything"}
+            # a libvirtd that is started again ends a QEMU that was being started
+            other.may_drop_bitmaps |= target in {"worker", "qemu-img", "qemu", "libvirtd", "everything"}
         for other in on:
             other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)
-        return killed
 
     async def start_again(self, target: str) -> float:
         """Start everything that was killed, with the data of Redis that the target implies, without waiting for the
