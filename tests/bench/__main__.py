@@ -45,7 +45,7 @@ class Bench:
 
 BENCHES = (
     Bench(name="http", title="Front end", settings={"DURATION": "1"}),
-    Bench(name="pickup", title="Pick-up", settings={"N": "3", "JOBS": "60"}),
+    Bench(name="pickup", title="Pick-up", settings={"N": "3"}),
     Bench(name="downtime", title="Downtime", settings={"N": "3"}),
     Bench(name="live", title="Snapshots without a stop", settings={"N": "30", "SIZES": "100G:64k 100G:1M"}),
     Bench(name="disk", title="Disk", settings={"SIZES": "1 10 100 500", "OLDER_UP_TO": "100"}),
