@@ -145,7 +145,7 @@ transcript: ## write docs/transcript.md: a run of `make test-packages`, command 
 release: setup-tests ## run all checks, date the changelog, tag the version of pyproject.toml and build its packages, in dist/VERSION
 	@$(BIN)/python -m deploy.release
 
-bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md (ONLY="http disk")
+bench: setup $(PEERS)/.lock ## run the benchmarks in a short form, and write the tables of docs/benchmarks.md (ONLY="http disk")
 	@deploy/setup.sh bench
 	@ONLY="$(ONLY)" $(REAPING) $(BIN)/python -m tests.bench
 

@@ -62,6 +62,7 @@ TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its t
 FIRST_COMPARISON_SECONDS = 1.0  # how long a start waits for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
 AUDIT_SECONDS = 0.1  # an entry appears in the log at most this much later
+AUDIT_AGAIN_SECONDS = 1.0  # after an error
 LAST_NOTE_SECONDS = 1.0  # how long a stop waits to record which tokens were used
 STORE_CHECK_SECONDS = 5.0  # interval between trial writes to Redis
 
@@ -166,7 +167,14 @@ def _keeper(redis: Redis, settings: ApiSettings, clock: CellClock) -> AuditKeepe
 
 async def _keeping(keeper: AuditKeeper, turned: Callable[[], None], _: web.Application) -> AsyncIterator[None]:
     expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
-    keeping = every(AUDIT_SECONDS, keeper.keep_news, name="audit", expected=expected, turned=turned)
+    keeping = every(
+        AUDIT_SECONDS,
+        keeper.keep_news,
+        name="audit",
+        expected=expected,
+        again_seconds=AUDIT_AGAIN_SECONDS,
+        turned=turned,
+    )
     async with in_background(keeping):
         yield
 

@@ -13,6 +13,7 @@ from api.settings import ApiSettings
 from worker.program import alive, logs
 from worker.program.alive import Turns
 from worker.program.background import in_background
+from worker.program.command_line import group
 from worker.program.loop import every
 from worker.store.access import audit_check
 from worker.store.access.audit import AuditKeeper
@@ -22,7 +23,7 @@ from worker.store.redis_client import connect
 KEEP_SECONDS = 1.0  # an entry appears in the log at most this much later
 CHECK_SECONDS = 3600.0
 
-app = typer.Typer(no_args_is_help=True, help="Keep the audit log.")
+app = group(help="Keep the audit log.")
 log = structlog.stdlib.get_logger()
 
 

@@ -37,8 +37,11 @@ def backup(
     audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Include the audit log.")] = True,
     config: Config = None,
 ) -> None:
-    """Back up the data that exists only in Redis to a file: tokens, node credentials, schedules, webhooks, owners of
-    servers, labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
+    """Back up the data that exists only in Redis to a file, and print its path.
+
+    The data are tokens, node credentials, schedules, webhooks, owners of servers, labels, protection and expiry of
+    snapshots, paused nodes, and the audit log.
+    """
     settings = settings_of(ApiSettings, context, config)
 
     async def run(redis: Redis) -> tuple[Path, Written, list[str]]:

@@ -7,9 +7,10 @@ import typer
 from api import audit_command, backup_command, token_command
 from api.options import Config, fail, settings_of
 from api.settings import ApiSettings
+from worker.program.command_line import program
 from worker.program.configuration import help_text
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = program(add_completion=False, no_args_is_help=False)  # without a command it serves
 app.add_typer(token_command.app, name="token")
 app.add_typer(audit_command.app, name="audit")
 app.command()(backup_command.backup)

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
+from worker.program.command_line import group
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.tokens import NewToken, Permission, Token, Tokens
 from worker.store.model import AccountId
@@ -14,7 +15,7 @@ from worker.store.model import AccountId
 _NAME_MAX = 64  # characters: each log line of a request has its token's name
 _PERMISSIONS = ", ".join(Permission)
 
-app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
+app = group(help="Create, list and revoke access tokens.")
 
 
 def _label(text: str) -> str:

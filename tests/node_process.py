@@ -25,7 +25,6 @@ from worker.gateway_address import GatewayAddress
 from worker.gateway_client import GatewayClient
 from worker.node_worker import NodeWorker, Take
 from worker.program.background import in_background
-from worker.store import arq_queue as queue
 from worker.store.model import Job, JobId, JobState, SnapshotStatus
 from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.port import NodePort
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
 
+FUNCTION = "run"  # of arq's own worker
 DONE = Outcome(state=JobState.COMPLETED, size_mb=5, snapshot_status=SnapshotStatus.COMPLETED)
 
 
@@ -118,7 +118,7 @@ async def _plain(socket: str, seconds: float, slots: int, *, poll_seconds: float
 
     redis = ArqRedis(unix_socket_path=socket)
     worker = Worker(
-        [func(cast("WorkerCoroutine", run), name=queue.FUNCTION)],
+        [func(cast("WorkerCoroutine", run), name=FUNCTION)],
         queue_name=QUEUE,
         redis_pool=redis,
         max_jobs=slots,

@@ -28,6 +28,7 @@ from worker.node_worker import NodeWorker
 from worker.program import alive, logs
 from worker.program.alive import Turns, prove_alive
 from worker.program.background import in_background
+from worker.program.command_line import program
 from worker.program.configuration import ConfigurationError, help_text, load
 from worker.program.exposition import exposed
 from worker.program.span_export import exporting
@@ -44,11 +45,10 @@ from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
 log = structlog.stdlib.get_logger()
-app = typer.Typer(
-    no_args_is_help=True,
+app = program(
     add_completion=False,
-    pretty_exceptions_enable=False,
-    help="The worker of one hypervisor node.",
+    help="The worker of one hypervisor node.\n\nSettings come from the environment and from a TOML file (--config of a"
+    " command, or VPS_SNAPSHOTS_CONFIG); see run --help.",
 )
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with the settings; environment variables take precedence.")
@@ -159,7 +159,7 @@ def survey(
 ) -> None:
     """Show what a snapshot of each server would hold and leave out, or why it would be refused.
 
-    Changes nothing and needs no gateway.
+    Changes nothing, and needs neither settings nor another part of the service.
     """
     if folder is not None and not folder.is_dir():
         _refuse(f"{folder} is not a folder")

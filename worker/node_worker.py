@@ -12,10 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
-from arq.constants import job_key_prefix
 from arq.worker import Retry, Worker, func
 
-from worker.store import arq_queue as queue
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
@@ -32,6 +30,7 @@ ENDED_AGAIN_SECONDS = 1.0  # the same for a job that the cell gives again after 
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
 PUT_BACK_SECONDS = 1.0  # at exit, for jobs that were cancelled to end
 NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
+_FUNCTION = "run"  # arq's name of the worker's only function
 
 log = structlog.stdlib.get_logger()
 
@@ -56,10 +55,8 @@ class _NoRedis:
 class _Start:
     """The transaction that arq's `run_job` makes."""
 
-    _record = b""
-
     def get(self, key: str) -> None:
-        self._record = queue.payload(key.removeprefix(job_key_prefix), int(time.time() * 1000))
+        """arq's record of the job: see `_record`."""
 
     def incr(self, key: str) -> None:
         """Each run is the first that arq sees: the runner decides how often a job is tried."""
@@ -68,7 +65,18 @@ class _Start:
         """Nothing is kept."""
 
     async def execute(self) -> tuple[bytes, int, bool]:
-        return self._record, 1, True
+        return b"a record", 1, True
+
+
+def _record(_: bytes) -> dict[str, Any]:
+    """arq's record of each job: tries, function, its arguments, and when it was queued. The function gets the job's ID
+    from arq's context."""
+    return {"t": None, "f": _FUNCTION, "a": (), "k": {}, "et": int(time.time() * 1000)}
+
+
+def _no_result(_: dict[str, Any]) -> bytes:
+    """Nothing reads what arq writes of a job that has ended, and pickle, its default, may fail for it."""
+    return b""
 
 
 class NodeWorker(Worker):
@@ -89,7 +97,7 @@ class NodeWorker(Worker):
         allowed: Callable[[], int] | None = None,
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
-            job_id = context["job_id"]  # the rest of arq's record is not used
+            job_id = context["job_id"]
             self._has_started(job_id)
             try:
                 await run(job_id, self._begun.pop(job_id, None))
@@ -102,7 +110,7 @@ class NodeWorker(Worker):
             [
                 func(
                     cast("WorkerCoroutine", run_job),
-                    name=queue.FUNCTION,
+                    name=_FUNCTION,
                     keep_result=0,
                     timeout=NEVER_SECONDS,
                     max_tries=NEVER_SECONDS,
@@ -112,8 +120,8 @@ class NodeWorker(Worker):
             redis_pool=cast("ArqRedis", _NoRedis()),
             max_jobs=max_jobs,
             handle_signals=False,
-            job_serializer=queue.serialize,
-            job_deserializer=queue.deserialize,
+            job_serializer=_no_result,
+            job_deserializer=_record,
         )
         self._take = take
         self._turned = turned

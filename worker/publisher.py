@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from worker.program.loop import guarded
+from worker.program.loop import Outage, guarded
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
 from worker.store.nodes.claims import ClaimRefused, LeaseLost
@@ -62,12 +62,13 @@ class Publisher:
         self._add(job_id, JobReport(steps=(StepBegun(step=None, at=time.time(), attempt=1),)))
         report = self._taken(job_id)
         wait, longest = RETRY_SECONDS
+        outage = Outage()
         tries, counts_from = UNKNOWN_TRIES, time.monotonic() + SERVER_UNKNOWN_SECONDS
         while True:
             try:
                 answer = await self._store.finish(job_id, outcome, report, power)
             except (StoreUnavailable, LeaseLost) as error:
-                log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
+                outage.tell("outcome.not_published", reason=type(error).__name__)
                 answer, power = "", ""  # the power may have changed by the next attempt
             except ClaimRefused as refused:
                 answer = refused.reason

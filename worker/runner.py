@@ -18,6 +18,7 @@ from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace
 from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
 from worker.program import log_fields
+from worker.program.loop import Outage
 from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
@@ -196,6 +197,7 @@ class Runner:
         """Claim a queued job in the store; None if it refuses. No job starts while the store is unreachable or the
         lease is lost."""
         wait, longest = RETRY_SECONDS
+        outage = Outage()
         while True:
             try:
                 return await self._store.begin(job_id)
@@ -203,7 +205,7 @@ class Runner:
                 log.warning("job.refused", reason=str(refused))
                 return None
             except (StoreUnavailable, LeaseLost) as error:
-                log.warning("job.not_begun", reason=type(error).__name__, again_in_seconds=wait)
+                outage.tell("job.not_begun", reason=type(error).__name__)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
 

@@ -11,11 +11,10 @@ from urllib.parse import urlsplit
 
 from api.cli.exits import CliError, Exit
 
+PROGRAM = "vps-snapshots"
 TOKEN_VARIABLE = "VPS_SNAPSHOTS_TOKEN"  # noqa: S105 - the name, not the secret
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,500}")  # visible ASCII: it goes into a header
-
-
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 

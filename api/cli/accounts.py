@@ -6,9 +6,9 @@ import typer
 
 from api.cli.client import Body, Client
 from api.cli.commands import perform
-from api.cli.help import group
 from api.cli.options import Json, Yes
 from api.cli.output import Output
+from worker.program.command_line import group
 from worker.store.model import SNAPSHOTS_PER_SERVER, SNAPSHOTS_PER_SERVER_MOST
 
 app = group()

@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager
 
 import typer
 
-from api.cli.access import Access, access
+from api.cli.access import PROGRAM, Access, access
 from api.cli.client import Client
 from api.cli.exits import CliError, Exit
-from api.cli.help import PROGRAM
 from api.cli.later import asyncio
 from api.cli.output import printable
 

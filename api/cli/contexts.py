@@ -10,9 +10,9 @@ import typer
 from api.cli import profiles
 from api.cli.access import DEFAULT_URL, checked_token, checked_url
 from api.cli.exits import CliError, Exit
-from api.cli.help import group
 from api.cli.options import Json, Yes, confirm
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 app = group()
 

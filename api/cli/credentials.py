@@ -11,11 +11,11 @@ from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import perform
 from api.cli.files import private
-from api.cli.help import group
 from api.cli.options import Json, Lifetime, NodeArgument, Yes, lifetime_hours, period
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
-app = group("Create, rotate, revoke or list a node's credentials.")
+app = group(help="Create, rotate, revoke or list a node's credentials.")
 
 COLUMNS = (
     Column(title="CREDENTIAL", of=lambda credential: credential["id"]),

@@ -10,9 +10,9 @@ from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
 from api.cli.exits import CliError, Exit, OperatorsOnly
-from api.cli.help import group
 from api.cli.later import asyncio
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 from worker.store.model import JobKind
 
 app = group()

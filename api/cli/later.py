@@ -37,7 +37,20 @@ class Later(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the command itself, which runs in it."""
-        return self.load().make_context(info_name, args, parent, **extra)
+        command = self.load()
+        takes_arguments = any(param.param_type_name == "argument" for param in command.params)
+        if args and not args[0].startswith("-") and not takes_arguments and not hasattr(command, "commands"):
+            # otherwise `jobs show --help` would print the help of `jobs`
+            parent.fail(f"`{self.name}` takes no argument.{_suggestion(str(self.name), args[0], parent)}")
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _suggestion(name: str, word: str, parent: Any) -> str:
+    """`job show` for `jobs show`."""
+    singular = name.removesuffix("s")
+    group = parent.command.commands.get(singular)
+    known = getattr(group.load(), "commands", {}) if isinstance(group, Later) else {}
+    return f" Did you mean `{singular} {word}`?" if word in known else ""
 
 
 def _later(name: str) -> ModuleType:

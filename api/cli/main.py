@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.access import DEFAULT_URL, TOKEN_VARIABLE, Options, Profile
+from api.cli.access import DEFAULT_URL, PROGRAM, TOKEN_VARIABLE, Options, Profile
 from api.cli.exits import Exit
-from api.cli.help import PROGRAM, Sections
 from api.cli.later import Later
+from worker.program.command_line import Sections, program
 
 _VIEW, _ACT, _ADMINISTER = "View", "Act", "Access and audit"
 # \b: the lines are printed as they are
@@ -131,9 +131,7 @@ class Commands(Sections):
             self.add_command(command)
 
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=_EXITS
-)
+app = program(cls=Commands, epilog=_EXITS)
 
 
 def _version(requested: bool) -> None:

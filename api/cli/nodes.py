@@ -9,9 +9,9 @@ from api import words
 from api.cli import completion, credentials, draining, formats, jobs
 from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
-from api.cli.help import group
 from api.cli.options import All, Json, Limit, MaxWait, NodeArgument, NodeArguments, Reason, Until, Yes, confirm, rfc3339
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 app = group()
 app.add_typer(credentials.app, name="credential")

@@ -11,9 +11,9 @@ from api.cli.client import Body, Client, Query
 from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.exits import OperatorsOnly
-from api.cli.help import group
 from api.cli.jobs import SHORT_ID
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 app = group()
 

@@ -7,7 +7,6 @@ import typer
 from api.cli import completion, formats, jobs, resolve
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
-from api.cli.help import group
 from api.cli.options import (
     AccountId,
     All,
@@ -22,6 +21,7 @@ from api.cli.options import (
     rfc3339,
 )
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
 TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]

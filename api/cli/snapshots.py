@@ -12,9 +12,9 @@ from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.exits import CliError, Exit
-from api.cli.help import group
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
+from worker.program.command_line import group
 
 app = group()
 

@@ -10,7 +10,6 @@ from api.cli.client import Body, Client, segment
 from api.cli.commands import perform
 from api.cli.credentials import Out, make_secret
 from api.cli.exits import Exit
-from api.cli.help import group
 from api.cli.options import (
     AccountId,
     All,
@@ -25,6 +24,7 @@ from api.cli.options import (
     rfc3339,
 )
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 app = group()
 

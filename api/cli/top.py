@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli import formats, jobs, nodes, servers
+from api.cli.access import PROGRAM
 from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Unreachable
-from api.cli.help import PROGRAM
 from api.cli.later import asyncio
 from api.cli.options import Json
 from api.cli.output import Column, Output, styled, table

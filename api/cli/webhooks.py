@@ -8,8 +8,8 @@ from api.cli import formats, options, resolve
 from api.cli.client import Body, Client, segment
 from api.cli.commands import perform
 from api.cli.credentials import Out, make_secret
-from api.cli.help import group
 from api.cli.output import Column, Output
+from worker.program.command_line import group
 
 app = group()
 

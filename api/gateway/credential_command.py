@@ -9,10 +9,11 @@ from redis.asyncio import Redis
 
 from api.gateway.settings import GatewaySettings
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, span, with_redis
+from worker.program.command_line import group
 from worker.store.access.audit import Audit
 from worker.store.access.credentials import NODE_NAME, OVERLAP, Credential, Credentials, NewCredential
 
-app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke and list the credentials of nodes.")
+app = group(help="Create, rotate, revoke and list the credentials of nodes.")
 
 
 def _node(text: str) -> str:

@@ -22,6 +22,7 @@ from api.gateway.settings import GatewaySettings
 from api.options import Config, fail, settings_of
 from worker.program import alive, logs
 from worker.program.background import in_background
+from worker.program.command_line import program
 from worker.program.configuration import ConfigurationError, help_text
 from worker.program.exposition import exposed
 from worker.program.span_export import exporting
@@ -30,7 +31,7 @@ from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import connect
 
 log = structlog.stdlib.get_logger()
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = program(add_completion=False)
 app.add_typer(credential_command.app, name="credential")
 
 

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from api.measures.metrics import Metrics
 from api.webhooks import bodies, ssrf
 from worker.program.background import in_background
-from worker.program.loop import guarded
+from worker.program.loop import Outage, guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import DeliveryId
 from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
@@ -66,6 +66,7 @@ class Sender:
         self._metrics = metrics
         self._now = now
         self._turned = turned
+        self._outage = Outage()
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
@@ -107,12 +108,13 @@ class Sender:
             self._turned()
             try:
                 claim = await self._deliveries.claim(lease_seconds=LEASE_ATTEMPTS * self._seconds, most=AT_ONCE)
+                self._outage.end()
                 if claim is not None:
                     return claim
                 await self._deliveries.wait(seconds=WAIT_SECONDS)
                 continue
             except StoreUnavailable as error:
-                log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
+                self._outage.tell("webhooks.store_unavailable", cause=str(error.__cause__))
             except Exception:  # such as a record that this version cannot read; it blocks only its own webhook
                 log.exception("webhook.broke")
             await asyncio.sleep(AGAIN_SECONDS)

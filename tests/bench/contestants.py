@@ -20,9 +20,9 @@ from redis.asyncio import Redis
 
 from tests.bench import seeding
 from tests.conftest import RedisServer
-from tests.node_process import Kind, command
+from tests.node_process import FUNCTION, Kind, command
 from tests.queueing import NODE, QUEUE, client, until_told
-from worker.store import arq_queue, scripts
+from worker.store import scripts
 from worker.store.script_connection import RunsScripts, Script
 
 HEARD_SECONDS = 60.0
@@ -172,7 +172,7 @@ class Arq(Contestant):
         for job_id in _ids(self._numbers, many):
             await _apart(apart_seconds)
             queued[job_id] = time.monotonic()
-            await self._arq.enqueue_job(arq_queue.FUNCTION, job_id, _job_id=job_id, _queue_name=QUEUE)
+            await self._arq.enqueue_job(FUNCTION, job_id, _job_id=job_id, _queue_name=QUEUE)
         return queued
 
 

@@ -209,6 +209,22 @@ class TestWhatIsShown:
         assert titles == ["Options:", "View:", "Act:", "Access and audit:"]
         assert version.out.startswith("vps-snapshots 1.")
 
+    @pytest.mark.parametrize(
+        ("line", "meant"),
+        [
+            ("snapshots create --help", " Did you mean `snapshot create`?"),
+            ("nodes drain n1", " Did you mean `node drain`?"),
+            ("jobs frob -h", ""),
+            ("audit show", ""),
+        ],
+    )
+    async def test_a_list_takes_no_argument_and_names_the_command_that_was_meant(
+        self, cli: Cli, line: str, meant: str
+    ) -> None:
+        done = await cli.run(*line.split())
+        assert (done.code, done.out) == (Exit.USAGE, "")
+        assert done.err.endswith(f"Error: `{line.partition(' ')[0]}` takes no argument.{meant}\n")
+
 
 class TestWhatIsChanged:
     async def test_nothing_where_nobody_can_be_asked(self, ops: Ops, cli: Cli) -> None:

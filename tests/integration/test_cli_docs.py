@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from api.cli.exits import Exit
 from api.cli.main import app
@@ -123,5 +124,15 @@ def test_every_command_in_a_document_is_one(program: str) -> None:
         path = max((path for path in known if tuple(words[: len(path)]) == path), key=len, default=None)
         assert path is not None, line
         options = {option for parameter in known[path].params for option in parameter.opts}
-        options.add("--help")
+        options |= {"--help", "-h"}
         assert {word for word in words if re.match("--[a-z]", word)} <= options, line
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_plain_and_each_command_has_a_whole_line(program: str) -> None:
+    told = CliRunner().invoke(PROGRAMS[program][0], ["-h"], prog_name=program)
+    assert told.exit_code == 0
+    assert told.output.startswith(f"Usage: {program} ")
+    assert "-h, --help" in told.output
+    assert "..." not in told.output.partition("\n")[2]
+    assert told.output.isascii()

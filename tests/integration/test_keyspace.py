@@ -45,7 +45,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 KEY = "Idempotency-Key"
 PLACEHOLDERS = {
     **dict.fromkeys(("account", "server", "snapshot", "number"), r"\d+"),
-    **dict.fromkeys(("job", "schedule", "webhook", "delivery", "take"), "[0-9a-f]{32}"),
+    **dict.fromkeys(("job", "schedule", "webhook", "delivery", "wait"), "[0-9a-f]{32}"),
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
     "hex3": "[0-9a-f]{3}",

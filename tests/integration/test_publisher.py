@@ -15,6 +15,7 @@ from tests.queueing import PATIENCE_SECONDS, client, until_told
 from worker import publisher as publishing
 from worker.publisher import Publisher
 from worker.store.customers.customer_store import CustomerStore
+from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobState, ServerId, SnapshotStatus, Step
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
@@ -181,6 +182,24 @@ async def test_outcomes_and_steps_are_reported_when_redis_is_back(own: tuple[Cel
         await cell.node.begin(second)
         publisher.step(second, Step.STOPPING)
         await comes_to(cell, second, Step.STOPPING)
+
+
+async def test_an_outage_is_logged_once_however_often_the_outcome_is_tried(
+    own: tuple[Cell, RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
+    cell, server = own
+    job_id = await begun(cell)
+    server.kill()
+    ending = asyncio.create_task(Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
+    with capture_logs() as logs:
+        for _ in range(20):  # each of these fails, and attempts to publish do meanwhile
+            with pytest.raises(StoreUnavailable):
+                await cell.node.take_lease(seconds=60)
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await ending
+    assert [line["event"] for line in logs].count("outcome.not_published") == 1
 
 
 async def test_an_outcome_of_a_job_that_redis_has_lost_holds_nothing_up(own: tuple[Cell, RedisServer]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -28,41 +27,50 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     needs("curl")
     (script,) = re.findall(r"```sh calls\n(.*?)```", README, re.DOTALL)
     assert script == (PROJECT / "deploy" / "demo" / "calls.sh").read_text()  # what `make run` prints
-    functions, _, _ = script.partition("\n\n")
+    functions, _, calls = script.partition("\n\n")
     script = f"{script}sleep 1\n{script}"  # as a user who repeats it, after the node has freed the space
-    state = State.open(tmp_path / "state")
+    state, folder = State.open(tmp_path / "state"), tmp_path / "user"
+    folder.mkdir()
     service = Service(state, port=free_port(), driver=Driver.FAKE)
     refused = """
 for command in call start; do
     $command "$URL/api/v1/snapshots/" -d '{}'
     echo "code $?, $snapshot"
 done
+start "$URL/api/v1/snapshots" -d '{}'  # without the slash
+follow
 """
 
-    async def said(commands: str) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *("bash", "-u", "-c", commands),
-            cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "URL": service.url, "TOKEN": service.client.token},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        async with asyncio.timeout(60):
-            output, _ = await process.communicate()
-        assert process.returncode == 0, output
-        return output.decode()
+    async def said(commands: str, *, code: int = 0) -> str:
+        """What they print, as a user's log file shows it."""
+        log = folder / "log"
+        with log.open("w") as output:
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-u", "-c", commands),
+                cwd=folder,
+                env={"PATH": "/usr/bin:/bin", "URL": service.url, "TOKEN": service.client.token},
+                stdout=output,
+                stderr=output,
+            )
+            async with asyncio.timeout(60):
+                await process.wait()
+        assert process.returncode == code, log.read_text()
+        return log.read_text()
 
     try:
         await service.start()
-        done, failed = await said(script), await said(f"snapshot=''\n{functions}{refused}")
+        done, failed = await said(script), await said(f"snapshot=''\n{functions}{refused}", code=1)
+        unknown = await said(f"{functions}\n{calls.replace('12345', '99')}", code=22)
     finally:
         await service.stop()
         state.close()
     assert done.count('"state": "completed"') == 4
     assert done.strip().endswith("204")
-    assert failed.count('"code": "invalid_request"') == 2
-    assert re.findall(r"\}\ncode (\d+), \n", failed) == ["22", "1"]  # each on a line of its own
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # the commands leave no file behind
+    assert failed.count('"code": "invalid_request"') == 3
+    assert re.findall(r"\}\ncode (\d+), \n", failed) == ["22", "22"]  # each on a line of its own
+    assert failed.endswith("job: no job was started\n\n")
+    assert re.fullmatch(r"curl: \(22\) .*\n\{.*\"server_not_found\".*\}\n", unknown)  # nothing else was tried
+    assert [path.name for path in folder.iterdir()] == ["log"]  # the commands leave no file behind
 
 
 @pytest.mark.parametrize(
@@ -99,9 +107,8 @@ def _is_below_tests(place: str) -> bool:
 
 def test_every_warning_and_error_in_the_log_has_its_line_in_the_runbook() -> None:
     sources = [path.read_text() for part in ("api", "worker", "drivers") for path in (PROJECT / part).rglob("*.py")]
-    events = {
-        event for source in sources for event in re.findall(r'log\.(?:warning|error|exception)\(\s*"([^"]+)"', source)
-    }
+    logged = re.compile(r'(?:log\.(?:warning|error|exception)|outage\.tell)\(\s*"([^"]+)"')
+    events = {event for source in sources for event in logged.findall(source)}
     runbook = (PROJECT / "docs" / "runbook.md").read_text()
     assert len(events) > 10
     assert {event for event in events if f"`{event}`" not in runbook} == set()

@@ -146,7 +146,8 @@ def test_a_journal_of_a_newer_version_ends_the_start_with_a_message(tmp_path: Pa
 
 
 def test_help_tells_all() -> None:
-    assert {"run", "adopt", "rebuild", "drop-kept"} <= set(run("--help").stdout.split())
+    told = run("--help").stdout.split()
+    assert {"run", "adopt", "rebuild", "drop-kept", "environment", "VPS_SNAPSHOTS_CONFIG);"} <= set(told)
     settings = run("run", "--help").stdout
     assert [
         key for key in WorkerSettings.model_fields if f" {key}:" not in settings and f" {key}." not in settings

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from worker.program.background import in_background
-from worker.program.loop import every, guarded
+from worker.program.loop import Outage, every, guarded
 
 LONG = 3600.0
 
@@ -42,6 +42,19 @@ async def test_an_expected_error_is_a_warning_with_its_cause() -> None:
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
         await every(0, failing(away), name="chores", expected={Away: "chores.store_unavailable"})
     assert logs == [{"event": "chores.store_unavailable", "log_level": "warning", "cause": "refused"}]
+
+
+async def test_an_error_that_lasts_is_logged_again_after_a_minute_or_a_round_without_it() -> None:
+    rounds = failing(*[Away()] * 100, None, *[Away()] * 100)
+    with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+        await every(0, rounds, name="chores", expected={Away: "chores.store_unavailable"})
+    assert len(logs) == 2
+
+    outage = Outage(quiet_seconds=0)  # the minute is over
+    with capture_logs() as logs:
+        for cause in ("refused", "timeout"):
+            outage.tell("chores.store_unavailable", cause=cause)
+    assert [line["cause"] for line in logs] == ["refused", "timeout"]
 
 
 async def test_a_failed_round_may_be_repeated_sooner_than_the_next_is_due() -> None:

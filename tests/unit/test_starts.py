@@ -9,7 +9,7 @@ LATER = {
     "worker.main": ("rich", "uvloop", "aiohttp", "libvirt", "opentelemetry.sdk.trace", "worker.store.scripts"),
     "api.gateway.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk.trace"),
     "api.main, api.serving": ("rich", "jinja2", "markdown_it", "api.document.openapi", "opentelemetry.sdk.trace"),
-    "api.cli.main": ("rich", "asyncio.events", "aiohttp", "pydantic", "structlog", "api.cli.client", "worker"),
+    "api.cli.main": ("rich", "asyncio.events", "aiohttp", "pydantic", "structlog", "api.cli.client", "worker.store"),
 }
 
 

@@ -185,10 +185,10 @@ class Cell:
         return self._log(f"worker-{node}", since=since)
 
     def errors(self) -> list[dict[str, Any]]:
-        """Errors that any program has logged."""
-        return [
-            line for name in self.children for line in self._log(name) if line.get("level") in {"error", "critical"}
-        ]
+        """Errors that any program has logged, with the `program`."""
+        levels = {"error", "critical"}
+        lines = ({**line, "program": name} for name in self.children for line in self._log(name))
+        return [line for line in lines if line.get("level") in levels]
 
     def _log(self, name: str, *, since: int = 0) -> Iterator[dict[str, Any]]:
         file = self.folder / f"{name}.log"
@@ -198,7 +198,7 @@ class Cell:
             if line.startswith("{"):
                 yield json.loads(line)
             elif line.startswith("Traceback"):
-                yield {"level": "error", "event": line, "program": name}
+                yield {"level": "error", "event": line}
 
     # --- parts ---
 

@@ -70,6 +70,6 @@ end
 
 local read_before = {}
 local page = walk(ask, list, 'job:', function(id)
-  return matches(id) and with_silence(show_job(id, nil, nil, read_before), ask.silent_ms) or nil
+  return matches(id) and with_silence(show_job(id, read_before), ask.silent_ms) or nil
 end)
 return {count(), unpack(page)}

@@ -24,8 +24,8 @@ end
 -- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
 -- {its server's field, value, ...}, kind of the job that holds the server or ''}. read_before: for a script that shows
 -- several jobs and changes nothing, a table of what they have in common, filled here; or nil.
-local function show_job(job_id, job, flat, read_before)
-  if not job then job, flat = read('job:' .. job_id) end
+local function show_job(job_id, read_before)
+  local job, flat = read('job:' .. job_id)
   local common = read_before or {}
   local server, durations = job.server .. ' ' .. job.account, job.node .. ' ' .. job.kind
   common[server] = common[server] or server_of(job)

@@ -5,7 +5,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-PROGRAM = "vps-snapshots"
 _LINE = 200  # characters of a command's help, which is wrapped; without a limit typer cuts it
 
 
@@ -22,6 +21,12 @@ class Sections(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def group(text: str | None = None) -> typer.Typer:
-    """A group of commands, such as `job`. `text`: its help; None if `main` has it."""
-    return typer.Typer(cls=Sections, no_args_is_help=True, rich_markup_mode=None, help=text)
+def program(**more: Any) -> typer.Typer:
+    """A program with commands. `more`: other parameters of Typer."""
+    help_options = {"help_option_names": ["--help", "-h"]}  # also those of its commands
+    return group(context_settings=help_options, pretty_exceptions_enable=False, **more)
+
+
+def group(**more: Any) -> typer.Typer:
+    """A group of commands, such as `job`. `more`: other parameters of Typer."""
+    return typer.Typer(**{"cls": Sections, "no_args_is_help": True, "rich_markup_mode": None, **more})
