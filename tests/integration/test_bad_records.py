@@ -88,6 +88,49 @@ async def test_a_damaged_field_hides_its_own_record_only(large: World) -> None:
         await work(world, well=world.hosted[-1])
 
 
+@pytest.mark.parametrize("field", ["name", "description", "size_mb", "created_ms"])
+async def test_a_refused_change_of_a_damaged_snapshot_has_changed_nothing(world: World, field: str) -> None:
+    (server, snapshot) = (world.hosted[0].server, world.hosted[0].ids["snapshot"][0])
+    path = f"/api/v1/snapshots/{snapshot}/"
+    calls: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+        "restore": ("POST", f"{path}restore/", None),
+        "dry run": ("POST", f"{path}restore/?dry_run=true", None),
+        "edit": ("PATCH", path, {"description": "new"}),
+    }
+    damages: dict[str, bytes | None] = {
+        **DAMAGES,
+        "late": b"8000000000000000",
+        "fraction": b"12.5",
+        "not UTF-8": "\xfc\u20ac\U0001f600".encode() + b"\xc3",
+    }
+    seen = set[int]()
+    await world.redis.hset(f"snapshot:{snapshot}", "status", "completed")
+    await world.redis.hdel(f"server:{server}", "job")
+    record = await world.redis.hgetall(f"snapshot:{snapshot}")
+    for damage in damages.values():
+        for what, (method, call, body) in calls.items():
+            await world.damage(f"snapshot:{snapshot}", field, damage)
+            before = await changed_by_calls(world)
+            answer = await world.api.call(method, call, body=body)
+            seen.add(answer.status)
+            assert answer.status != 503, (what, field, damage, answer.body)
+            if answer.status == 409:
+                assert await changed_by_calls(world) == before, (what, field, damage)
+            await world.redis.hset(f"snapshot:{snapshot}", mapping=record)
+            await world.redis.hdel(f"server:{server}", "job")
+    assert 409 in seen
+
+
+async def changed_by_calls(world: World) -> dict[bytes, bytes]:
+    """All data but what every call and every unreadable record writes."""
+    but = ("audit", "calls:", "clock", "token:", "tokens:", "unreadable")
+    keys = [key for key in await world.redis.keys() if not key.decode().startswith(but)]
+    async with world.redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.dump(key)
+        return dict(zip(keys, await pipe.execute(), strict=True))
+
+
 async def test_a_record_of_a_newer_release_is_set_aside_until_that_release_is_back(world: World) -> None:
     newer = {kind: {world.hosted[0].ids[kind][0]} for kind in ("job", "snapshot", "schedule")}
     newer["webhook"] = {world.webhooks[0]}

@@ -14,7 +14,7 @@ from tests.conftest import RedisServer
 from tests.queueing import until, until_told
 from worker.store.redis_client import RedisSettings, connect
 from worker.store.script_connection import RunsScripts, Script
-from worker.store.trouble import CutOff, TooSlow
+from worker.store.trouble import CutOff, NotCopied, TooSlow
 
 ECHO = Script("return ARGV[1]")
 WRITE = Script("redis.call('LPUSH', 'written', ARGV[1]) return redis.call('LLEN', 'written')")
@@ -121,8 +121,8 @@ async def test_the_connection_is_left_for_another(scripts: RunsScripts) -> None:
 
 
 @asynccontextmanager
-async def standing_in(answer: Callable[[int], bytes]) -> AsyncIterator[RedisSettings]:
-    """A server in Redis's place. `answer`: to a script on its n-th connection."""
+async def standing_in(answer: Callable[[int], bytes], *, waited: bytes = b":1\r\n") -> AsyncIterator[RedisSettings]:
+    """A server in Redis's place. `answer`: to a script on its n-th connection. `waited`: its answer to WAIT."""
     opened = 0
     served = set[asyncio.Task[None] | None]()
 
@@ -130,7 +130,7 @@ async def standing_in(answer: Callable[[int], bytes]) -> AsyncIterator[RedisSett
         nonlocal opened
         opened += 1
         served.add(asyncio.current_task())
-        answers = {b"EVALSHA": answer(opened), b"PING": b"+PONG\r\n", b"WAIT": b":1\r\n"}
+        answers = {b"EVALSHA": answer(opened), b"PING": b"+PONG\r\n", b"WAIT": waited}
         while head := await reader.readline():  # *<number of arguments>
             arguments = []
             for _ in range(int(head[1:])):
@@ -152,6 +152,13 @@ async def test_a_connection_that_answers_with_loading_is_left() -> None:
         with pytest.raises(BusyLoadingError):
             await scripts.run_script(ECHO, b"x")
         assert await scripts.run_script(ECHO, b"x") == 2
+
+
+async def test_a_change_whose_wait_for_replicas_fails_may_have_been_made() -> None:
+    unblocked = b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n"
+    async with standing_in(lambda _: b":1\r\n", waited=unblocked) as settings, connected(settings) as scripts:
+        with pytest.raises(NotCopied):
+            await scripts.run_script(CHANGE, b"x")
 
 
 async def test_reads_leave_a_former_primary_when_changes_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,14 @@ class Scripts:
         """Parse one record of a script's answer. Raises RecordUnreadable."""
         return await self._read(lambda: records.one(read, shown, kind=kind))
 
+    async def _changed(self, read: Callable[[list[Any]], Item], shown: list[Any], *, kind: str) -> Item:
+        """Parse the record that a change was answered with. Raises OutcomeUnknown if it is unreadable: the change was
+        made, and must not look refused."""
+        try:
+            return await self._one(read, shown, kind=kind)
+        except errors.RecordUnreadable as error:
+            raise errors.OutcomeUnknown.of() from error
+
     async def _many(
         self,
         read: Callable[[Row], Item],

@@ -124,7 +124,11 @@ class _Pipeline:
             self._copied = self._loop.create_future()
         copied = self._copied
         found = await answer
-        if await asyncio.shield(copied) < self._copies.replicas:
+        try:
+            copies = await asyncio.shield(copied)
+        except ResponseError as error:  # of WAIT: such as UNBLOCKED, if Redis has become a replica meanwhile
+            raise trouble.NotCopied(str(error)) from error
+        if copies < self._copies.replicas:
             raise trouble.NotCopied("Too few replicas have the change.")
         return found
 

@@ -111,6 +111,7 @@ local function restore(snapshot, server)
   if not server or server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
+  demand_shown('snapshot:' .. ask.id, snapshot.name, snapshot.description, snapshot.created_ms, snapshot.size_mb)
   if not ask.dry_run then chronicle_request(ask.id, 'restored') end
   return admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
 end
@@ -141,10 +142,12 @@ local function undo()
   if server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
+  local name, description, created_ms = undone.snapshot_name, undone.snapshot_description, undone.snapshot_created_ms
+  demand_shown('job:' .. ask.id, name, description, created_ms, '')
   local key = 'snapshot:' .. undone.snapshot -- it may have been deleted
   local is_ours = redis.call('HGET', key, 'account') == server.account
   return admit(undone.server, server, undone.snapshot, {
-    name = undone.snapshot_name, description = undone.snapshot_description, created_ms = undone.snapshot_created_ms,
+    name = name, description = description, created_ms = created_ms,
   }, is_ours and attempt(key, show_snapshot, undone.snapshot) or nil, ask.id)
 end
 

@@ -279,7 +279,7 @@ class CustomerStore(Scripts):
             raise errors.SnapshotNotFound.of(id=snapshot_id)
         if found[0] == b"refused":
             raise errors.refusal(found[1].decode())
-        return await self._one(_snapshot, found, kind="snapshot")
+        return await self._changed(_snapshot, found, kind="snapshot")
 
     async def edit_server(
         self,
@@ -367,7 +367,7 @@ class CustomerStore(Scripts):
         return len(found), await self._call("customers/show_snapshots", {"ids": ids, **more}, account_id) if ids else []
 
     async def _shown(self, shown: list[Any]) -> Job:
-        return await self._one(shown_job, shown, kind="job")
+        return await self._changed(shown_job, shown, kind="job")
 
     async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter, account_id: By) -> list[str]:
         """The IDs of the snapshots that match, in order. The list is read in parts, to limit how long each call blocks
@@ -396,7 +396,7 @@ class CustomerStore(Scripts):
         self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
     ) -> Admitted:
         job, snapshot = await self._ask(kind, target, request, **more)
-        made = await self._one(_brief, snapshot, kind="snapshot")
+        made = await self._changed(_brief, snapshot, kind="snapshot")
         return Admitted(job=AdmittedJob.of(job), snapshot=made)
 
     async def _ask(

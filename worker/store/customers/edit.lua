@@ -9,6 +9,8 @@ local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
 if not snapshot or snapshot.status == 'deleting' then return nil end
 local refused = refuse_growth(snapshot, ask.fields)
 if refused then return refused end
+local description = ask.fields.description or snapshot.description
+demand_shown('snapshot:' .. ask.id, snapshot.name, description, snapshot.created_ms, snapshot.size_mb)
 if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end
 if ask.fields.expires_ms == '' then redis.call('ZREM', 'snapshots:expiring', ask.id) end
 if (ask.fields.expires_ms or '') ~= '' then redis.call('ZADD', 'snapshots:expiring', ask.fields.expires_ms, ask.id) end

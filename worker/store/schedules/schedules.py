@@ -171,7 +171,7 @@ class Schedules(Scripts):
         facts = {"id": more.get("server", schedule_id), "limit": most, "of": of, "kind": kind}
         answer = await self._call("schedules/put_schedule", ask)
         shown = accepted(answer, idempotency, **facts)[0]
-        return await self._one(shown_schedule, shown, kind="schedule")
+        return await self._changed(shown_schedule, shown, kind="schedule")
 
     def _due_ms(self, spec: ScheduleSpec, spread: int) -> str:
         """The time of its next run, or of the start of its next window; "" if it is disabled."""

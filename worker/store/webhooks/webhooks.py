@@ -145,7 +145,7 @@ class Webhooks(Scripts):
         }
         answer = await self._call("webhooks/send_test", ask)
         shown = accepted(answer, idempotency, limit=PENDING_MAX)[0]
-        return await self._one(_delivery, shown, kind="delivery")
+        return await self._changed(_delivery, shown, kind="delivery")
 
     async def redeliver(
         self,
@@ -205,7 +205,7 @@ class Webhooks(Scripts):
         }
         answer = await self._call("webhooks/put_webhook", ask)
         shown, secret = accepted(answer, idempotency, limit=WEBHOOKS_PER_ACCOUNT)
-        return Secret(webhook=await self._one(_webhook, shown, kind="webhook"), secret=secret.decode())
+        return Secret(webhook=await self._changed(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 
 def _new_secret() -> str:
