@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,13 +31,13 @@ from drivers.base import (
     UnsupportedServer,
 )
 from tests.contract.harness import ACCOUNT_ID
+from tests.contract.killed_writes import KilledWrites
 from tests.contract.kvm_bench import (
     KvmBench,
     break_a_cluster,
     cut_off_start,
     held,
     image_options,
-    large_disk,
     qemu_img,
     read_text,
     write_text,
@@ -51,6 +51,13 @@ SPEC = SnapshotSpec(
     description="as written\non two lines",
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
 )
+
+
+@pytest.fixture
+def killed_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KilledWrites:
+    found = KilledWrites(tmp_path)
+    monkeypatch.setenv("PATH", str(found.programs), prepend=os.pathsep)
+    return found
 
 
 class TestDisks:
@@ -186,46 +193,36 @@ class TestDisks:
 
 class TestKilledMidway:
     @pytest.mark.parametrize("change", ["take", "revert", "delete"])
-    async def test_a_killed_change_is_repaired_and_no_snapshot_is_lost(self, kvm_bench: KvmBench, change: str) -> None:
+    async def test_a_change_killed_at_any_write_is_repaired_and_no_snapshot_is_lost(
+        self, kvm_bench: KvmBench, killed_writes: KilledWrites, change: str
+    ) -> None:
         hypervisor = kvm_bench.hypervisor
-        paths = [large_disk(kvm_bench.path(1, target), "100G") for target in ("vda", "vdb")]
-        await kvm_bench.add_domain(1, [disk(path) for path in paths])
+        await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         await hypervisor.take_snapshot(1, SPEC)
-        kvm_bench.write(1, "B")
         other = SnapshotSpec(tag="vps-802", name="x", description="", created_at=SPEC.created_at)
         changes: dict[str, Callable[[], Awaitable[None]]] = {
             "take": lambda: hypervisor.take_snapshot(1, other),
             "revert": lambda: hypervisor.revert(1, "vps-801"),
             "delete": lambda: hypervisor.delete_snapshot(1, "vps-802"),
         }
-        if change != "take":
-            await hypervisor.take_snapshot(1, other)
-        began = time.monotonic()
-        await changes[change]()
-        took_seconds = time.monotonic() - began
-        mended, killed = False, 0
-        for tenths in itertools.islice(itertools.cycle(range(3, 11)), 64):
-            if change == "delete" and not [*await hypervisor.snapshots(1)][1:]:
-                await hypervisor.take_snapshot(1, other)
-            kvm_bench.write(1, "B")  # a revert skips a disk that equals the snapshot
-            call = asyncio.ensure_future(changes[change]())
-            began = time.monotonic()
-            done, _ = await asyncio.wait({call}, timeout=took_seconds * tenths / 10)
-            # a machine with other work is faster or slower than it was before
-            took_seconds = time.monotonic() - began if done else 1.05 * took_seconds
-            killed += not done
-            call.cancel()
-            await asyncio.wait({call})
-            mended |= any([(await qcow2.damage(str(path))).any for path in paths])
-            await hypervisor.repair(1)
-            if change != "delete":
+        killed_at, damaged = set(), False
+        for disks_done in (0, 1):
+            for write in itertools.count(1):
+                if change == "delete":
+                    await hypervisor.take_snapshot(1, other)
+                kvm_bench.write(1, "B")  # a revert skips a disk that equals the snapshot
+                with killed_writes.kill(after_runs=disks_done, at_write=write), suppress(DiskFailed):
+                    await changes[change]()
+                damaged |= any([(await qcow2.damage(str(kvm_bench.path(1, vd)))).any for vd in ("vda", "vdb")])
+                await hypervisor.repair(1)
                 await hypervisor.delete_snapshot(1, "vps-802")
-            assert "vps-801" in [found.tag for found in await hypervisor.snapshots(1) if found.complete]
-            if mended and tenths == 10:
-                break
-        assert killed
-        assert mended or change == "delete", "none was hit midway"
+                assert "vps-801" in [found.tag for found in await hypervisor.snapshots(1) if found.complete]
+                if not killed_writes.have_happened:
+                    break
+                killed_at.add((disks_done, write))
+        assert killed_at >= {(0, 1), (0, 2), (1, 1), (1, 2)}
+        assert damaged
         await hypervisor.revert(1, "vps-801")
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
         assert await hypervisor.repair(1) == ()
