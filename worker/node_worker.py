@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
-# shortest delay before a job whose run raised an unexpected error (such as a full disk) is retried; TAKE_SECONDS is the
-# most that is added
-BROKEN_AGAIN_SECONDS = 5.0
-ENDED_AGAIN_SECONDS = 1.0  # the same for a job that the cell gives again after its end
+BROKEN_AGAIN_SECONDS = 5.0  # before a job whose run raised an unexpected error (such as a full disk) is retried
+ENDED_AGAIN_SECONDS = 1.0  # the least before a job that the cell gives again after its end; TAKE_SECONDS more at most
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
 PUT_BACK_SECONDS = 1.0  # at exit, for jobs that were cancelled to end
 NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
@@ -135,9 +133,11 @@ class NodeWorker(Worker):
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
-        # Jobs that must wait before they run again, until this time on the monotonic clock. A wait for jobs is not cut
-        # short for them, because an admission starts jobs only during a wait.
-        self._resting: dict[str, float] = {}
+        # Jobs that must not run again before this time on the monotonic clock: of those that broke, which are rare, and
+        # of those that have ended. A wait for jobs ends early only for the first, because an admission starts jobs only
+        # during a wait.
+        self._broken: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
         self._in_trouble = False
         self.allow_pick_jobs = False  # until the lease is held
 
@@ -196,9 +196,12 @@ class NodeWorker(Worker):
             await _wait(self._wake, TAKE_SECONDS)
             return ()
         now = time.monotonic()
-        self._resting = {job_id: until for job_id, until in self._resting.items() if until > now}
-        running = [JobId(job_id) for job_id in {*self.tasks, *self._resting}]
-        self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=TAKE_SECONDS))
+        for resting in (self._broken, self._ended):
+            for job_id in [job_id for job_id, until in resting.items() if until <= now]:
+                del resting[job_id]
+        running = [JobId(job_id) for job_id in {*self.tasks, *self._broken, *self._ended}]
+        seconds = min([TAKE_SECONDS, *(until - now for until in self._broken.values())])
+        self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=seconds))
         try:
             await asyncio.wait({self._taking})
             return () if self._taking.cancelled() else self._taking.result()
@@ -260,7 +263,10 @@ class NodeWorker(Worker):
         """Replaces arq's, which would remove the job from its queue."""
         self.free_slot(job_id)
         # The cell's queue knows whether the job is over; if not, it gives the job again.
-        self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
+        if finish:
+            self._ended[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
+        else:
+            self._broken[job_id] = time.monotonic() + BROKEN_AGAIN_SECONDS
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

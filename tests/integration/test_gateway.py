@@ -162,7 +162,7 @@ async def test_a_newer_node_is_told_which_protocols_the_gateway_speaks(reached: 
         assert answer == {
             "id": 1,
             "error": "protocol",
-            "detail": "this gateway speaks protocol 1, 2, 3, 4, the node (7,)",
+            "detail": "this gateway speaks protocol 1, 2, 3, 4, 5, the node (7,)",
         }
         answer = await ask(connection, "hello", **(HELLO | {"protocols": [7, 2, 1], "of_a_later_release": True}))
         assert answer["answer"]["protocol"] == 2

@@ -32,6 +32,7 @@ from tests.queueing import (
 )
 from worker.node_worker import BROKEN_AGAIN_SECONDS, NodeWorker
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId, SnapshotId
+from worker.store.nodes.protocol import TAKE_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +198,7 @@ class Broken(Jobs):
 
 
 async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_server: RedisServer) -> None:
+    """But before the wait for other jobs would have ended."""
     jobs = Broken()
     async with at_work(redis_server.socket, jobs):
         await put(redis, "a")
@@ -206,6 +208,28 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: Redis, redis_se
         assert time.monotonic() - broke > BROKEN_AGAIN_SECONDS / 2
         await nothing_left(redis)
     assert jobs.starts == {"a": 2}
+
+
+async def test_the_wait_for_jobs_ends_when_a_job_that_broke_can_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.node_worker.BROKEN_AGAIN_SECONDS", 0.2)
+    waits: list[float] = []
+    jobs = Broken()
+
+    async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
+        waits.append(seconds)
+        if not jobs.ended and "a" not in running:
+            return [JobId("a")]
+        await asyncio.sleep(min(seconds, 0.01))
+        return []
+
+    worker = NodeWorker(take=take, run=jobs.run, max_jobs=1)
+    worker.resume()
+    working = asyncio.create_task(worker.work())
+    await jobs.have_ended("a")
+    await worker.stop(PATIENCE_SECONDS)
+    await working
+    assert waits[0] == TAKE_SECONDS
+    assert any(seconds <= 0.2 for seconds in waits)
 
 
 async def test_a_job_that_the_cell_started_is_passed_on_complete() -> None:

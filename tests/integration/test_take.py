@@ -22,6 +22,7 @@ from worker.store.errors import JobNotCancellable
 from worker.store.model import Job, JobId, JobState, ServerId
 from worker.store.nodes.claims import LeaseLost
 from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.protocol import CALLS, TAKE_SECONDS
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 
@@ -228,9 +229,10 @@ async def test_a_node_of_the_previous_release_starts_its_jobs_itself(cell: Cell,
         assert (await node.hear())["answer"]["id"] == job_id
 
 
-async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: Path) -> None:
+async def test_a_gateway_of_the_first_release_is_asked_as_it_expects(tmp_path: Path) -> None:
     """As after a downgrade of the gateways."""
     asked: list[tuple[str, set[str]]] = []
+    waits: list[float] = []
 
     async def answer(connection: ServerConnection) -> None:
         async for frame in connection:
@@ -240,6 +242,7 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
                 case "hello":
                     said: Any = {"protocol": 1, "node": "n1"}
                 case "take":
+                    waits.append(one["ask"]["seconds"])
                     said = ["a" * 32] if one["ask"]["free"] == 1 else None  # otherwise it waits
                 case _:
                     said = 0
@@ -253,14 +256,22 @@ async def test_a_gateway_of_the_release_before_is_asked_as_it_expects(tmp_path: 
     async with unix_serve(answer, str(socket)):
         node = GatewayClient(address, node="n1", machine="m1", who="x")
         async with in_background(node.keep_connected()):
-            assert await node.take(running=[], free=1, seconds=5) == ("a" * 32,)
-            taking = asyncio.create_task(node.take(running=[], free=2, seconds=5))
+            assert await node.take(running=[], free=1, seconds=TAKE_SECONDS) == ("a" * 32,)
+            taking = asyncio.create_task(node.take(running=[], free=2, seconds=0.5))
             await until(lambda: len(asked) == 3)
             taking.cancel()
             await node.stop_taking()
             assert await node.republish() == 0
     fields = {"running", "free", "seconds"}
     assert asked[1:] == [("take", fields), ("take", fields), ("republish", set())]
+    assert waits == [5, 0.5]
+
+
+@pytest.mark.parametrize(("protocol", "seconds"), [(1, 5), (4, 5), (5, TAKE_SECONDS), (6, TAKE_SECONDS)])
+def test_a_gateway_is_asked_to_wait_as_long_as_its_release_can(protocol: int, seconds: float) -> None:
+    call = CALLS["take"]
+    asked = call.ask.fitting(running=[], free=1, seconds=TAKE_SECONDS, begin=True)
+    assert json.loads(call.said(asked, protocol))["seconds"] == seconds
 
 
 async def test_a_worker_stops_also_without_a_gateway(tmp_path: Path) -> None:
