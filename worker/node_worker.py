@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # before a job whose run raised an unexpected error (such as a full disk) is retried
-ENDED_AGAIN_SECONDS = 1.0  # the least before a job that the cell gives again after its end; TAKE_SECONDS more at most
+# A job that has ended and is given again starts after this at the earliest, and at most TAKE_SECONDS later.
+ENDED_AGAIN_SECONDS = 1.0
+FULL_SECONDS = 5.0  # how long a worker without a free slot waits for one, because more jobs may be allowed meanwhile
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
 PUT_BACK_SECONDS = 1.0  # at exit, for jobs that were cancelled to end
 NEVER_SECONDS = 10 * 365 * 86_400  # disables arq's limits
@@ -136,8 +138,8 @@ class NodeWorker(Worker):
         # Jobs that must not run again before this time on the monotonic clock: of those that broke, which are rare, and
         # of those that have ended. A wait for jobs ends early only for the first, because an admission starts jobs only
         # during a wait.
-        self._broken: dict[str, float] = {}
-        self._ended: dict[str, float] = {}
+        self._rest_broken: dict[str, float] = {}
+        self._rest_ended: dict[str, float] = {}
         self._in_trouble = False
         self.allow_pick_jobs = False  # until the lease is held
 
@@ -193,14 +195,14 @@ class NodeWorker(Worker):
         """Wait for jobs to start. Returns none from time to time, and after a pause."""
         free = min(self.max_jobs - len(self._busy), self._allowed() - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
-            await _wait(self._wake, TAKE_SECONDS)
+            await _wait(self._wake, FULL_SECONDS)
             return ()
         now = time.monotonic()
-        for resting in (self._broken, self._ended):
+        for resting in (self._rest_broken, self._rest_ended):
             for job_id in [job_id for job_id, until in resting.items() if until <= now]:
                 del resting[job_id]
-        running = [JobId(job_id) for job_id in {*self.tasks, *self._broken, *self._ended}]
-        seconds = min([TAKE_SECONDS, *(until - now for until in self._broken.values())])
+        running = [JobId(job_id) for job_id in {*self.tasks, *self._rest_broken, *self._rest_ended}]
+        seconds = min([TAKE_SECONDS, *(until - now for until in self._rest_broken.values())])
         self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=seconds))
         try:
             await asyncio.wait({self._taking})
@@ -264,9 +266,9 @@ class NodeWorker(Worker):
         self.free_slot(job_id)
         # The cell's queue knows whether the job is over; if not, it gives the job again.
         if finish:
-            self._ended[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
+            self._rest_ended[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
         else:
-            self._broken[job_id] = time.monotonic() + BROKEN_AGAIN_SECONDS
+            self._rest_broken[job_id] = time.monotonic() + BROKEN_AGAIN_SECONDS
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

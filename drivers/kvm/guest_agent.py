@@ -22,10 +22,10 @@ from drivers.kvm.libvirt_xml import read
 
 CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
 ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
-CONNECT_SECONDS = (
-    2.0  # limit for libvirt to connect to an agent that runs: 0.1 were observed. Less than ANSWER_SECONDS,
-)
-CONNECTED_POLL_SECONDS = 0.02  # so that a silent agent is asked once
+# Limit for libvirt to connect to an agent that runs: 0.1 were observed. Less than ANSWER_SECONDS, so that a silent
+# agent is asked once.
+CONNECT_SECONDS = 2.0
+CONNECTED_POLL_SECONDS = 0.02
 FROZEN, THAWED = "frozen", "thawed"
 FREEZE = "guest-fsfreeze-freeze"
 # VIR_ERR_AGENT_COMMAND_TIMEOUT and VIR_ERR_AGENT_COMMAND_FAILED, since libvirt 11.2. As numbers, because the Python

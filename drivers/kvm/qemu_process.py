@@ -12,6 +12,7 @@ process dies, the kernel closes the copy.
 
 import asyncio
 import ctypes
+import errno
 import itertools
 import os
 import select
@@ -117,18 +118,22 @@ def _uuid(pid: int) -> str | None:
 def _monitor(pid: int, process: int) -> socket.socket | None:
     """A copy of QEMU's end of libvirt's connection to its monitor. Raises OSError."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # QEMU has closed it meanwhile
+        try:
             if not os.readlink(link).startswith("socket:"):
                 continue
             descriptor = _copied(process, int(link.name))
-            try:
-                copy = socket.socket(fileno=descriptor)
-            except OSError:  # QEMU has used the number again, maybe for a disk: the copy would keep its locks
-                os.close(descriptor)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.EBADF}:  # QEMU has closed it meanwhile
                 continue
-            if _is_monitor(copy):
-                return copy
-            copy.close()
+            raise
+        try:
+            copy = socket.socket(fileno=descriptor)
+        except OSError:  # QEMU has used the number again, maybe for a disk: the copy would keep its locks
+            os.close(descriptor)
+            continue
+        if _is_monitor(copy):
+            return copy
+        copy.close()
     return None
 
 

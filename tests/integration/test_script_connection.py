@@ -154,9 +154,17 @@ async def test_a_connection_that_answers_with_loading_is_left() -> None:
         assert await scripts.run_script(ECHO, b"x") == 2
 
 
-async def test_a_change_whose_wait_for_replicas_fails_may_have_been_made() -> None:
-    unblocked = b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n"
-    async with standing_in(lambda _: b":1\r\n", waited=unblocked) as settings, connected(settings) as scripts:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+        "LOADING Redis is loading the dataset in memory",
+        "NOAUTH Authentication required.",
+    ],
+)
+async def test_a_change_whose_wait_for_replicas_fails_may_have_been_made(refusal: str) -> None:
+    waited = f"-{refusal}\r\n".encode()
+    async with standing_in(lambda _: b":1\r\n", waited=waited) as settings, connected(settings) as scripts:
         with pytest.raises(NotCopied):
             await scripts.run_script(CHANGE, b"x")
 

@@ -206,11 +206,15 @@ class Scripts:
         return await self._read(lambda: records.one(read, shown, kind=kind))
 
     async def _changed(self, read: Callable[[list[Any]], Item], shown: list[Any], *, kind: str) -> Item:
-        """Parse the record that a change was answered with. Raises OutcomeUnknown if it is unreadable: the change was
-        made, and must not look refused."""
+        """Parse the record that a change was answered with. Raises OutcomeUnknown if it is unreadable."""
+        return await self._after_change(self._one(read, shown, kind=kind))
+
+    async def _after_change(self, shown: Awaitable[Item]) -> Item:
+        """The answer to a change that was made. Raises OutcomeUnknown if it cannot be read: the change must not look
+        refused."""
         try:
-            return await self._one(read, shown, kind=kind)
-        except errors.RecordUnreadable as error:
+            return await shown
+        except (errors.RecordUnreadable, errors.StoreUnavailable) as error:
             raise errors.OutcomeUnknown.of() from error
 
     async def _many(

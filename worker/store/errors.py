@@ -466,14 +466,15 @@ class StoreReadOnly(StoreUnavailable):
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """Redis did not confirm a change. This is the only refusal after which the change may have taken effect."""
+    """Redis did not confirm a change, or its record cannot be shown. This is the only refusal after which the change may
+    have taken effect."""
 
     code = "outcome_unknown"
     status = 503
     retry_after_seconds = 5
     text = (
-        "The service's data store did not confirm the request, which may have taken effect. Repeat it with its"
-        " Idempotency-Key. If it had none, check whether it took effect before you repeat it."
+        "It is unknown whether the request took effect. Repeat it with its Idempotency-Key. If it had none, check"
+        " whether it took effect before you repeat it."
     )
 
 

@@ -126,7 +126,9 @@ class _Pipeline:
         found = await answer
         try:
             copies = await asyncio.shield(copied)
-        except ResponseError as error:  # of WAIT: such as UNBLOCKED, if Redis has become a replica meanwhile
+        except trouble.AnswerLost:
+            raise
+        except RedisError as error:  # of WAIT: such as UNBLOCKED or LOADING, if Redis has become a replica meanwhile
             raise trouble.NotCopied(str(error)) from error
         if copies < self._copies.replicas:
             raise trouble.NotCopied("Too few replicas have the change.")

@@ -1,4 +1,4 @@
--- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
+-- include: clock, records, nodes, shown, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
 -- include: room, retrying, history, account_limits, windows, queue
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
@@ -11,7 +11,7 @@
 -- schedule: {id, due_ms, next_ms, retry_ms}, or for a run in a window {id, server, due_ms, retry_ms}, traceparent or
 -- nil, idempotency (see `replay`), whole_job, by: the calling token (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` {its ID} alone), snapshot (see
--- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
+-- `as_shown`; nil for the dry run of a create, for a delete and for an undo)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
@@ -37,12 +37,13 @@ local function chronicle_request(id, what)
   })
 end
 
--- shown: the snapshot for the answer (see `show_snapshot`), or nil
+-- shown: the snapshot for the answer (see `as_shown`), or nil
 local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
   local job = {
     undoes = undoes,
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
-    server = server_id, server_name = server.name, account = server.account, node = server.node,
+    server = server_id, account = server.account, node = server.node,
+    server_name = is_utf8(server.name or '') and server.name or '', -- otherwise no list could show the job
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
     present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil, start_by_ms = ask.start_by_ms,
@@ -58,9 +59,13 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
   return {'admitted', whole, shown}
 end
 
--- A snapshot of the server, in the form of `show_snapshot`.
+-- What the answer shows of a snapshot of the server: {id, {field, value, ...}, name of the server}. Other fields may be
+-- damaged. `account`: for stored answers that a front end of an earlier release repeats.
 local function as_shown(id, snapshot, server)
-  return {id, flattened(snapshot), server.name}
+  return {id, flattened({
+    server = snapshot.server, account = snapshot.account, name = snapshot.name, status = snapshot.status,
+    size_mb = snapshot.size_mb, created_ms = snapshot.created_ms, description = snapshot.description,
+  }), server.name}
 end
 
 local function create()
@@ -107,11 +112,11 @@ local function create()
 end
 
 local function restore(snapshot, server)
+  demand_brief('snapshot:' .. ask.id, snapshot)
   if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
   if not server or server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
-  demand_shown('snapshot:' .. ask.id, snapshot.name, snapshot.description, snapshot.created_ms, snapshot.size_mb)
   if not ask.dry_run then chronicle_request(ask.id, 'restored') end
   return admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
 end
@@ -142,13 +147,12 @@ local function undo()
   if server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
-  local name, description, created_ms = undone.snapshot_name, undone.snapshot_description, undone.snapshot_created_ms
-  demand_shown('job:' .. ask.id, name, description, created_ms, '')
-  local key = 'snapshot:' .. undone.snapshot -- it may have been deleted
-  local is_ours = redis.call('HGET', key, 'account') == server.account
-  return admit(undone.server, server, undone.snapshot, {
-    name = name, description = description, created_ms = created_ms,
-  }, is_ours and attempt(key, show_snapshot, undone.snapshot) or nil, ask.id)
+  local snapshot = {
+    name = undone.snapshot_name, description = undone.snapshot_description, created_ms = undone.snapshot_created_ms,
+    size_mb = '', status = 'completed',
+  }
+  demand_brief('job:' .. ask.id, snapshot)
+  return admit(undone.server, server, undone.snapshot, snapshot, nil, ask.id)
 end
 
 -- Create a snapshot of a server for a schedule. Also returns whether the refusal is temporary.

@@ -295,7 +295,7 @@ class CustomerStore(Scripts):
         ask = {"id": str(server_id), "fields": given(consistency=consistency, labels=text)}
         if await self._call("customers/edit_server", ask, account_id) is None:
             raise errors.ServerNotFound.of(id=server_id)
-        return await self.server(account_id=account_id, server_id=server_id)
+        return await self._after_change(self.server(account_id=account_id, server_id=server_id))
 
     # --- reads ---
 

@@ -1,4 +1,4 @@
--- include: records, show, history, room
+-- include: records, show, shown, history, room
 -- Change the customer's fields of a snapshot.
 -- Also when full.
 -- ask: {account, id, fields: {field: text}, request_id, by: the calling token (see `chronicle`), or nil};
@@ -9,8 +9,10 @@ local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
 if not snapshot or snapshot.status == 'deleting' then return nil end
 local refused = refuse_growth(snapshot, ask.fields)
 if refused then return refused end
-local description = ask.fields.description or snapshot.description
-demand_shown('snapshot:' .. ask.id, snapshot.name, description, snapshot.created_ms, snapshot.size_mb)
+local edited = {}
+for field, text in pairs(snapshot) do edited[field] = ask.fields[field] or text end
+demand_brief('snapshot:' .. ask.id, edited)
+demand_whole('snapshot:' .. ask.id, edited)
 if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end
 if ask.fields.expires_ms == '' then redis.call('ZREM', 'snapshots:expiring', ask.id) end
 if (ask.fields.expires_ms or '') ~= '' then redis.call('ZADD', 'snapshots:expiring', ask.fields.expires_ms, ask.id) end

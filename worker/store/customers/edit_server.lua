@@ -1,4 +1,4 @@
--- include: records
+-- include: records, shown, claims
 -- Set whether creates stop a server by default, and the server's labels.
 -- ask: {account, id, fields: {consistency: 'stop', 'live' or '' (the provider's default), labels: JSON}}; a missing
 -- field stays
@@ -7,6 +7,9 @@ local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.id
 local server = read_of(ask.account, key)
 if not server or server.missing then return nil end
+if not POWERS[server.power] then return unreadable(key, 'power cannot be read') end
+server.labels = ask.fields.labels or server.labels
+demand_whole(key, server)
 if ask.fields.consistency == '' then
   redis.call('HDEL', key, 'consistency')
   ask.fields.consistency = nil

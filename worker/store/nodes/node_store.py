@@ -346,9 +346,9 @@ def _started(given: bytes) -> list[list[Any]]:
     """The job that an admission has given, in the form of an answer of `take`; none if it cannot be read."""
     try:
         job_id, flat = json.loads(given)
+        return [[job_id.encode(), [text.encode() for text in flat]]]
     except (ValueError, TypeError, AttributeError):
         return []
-    return [[job_id.encode(), [text.encode() for text in flat]]]
 
 
 def _job(shown: list[Any]) -> Job:

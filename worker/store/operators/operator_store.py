@@ -210,7 +210,7 @@ class OperatorStore(Scripts):
     async def resolve(self, job_id: JobId, *, by: str, reason: str, idempotency: Idempotency | None = None) -> OpsJob:
         """Mark a stranded job as resolved. Raises JobNotFound or JobNotStranded."""
         await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
-        return await self.job(job_id)
+        return await self._after_change(self.job(job_id))
 
     # --- search, snapshots ---
 
@@ -272,12 +272,12 @@ class OperatorStore(Scripts):
     async def _turn(self, name: str, idempotency: Idempotency | None, ask: Mapping[str, Any]) -> Node:
         wake = queue.wake_key(queue.queue_name(name))
         await self._do("operators/pause", idempotency, about=name, node=name, wake=wake, **ask)
-        return await self.node(name)
+        return await self._after_change(self.node(name))
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Make a node reconcile all its servers; it starts within seconds. Raises NodeNotFound."""
         await self._do("operators/ask_reconcile", idempotency, about=name, node=name)
-        return await self.node(name)
+        return await self._after_change(self.node(name))
 
     # --- servers, findings, audit ---
 
@@ -332,7 +332,7 @@ class OperatorStore(Scripts):
         answer = await self._call("operators/place_server", ask)
         about = node if answer[:2] == [b"refused", errors.NodeNotFound.code.encode()] else server_id
         accepted(answer, id=about)
-        return await self.server(server_id)
+        return await self._after_change(self.server(server_id))
 
     async def account(self, account_id: AccountId) -> AccountLimits:
         """The account's limits. The account need not exist, because the service knows accounts only from their
@@ -344,7 +344,7 @@ class OperatorStore(Scripts):
         """Set how many snapshots each of its servers may have; None: SNAPSHOTS_PER_SERVER. Deletes no snapshots."""
         most = "" if snapshots_max is None else str(snapshots_max)
         await self._call("operators/limit_account", {"account": str(account_id), "snapshots_max": most})
-        return await self.account(account_id)
+        return await self._after_change(self.account(account_id))
 
     async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
         """Record who repairs a stranded server, instead of whoever took it before. Raises ServerNotFound or
@@ -357,7 +357,7 @@ class OperatorStore(Scripts):
 
     async def _taken(self, server_id: ServerId, by: str, idempotency: Idempotency | None) -> OpsServer:
         await self._do("operators/take_server", idempotency, about=str(server_id), server=str(server_id), by=by)
-        return await self.server(server_id)
+        return await self._after_change(self.server(server_id))
 
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""

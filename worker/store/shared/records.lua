@@ -48,34 +48,6 @@ local function is_a(what, text)
   return text
 end
 
--- Whether the text is valid UTF-8. A plain pattern finds nothing else in almost all texts.
-local function is_utf8(text)
-  if not string.find(text, '[\128-\255]') then return true end
-  for _, sequence in ipairs({
-    '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '\237[\128-\159][\128-\191]',
-    '[\225-\236\238\239][\128-\191][\128-\191]', '\240[\144-\191][\128-\191][\128-\191]',
-    '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
-  }) do
-    text = string.gsub(text, sequence, ' ')
-  end
-  return not string.find(text, '[\128-\255]')
-end
-
-local LAST_MOMENT_MS = 253402300799999 -- the end of the year 9999
-
--- End the script unless an answer can show those fields of a snapshot, because the caller would take a request that was
--- carried out for a refused one. key: of the record that has them.
-local function demand_shown(key, name, description, created_ms, size_mb)
-  for field, text in pairs({name = name or false, description = description or false}) do
-    if not text or not is_utf8(text) then return unreadable(key, field .. ' cannot be read') end
-  end
-  local created = string.find(created_ms or '', '^%d+$') and number(created_ms)
-  if not created or created > LAST_MOMENT_MS then return unreadable(key, 'created_ms cannot be read') end
-  if size_mb ~= '' and not (string.find(size_mb or '', '^%d+$') and number(size_mb)) then
-    return unreadable(key, 'size_mb cannot be read')
-  end
-end
-
 -- End the script unless the key has that type or does not exist, because a write would be lost.
 local function demand(key, kind)
   local found = redis.call('TYPE', key).ok
