@@ -170,7 +170,7 @@ cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, an
 failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
 
-upgrades: setup-tests ## upgrade a cell under load, from earlier releases and to a simulated next one, and downgrade it (FROM="v1.0.0 today")
+upgrades: setup-tests ## upgrade a cell under load, from earlier releases and to a simulated next one, and downgrade it (FROM="0a79ed0 today")
 	@exec $(BIN)/python -m tests.upgrades
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)

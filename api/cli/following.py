@@ -178,7 +178,7 @@ class _Bar:
     def report(self, job: Body) -> None:
         self._job = job
         now = job["step"] if job["state"] == "in_progress" else job["state"]
-        self._bar.update(self._task, completed=job["percent"], now=now or "starting", left=_left(job))
+        self._bar.update(self._task, completed=job["percent"], now=now or "started", left=_left(job))
 
     def outage(self, _: Unreachable) -> None:
         self._job = None

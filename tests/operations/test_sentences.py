@@ -212,7 +212,7 @@ HOW: dict[str, Callable[[str, Path], None]] = {
     "virsh": virsh,
     "cli": redis,
     "vps-snapshots": ours,
-    "python": python,
+    ".venv/bin/python": python,
 }
 
 

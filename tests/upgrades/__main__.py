@@ -1,7 +1,7 @@
 """`make upgrades`: upgrade a cell from earlier releases to this checkout and back, and from this checkout to a
 simulated next release and back.
 
-FROM="v1.0.0 today": tags or commits; by default the newest tag, if there is one, the last commit without gateways, and
+FROM="0a79ed0 today": tags or commits; by default the newest tag, if there is one, the last commit without gateways, and
 this checkout.
 """
 
@@ -22,7 +22,10 @@ def main() -> int:
     failed = 0
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix="vps-up-", dir="/tmp"))  # a short path: sockets are below it
-        before = today() if name == "today" else of_commit(name, folder / "before")
+        try:
+            before = today() if name == "today" else of_commit(name, folder / "before")
+        except LookupError as error:
+            sys.exit(f"{error}")
         after = following(folder / "after") if name == "today" else today()
         print(f"from {before.name} to {after.name} and back, in {folder}")
         began = time.monotonic()

@@ -81,8 +81,12 @@ CHANGES = {
 
 
 def of_commit(commit: str, folder: Path) -> Release:
-    """Raises CalledProcessError if this clone does not have it."""
-    packed = subprocess.run(["git", "archive", commit, *PARTS, ACCOUNTS], cwd=CHECKOUT, check=True, capture_output=True)
+    """Raises LookupError if this clone does not have it."""
+    packed = subprocess.run(
+        ["git", "archive", commit, *PARTS, ACCOUNTS], cwd=CHECKOUT, check=False, capture_output=True
+    )
+    if packed.returncode:
+        raise LookupError(f"no such tag or commit: {commit}: {packed.stderr.decode().strip()}")
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
     return Release(name=commit, tree=folder, accounts=_accounts(folder / ACCOUNTS))
