@@ -466,8 +466,8 @@ class StoreReadOnly(StoreUnavailable):
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """Redis did not confirm a change, or its record cannot be shown. This is the only refusal after which the change may
-    have taken effect."""
+    """Redis did not confirm a change, or its record cannot be shown. This is the only refusal after which the change
+    may have taken effect."""
 
     code = "outcome_unknown"
     status = 503
