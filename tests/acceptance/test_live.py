@@ -89,11 +89,7 @@ async def test_a_worker_that_dies_leaves_the_guest_frozen_until_the_next_one_sta
     moment = Moment.BEFORE if step == "thawing" else Moment.AFTER
     halts.ask(Halt(kind="create", step=step, moment=moment, seconds=0))
     answer = await cell.begin_create(server, step, **LIVE)
-
-    async def halted() -> bool:
-        return halts.reached() is not None
-
-    await eventually(halted)
+    await eventually(halts.have_stopped)
     assert cell.worker is not None
     os.kill(cell.worker.pid, signal.SIGKILL)
     await cell.worker.ended()
