@@ -258,9 +258,7 @@ async def _is_at(cell: AcceptanceCell, place: str, step: str) -> bool:
     return bool((await cell.client.call("GET", place)).body["step"] == step)
 
 
-async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(
-    cell: AcceptanceCell, folder: Path
-) -> None:
+async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(cell: AcceptanceCell, folder: Path) -> None:
     server, halts, usual = cell.servers[DEAF], Halts(folder), cell.worker_command
     assert cell.worker is not None
     assert cell.client is not None
