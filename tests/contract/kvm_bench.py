@@ -240,10 +240,3 @@ def break_a_cluster(path: Path) -> None:
         last = max(index for index, entry in enumerate(entries) if entry)
         file.seek(l2_at + 8 * last)
         file.write(struct.pack(">Q", (1 << 63) | (1 << 40)))
-
-
-def large_disk(path: Path, size: str = "20G") -> Path:
-    """A fully mapped disk that takes little space, but whose snapshot takes long enough to be killed midway."""
-    options = "cluster_size=64k,preallocation=metadata"
-    qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), size)
-    return path
