@@ -589,7 +589,7 @@ async def test_a_node_that_reads_no_answers_is_not_read(
     cell: Cell, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.gateway.server.SILENT_SECONDS", 600)
-    much = dict.fromkeys(("calls_per_second", "calls_at_once", "bytes_per_second"), 1_000_000_000)
+    much: dict[str, Any] = dict.fromkeys(("calls_per_second", "calls_at_once", "bytes_per_second"), 1_000_000_000)
     async with (
         gateway(redis_server.socket, **much) as reached,
         greeted(reached, who="other") as other,

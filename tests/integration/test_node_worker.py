@@ -162,11 +162,18 @@ async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
 async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
     redis: Redis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
-    await put(redis, "a")
+    async def other_calls() -> None:
+        """As many as a worker that takes jobs needs, and more."""
+        for _ in range(20):
+            await redis.ping()
+
     async with at_work(redis_server.socket, jobs, resumed=False) as worker:
-        await asyncio.sleep(0.05)
-        assert not jobs.starts
+        await wake(redis)
+        await other_calls()
         assert await redis.exists(WAKE)  # it may be for the current lease holder
+        await put(redis, "a")
+        await other_calls()
+        assert not jobs.starts
         worker.resume()
         await jobs.have_started("a")
 
@@ -316,17 +323,18 @@ async def test_any_answer_may_be_lost(redis: Redis, redis_server: RedisServer, j
 
 
 async def test_jobs_continue_without_redis_and_are_reported_when_it_is_back(server: RedisServer, jobs: Jobs) -> None:
-    async with client(server.socket) as redis, at_work(server.socket, jobs):
-        await put(redis, "a", "b", "c")
+    async with client(server.socket) as redis, at_work(server.socket, jobs, max_jobs=3):
+        await put(redis, "a", "b")
         await jobs.have_started("a", "b")
         server.kill()
-        await asyncio.sleep(0.5)  # it tries Redis several times
+        await until(lambda: jobs.failed >= 3)  # it asks for a third job
         jobs.end("a", "b", "c")
         await jobs.have_ended("a", "b")
         await asyncio.to_thread(server.start)
+        await put(redis, "c")
         await jobs.have_ended("c")
         await nothing_left(redis)
-        await every_slot_works(redis, jobs)
+        await every_slot_works(redis, jobs, slots=3)
     assert {jobs.starts[job_id] for job_id in "abc"} == {1}
 
 
@@ -335,7 +343,7 @@ async def test_a_worker_that_starts_before_redis_works_when_it_comes(server: Red
         await put(redis, "a")
     server.kill()
     async with at_work(server.socket, jobs):
-        await asyncio.sleep(0.5)
+        await until(lambda: jobs.failed >= 3)
         await asyncio.to_thread(server.start)
         await jobs.have_started("a")
 
