@@ -588,6 +588,13 @@ async def test_a_node_that_connects_again_and_again_is_turned_away(reached: Reac
 async def test_a_node_that_reads_no_answers_is_not_read(
     cell: Cell, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sessions: list[Session] = []
+
+    def listed(*arguments: Any, **named: Any) -> Session:
+        sessions.append(Session(*arguments, **named))
+        return sessions[-1]
+
+    monkeypatch.setattr("api.gateway.server.Session", listed)
     monkeypatch.setattr("api.gateway.server.SILENT_SECONDS", 600)
     much: dict[str, Any] = dict.fromkeys(("calls_per_second", "calls_at_once", "bytes_per_second"), 1_000_000_000)
     async with (
@@ -601,7 +608,6 @@ async def test_a_node_that_reads_no_answers_is_not_read(
             while True:  # the answers contain the name of the field
                 await slow.send(json.dumps({"id": 1, "call": "hello", "ask": {"x" * 1000: 1}}))
 
-        sessions = [one for one in gc.get_objects() if isinstance(one, Session)]
         sending = asyncio.create_task(send())
         await until(lambda: any(one._connection.paused for one in sessions))  # no more fits into the socket
         (session,) = (one for one in sessions if one._connection.paused)
