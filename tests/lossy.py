@@ -1,4 +1,5 @@
-"""A connection to Redis that loses an answer: the command is executed, but the caller gets no answer."""
+"""A connection to Redis that loses an answer: the command is executed, but the caller gets no answer. It can also hold
+a command back."""
 
 import asyncio
 import tempfile
@@ -15,10 +16,21 @@ class LossyWay:
         self.lost = 0
         self._redis = redis
         self._word: bytes | None = None
+        self._held_word: bytes | None = None
+        self.holds = asyncio.Event()
+        self._passes = asyncio.Event()
         self._links: set[asyncio.Task[None]] = set()
 
     def lose(self, word: str) -> None:
-        self._word = word.encode().replace(b'": ', b'":')  # as in the arguments of scripts
+        self._word = _in_scripts(word)
+
+    def hold(self, word: str) -> None:
+        """Hold the next command with the word, and what follows on its connection, until `pass_on`. `holds` is set when
+        it has come."""
+        self._held_word = _in_scripts(word)
+
+    def pass_on(self) -> None:
+        self._passes.set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = asyncio.current_task()
@@ -54,6 +66,10 @@ class LossyWay:
         answering = asyncio.create_task(answers())
         try:
             while asked := await reader.read(1 << 16):
+                if self._held_word is not None and self._held_word in asked:
+                    self._held_word = None
+                    self.holds.set()
+                    await self._passes.wait()
                 losing = self._word is not None and self._word in asked
                 if losing:
                     self._word = None
@@ -74,6 +90,11 @@ class LossyWay:
             link.cancel()
         if self._links:
             await asyncio.wait(self._links)
+
+
+def _in_scripts(word: str) -> bytes:
+    """The word as it is in the arguments of scripts."""
+    return word.encode().replace(b'": ', b'":')
 
 
 @asynccontextmanager

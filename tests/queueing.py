@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from worker.node_worker import NodeWorker, Take
 from worker.store import arq_queue as queue
 from worker.store.calls import redis_answers
+from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import RedisSettings, connect
@@ -54,12 +55,13 @@ async def wake(redis: Redis) -> None:
 
 
 class Jobs:
-    """The worker's jobs: each waits until the test lets it end."""
+    """The worker's jobs: each waits until the test lets it end. `failed`: how many calls of Redis have failed."""
 
     def __init__(self) -> None:
         self.starts: defaultdict[str, int] = defaultdict(int)
         self.started: dict[str, float] = {}
         self.ended: set[str] = set()
+        self.failed = 0
         self._ends: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def run(self, job_id: str, _begun: Job | None = None) -> None:
@@ -100,8 +102,11 @@ def runner(redis: Redis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable[No
     async def run(job_id: str, _begun: Job | None) -> None:
         await jobs.run(job_id)
         while True:
-            with suppress(RedisError, OSError):
+            try:
                 await redis.zrem(CELL, job_id)
+            except (RedisError, OSError):
+                jobs.failed += 1
+            else:
                 return
             await asyncio.sleep(0.05)
 
@@ -121,7 +126,16 @@ async def client(socket: Path) -> AsyncIterator[Redis]:
 async def at_work(socket: Path, jobs: Jobs, *, max_jobs: int = 2, resumed: bool = True) -> AsyncIterator[NodeWorker]:
     """A worker that has its lease and polls for jobs; stopped at the end, regardless of Redis's state."""
     redis = connect(RedisSettings(url=f"unix://{socket}"), command_seconds=2 * TAKE_SECONDS)
-    worker = NodeWorker(take=taker(redis), run=runner(redis, jobs), max_jobs=max_jobs)
+    take = taker(redis)
+
+    async def counted_take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId | Job]:
+        try:
+            return await take(running=running, free=free, seconds=seconds)
+        except StoreUnavailable:
+            jobs.failed += 1
+            raise
+
+    worker = NodeWorker(take=counted_take, run=runner(redis, jobs), max_jobs=max_jobs)
     if resumed:
         worker.resume()
     working = asyncio.create_task(worker.work())

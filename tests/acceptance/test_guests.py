@@ -4,10 +4,10 @@ All tests share one cell with several servers, because a boot takes 3 to 5 s. Ea
 it.
 """
 
-import asyncio
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest_asyncio
 from deploy.lab.domain import Device, disk
 from deploy.lab.lab import Lab, make_disk
 from tests.acceptance.cell import GRACE_SECONDS, AcceptanceCell, Server, eventually, is_sound, tags
+from tests.chaos.halts import Halt, Halts, Moment
 from tests.conftest import RedisServer, needs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -257,17 +258,23 @@ async def _is_at(cell: AcceptanceCell, place: str, step: str) -> bool:
     return bool((await cell.client.call("GET", place)).body["step"] == step)
 
 
-async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(cell: AcceptanceCell) -> None:
-    server = cell.servers[DEAF]
+async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(cell: AcceptanceCell, folder: Path) -> None:
+    server, halts, usual = cell.servers[DEAF], Halts(folder), cell.worker_command
+    assert cell.worker is not None
     assert cell.client is not None
+    assert await cell.worker.stop() == 0
+    cell.worker_command = (sys.executable, "-m", "tests.chaos.stage", folder, "none", "run")
+    await cell.start_worker()
+    halts.ask(Halt(kind="create", step="stopping", moment=Moment.AFTER, seconds=0))
     answer = await cell.begin_create(server, "killed")
     place = answer.headers["Operation-Location"]
-    await eventually(lambda: _is_at(cell, place, "stopping"))
-    await asyncio.sleep(GRACE_SECONDS / 4)
-    assert cell.worker is not None
+    await eventually(halts.have_stopped)
+    assert not cell.is_on(server)
     os.kill(cell.worker.pid, signal.SIGKILL)
     await cell.worker.ended()
+    halts.forget()
 
+    cell.worker_command = usual
     await cell.start_worker()
 
     job = await cell.client.follow(place, timeout_seconds=90)

@@ -97,6 +97,10 @@ class Halts:
         except FileNotFoundError:
             return None
 
+    async def have_stopped(self) -> bool:
+        """Whether the worker, or its child, has stopped."""
+        return self.reached() is not None
+
     def refuse(self, action: str, disk: Path) -> None:
         """Make the next such change of that disk fail, without a kill."""
         self._refusal.write_text(f"{action} {disk.name}")

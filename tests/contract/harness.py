@@ -72,6 +72,10 @@ class Bench(Protocol):
         """Pause a running guest, as an operator would."""
         ...
 
+    async def events_have_passed(self) -> None:
+        """Wait until all watchers have been notified of the changes so far."""
+        ...
+
     async def close(self) -> None:
         """Remove all servers."""
         ...
@@ -146,6 +150,9 @@ class FakeBench:
 
     def suspend(self, server_id: int) -> None:
         self.hypervisor.server(server_id).power = Power.PAUSED
+
+    async def events_have_passed(self) -> None:
+        """It notifies during the change."""
 
     async def close(self) -> None:
         await self.hypervisor.close()

@@ -135,6 +135,22 @@ class KvmBench:
     def suspend(self, server_id: int) -> None:
         self.domain(server_id).suspend()
 
+    async def events_have_passed(self) -> None:
+        loop, passed = asyncio.get_running_loop(), asyncio.Event()
+
+        def note(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+            if (domain.name(), event) == ("last", libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
+                loop.call_soon_threadsafe(passed.set)
+
+        # libvirt reports the changes in their order, and each first to those who have listened longer
+        listening = self.connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, note, None)
+        try:
+            self.connection.defineXML(self.lab.domain_xml("last", [], guest=False)).undefine()
+            async with asyncio.timeout(60):
+                await passed.wait()
+        finally:
+            self.connection.domainEventDeregisterAny(listening)
+
     async def close(self) -> None:
         domains.remove_all(self.connection)
         with suppress(FileNotFoundError):
@@ -240,10 +256,3 @@ def break_a_cluster(path: Path) -> None:
         last = max(index for index, entry in enumerate(entries) if entry)
         file.seek(l2_at + 8 * last)
         file.write(struct.pack(">Q", (1 << 63) | (1 << 40)))
-
-
-def large_disk(path: Path, size: str = "20G") -> Path:
-    """A fully mapped disk that takes little space, but whose snapshot takes long enough to be killed midway."""
-    options = "cluster_size=64k,preallocation=metadata"
-    qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), size)
-    return path

@@ -103,10 +103,10 @@ async def test_what_another_tool_changes_is_seen_when_libvirt_says_so(
     kvm_bench: KvmBench, change: Callable[[KvmBench], Awaitable[None]], after: list[Domain]
 ) -> None:
     await kvm_bench.add_server(1)
-    assert await kvm_bench.hypervisor.domains(marks_seconds=HOUR) == [FIRST]
     changed = asyncio.Event()
     kvm_bench.hypervisor.watch(changed.set)
-    await asyncio.sleep(0.1)  # earlier events have been processed
+    await kvm_bench.events_have_passed()  # otherwise, an earlier change would have the marks read again
+    assert await kvm_bench.hypervisor.domains(marks_seconds=HOUR) == [FIRST]
     changed.clear()
     async with asyncio.timeout(60):
         await change(kvm_bench)

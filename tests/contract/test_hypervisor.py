@@ -182,7 +182,7 @@ class TestPower:
         changed = asyncio.Event()
         bench.hypervisor.watch(changed.set)
         for act in (bench.hypervisor.start, bench.hypervisor.cut_power):
-            await asyncio.sleep(0.1)  # earlier events have been processed
+            await bench.events_have_passed()
             changed.clear()
             await act(1)
             async with asyncio.timeout(60):

@@ -16,6 +16,7 @@ from deploy.lab.lab import Lab, make_disk
 from drivers.base import HypervisorUnavailable, Power, SnapshotSpec
 from tests.conftest import needs, needs_root
 from tests.libvirtd import PROGRAMS, Daemon
+from tests.queueing import until
 
 SERVER, NAME = 12345, "s1"
 SPEC = SnapshotSpec(tag="vps-7", name="n", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
@@ -113,6 +114,13 @@ async def test_a_mark_that_changed_while_libvirtd_was_away_is_read_again(daemon:
     await hypervisor.close()
 
 
+def has_pending(process_id: int, number: signal.Signals) -> bool:
+    """Whether the stopped process has that signal to handle."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    (pending,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) >> number - 1 & 1)
+
+
 async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: Daemon) -> None:
     from drivers.kvm import KvmHypervisor  # noqa: PLC0415
 
@@ -123,7 +131,7 @@ async def test_after_a_libvirtd_dies_during_a_call_its_outcome_is_read(daemon: D
     qemu = int((daemon.folder / "run" / "qemu" / f"{NAME}.pid").read_text())
     os.kill(qemu, signal.SIGSTOP)  # so that the call lasts
     cutting = asyncio.create_task(hypervisor.cut_power(SERVER))
-    await asyncio.sleep(0.1)
+    await until(lambda: has_pending(qemu, signal.SIGTERM))
     daemon.kill()
     with pytest.raises(HypervisorUnavailable):
         await cutting

@@ -1,9 +1,8 @@
 """Snapshots of running servers on real QEMU: a guest with an agent that is frozen, and changes by other tools."""
 
 import asyncio
+import itertools
 import json
-import os
-import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +16,19 @@ import pytest_asyncio
 from deploy.lab import domains
 from deploy.lab.domain import disk
 from deploy.lab.lab import make_disk
+from drivers import qcow2
 from drivers.base import DiskFailed, InvalidState, Power, ServerInUse, UnsupportedServer
 from drivers.kvm import guest_agent
 from tests.contract.harness import ACCOUNT_ID
-from tests.contract.kvm_bench import KvmBench, large_disk, qemu_img, read_text, write_text
+from tests.contract.killed_writes import KilledWrites
+from tests.contract.kvm_bench import KvmBench, qemu_img, read_text, write_text
 from tests.walking import SPEC
 from worker.procedures.disks import without
 from worker.store.model import ServerId
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 
 def tagged(path: Path) -> list[str]:
@@ -167,24 +170,32 @@ async def test_a_disk_that_the_running_server_lacks_is_refused(kvm_bench: KvmBen
     assert _tags(kvm_bench) == [[], []]
 
 
-async def test_the_disks_of_a_qemu_that_dies_are_repaired(kvm_bench: KvmBench) -> None:
-    """Killed at a random moment around the transaction, which takes long enough on these disks."""
-    paths = [large_disk(kvm_bench.lab.disk_path(name)) for name in ("a", "b")]
-    await kvm_bench.add_domain(1, [disk(path) for path in paths])
-    for number in range(2):
-        await kvm_bench.hypervisor.start(1)
-        pid = int((kvm_bench.lab.folder / "run" / "qemu" / "server-1.pid").read_text())
-        taking = asyncio.ensure_future(kvm_bench.hypervisor.take_live_snapshot(1, SPEC))
-        await asyncio.sleep(0.02 + 0.03 * number)
-        os.kill(pid, signal.SIGKILL)
-        try:
-            await taking
-        except DiskFailed:
-            assert await kvm_bench.hypervisor.power(1) is Power.OFF, "or its disks would not be mended"
+async def test_the_disks_of_a_qemu_that_dies_at_any_write_are_repaired(kvm_bench: KvmBench, tmp_path: Path) -> None:
+    killed_writes = KilledWrites(tmp_path)
+    variables = "".join(
+        f"<qemu:env name='{name}' value='{value}'/>" for name, value in killed_writes.environment.items()
+    )
+    end = f"<qemu:commandline xmlns:qemu='{QEMU}'>{variables}</qemu:commandline></domain>"
+    await _running(kvm_bench, instead=("</domain>", end))
+    partly = damaged = False
+    for write in itertools.count(1):
+        with killed_writes.kill(after_runs=0, at_write=write):
+            try:
+                await kvm_bench.hypervisor.take_live_snapshot(1, SPEC)
+            except DiskFailed:
+                assert await kvm_bench.hypervisor.power(1) is Power.OFF, "or its disks would not be mended"
+        if not killed_writes.have_happened:
+            break
         assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
+        partly |= _tags(kvm_bench) in ([[SPEC.tag], []], [[], [SPEC.tag]])
+        damaged |= await _is_damaged(kvm_bench)
         await without(kvm_bench.hypervisor, ServerId(1), SPEC.tag)
-        assert [tagged(path) for path in paths] == [[], []]
+        assert _tags(kvm_bench) == [[], []]
         assert await kvm_bench.hypervisor.repair(1) == ()
+        assert not await _is_damaged(kvm_bench)
+        await kvm_bench.hypervisor.start(1)
+    assert partly
+    assert damaged
 
 
 async def _running(bench: KvmBench, *, instead: tuple[str, str] = ("", "")) -> None:
@@ -198,6 +209,10 @@ async def _running(bench: KvmBench, *, instead: tuple[str, str] = ("", "")) -> N
 
 def _tags(bench: KvmBench) -> list[list[str]]:
     return [tagged(bench.path(1, target)) for target in ("vda", "vdb")]
+
+
+async def _is_damaged(bench: KvmBench) -> bool:
+    return any([(await qcow2.damage(str(bench.path(1, target)))).any for target in ("vda", "vdb")])
 
 
 def _node(bench: KvmBench, target: str) -> str:

@@ -19,6 +19,8 @@ from aiohttp import ClientSession, UnixConnector
 from tests.conftest import RedisServer
 from tests.integration import warm
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.lossy import lossy_way
+from tests.queueing import PATIENCE_SECONDS
 
 BOTH = ["--permission", "snapshots:read", "--permission", "snapshots:write"]
 PROGRAM = [sys.executable, "-c", "from api.main import main; main()"]
@@ -129,17 +131,20 @@ async def test_a_request_that_runs_at_sigterm_is_answered(
 ) -> None:
     token = program.run("token", "create", "--name", "a", "--account", str(ACCOUNT), *BOTH).stdout.strip()
     path = redis_server.folder / "api.sock"
-    async with program.serving(unix_socket=str(path)) as process, at_socket(path) as client:
-        await cell.raw("CLIENT", "PAUSE", 10_000, "WRITE")
+    async with (
+        lossy_way(redis_server.socket) as way,
+        program.serving(unix_socket=str(path), redis__url=f"unix://{way.socket}") as process,
+        at_socket(path) as client,
+    ):
+        way.hold('"name": "a"')
         headers = {"Authorization": f"Bearer {token}"}
         create = asyncio.create_task(
             client.post("/api/v1/snapshots/", json={"server_id": SERVER, "name": "a"}, headers=headers)
         )
-        await asyncio.sleep(0.2)
-        assert not create.done()
+        await asyncio.wait_for(way.holds.wait(), PATIENCE_SECONDS)
         process.send_signal(signal.SIGTERM)
         await program.line(process, "api.stopping")
-        await cell.raw("CLIENT", "UNPAUSE")
+        way.pass_on()
         async with await create as response:
             assert response.status == 201
         assert await process.wait() == 0

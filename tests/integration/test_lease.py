@@ -16,8 +16,10 @@ from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import Cell, node_store
+from tests.integration.counted import counted
 from tests.queueing import PATIENCE_SECONDS, client, until
-from worker.lease import RETRY_SECONDS, HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker import lease
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.claims import LeaseLost
 from worker.store.nodes.node_store import NodeStore
@@ -215,15 +217,25 @@ async def test_a_store_that_is_away_takes_no_lease_from_anyone(server: RedisServ
     await client.aclose(close_connection_pool=True)
 
 
-async def test_a_holder_that_is_not_known_is_waited_for(tmp_path: Path) -> None:
+async def test_a_holder_that_is_not_known_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has just taken the lock or has just released it."""
+    tries = 0
+
+    def counted_locked(file: int) -> bool:
+        nonlocal tries
+        tries += 1
+        return locked(file)
+
+    locked = lease._locked
+    monkeypatch.setattr(lease, "_locked", counted_locked)
     with (tmp_path / "worker.lock").open("a+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(NodeTaken, match="an unknown process"):
             NodeLock(tmp_path).take(orphan_seconds=0)
         lock = NodeLock(tmp_path)
+        before = tries
         taking = asyncio.create_task(asyncio.to_thread(lock.take))
-        await asyncio.sleep(0.1)
+        await until(lambda: taking.done() or tries >= before + 3)
         assert not taking.done()
     await taking
     lock.release()
@@ -286,12 +298,16 @@ def server() -> Iterator[RedisServer]:
         server.kill()
 
 
-async def test_a_worker_that_starts_before_redis_takes_its_lease_when_redis_comes(server: RedisServer) -> None:
+async def test_a_worker_that_starts_before_redis_takes_its_lease_when_redis_comes(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.01)
     async with client(server.socket) as redis:
-        told = Told(node_store(redis))
+        store, calls = counted(node_store(redis))
+        told = Told(store)
         with capture_logs() as lines:
             taking = asyncio.create_task(told.lease.take_at_start())
-            await asyncio.sleep(2.5 * RETRY_SECONDS)
+            await until(lambda: taking.done() or calls.ended["take_lease"] >= 3)
             assert not taking.done()
             await asyncio.to_thread(server.start)
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -300,10 +316,13 @@ async def test_a_worker_that_starts_before_redis_takes_its_lease_when_redis_come
         assert told.gained == 1
 
 
-async def test_a_lease_outlives_redis_and_its_loss_of_all_data(server: RedisServer) -> None:
+async def test_a_lease_outlives_redis_and_its_loss_of_all_data(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.01)
     server.start()
     async with client(server.socket) as redis:
-        ours = node_store(redis)
+        ours, calls = counted(node_store(redis))
         told = Told(ours)
         async with kept(told):
             server.kill()
@@ -311,7 +330,8 @@ async def test_a_lease_outlives_redis_and_its_loss_of_all_data(server: RedisServ
             with pytest.raises(StoreUnavailable):
                 await ours.take_lease(seconds=60)
             await told.lease.give_back()  # no error either
-            await asyncio.sleep(0.1)  # some heartbeats fail
+            before = calls.ended["take_lease"]
+            await until(lambda: calls.ended["take_lease"] >= before + 3)  # some heartbeats fail
             await asyncio.to_thread(server.start)
             await until(lambda: told.gained == 2)  # everything is reported again
             await ours.report([])

@@ -1,5 +1,6 @@
 """A connection to Redis is cut after the command was delivered: the caller's answer, and what happens next."""
 
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -138,14 +139,17 @@ async def test_the_first_read_of_a_stream_is_repeated(lossy: Lossy) -> None:
         assert lossy.way.lost == 1
 
 
-async def test_a_call_that_took_too_long_is_unknown_only_if_it_changes_something(cell: Cell) -> None:
+async def test_a_call_that_took_too_long_is_unknown_only_if_it_changes_something(
+    cell: Cell, redis_server: RedisServer
+) -> None:
+    assert redis_server.process is not None
     async with serving(cell, request_seconds=0.2) as api:
-        await cell.raw("CLIENT", "PAUSE", "5000", "ALL")
+        redis_server.process.send_signal(signal.SIGSTOP)
         try:
             (await api.call("POST", body=BODY)).refused(503, "outcome_unknown")
             (await api.call("GET")).refused(503, "store_unavailable")
         finally:
-            await cell.raw("CLIENT", "UNPAUSE")
+            redis_server.process.send_signal(signal.SIGCONT)
 
 
 async def test_the_command_line_repeats_a_create_with_its_key(lossy: Lossy) -> None:

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
-from tests.queueing import PATIENCE_SECONDS, client, until_told
+from tests.integration.counted import counted
+from tests.queueing import PATIENCE_SECONDS, client, until, until_told
 from worker import publisher as publishing
 from worker.publisher import Publisher
 from worker.store.customers.customer_store import CustomerStore
@@ -97,13 +98,19 @@ async def test_a_step_that_the_store_refuses_is_no_bug(cell: Cell) -> None:
 
 async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, publish_again=nothing_more)
+    store, calls = counted(cell.node)
+    publisher = Publisher(store, publish_again=nothing_more)
     publisher.step(job_id, Step.STOPPING)
     await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
+    second = (await cell.create("second")).job.id
+    await cell.node.begin(second)
     async with telling(publisher):
-        await asyncio.sleep(0.05)
-    assert await seen(cell, job_id) == over
+        for step in (Step.STOPPING, Step.STARTING):  # whatever else waits is reported before the last
+            publisher.step(second, step)
+            await comes_to(cell, second, step)
+    assert calls.begun["progress"] == 2
+    assert (await seen(cell, job_id)).step == over.step
 
 
 async def test_an_outcome_reported_twice_changes_nothing(cell: Cell) -> None:
@@ -118,12 +125,12 @@ async def test_an_outcome_reported_twice_changes_nothing(cell: Cell) -> None:
 
 async def test_a_job_resumed_before_the_lease_is_taken_shows_it(cell: Cell) -> None:
     job_id = await begun(cell)
-    next_process = node_store(cell.redis)
+    next_process, calls = counted(node_store(cell.redis))
     publisher = Publisher(next_process, publish_again=nothing_more, log_of=lambda _: ("{}",))
     async with telling(publisher):
         publisher.resumed(job_id)
         publisher.step(job_id, Step.STOPPING, attempt=2)
-        await asyncio.sleep(0.1)
+        await until(lambda: calls.ended["progress"] == 1)
         assert (await seen(cell, job_id)).attempts == 1
         assert await next_process.take_lease(seconds=60) is None
         publisher.step(job_id, Step.STARTING)
@@ -134,13 +141,16 @@ async def test_a_job_resumed_before_the_lease_is_taken_shows_it(cell: Cell) -> N
     assert shown.job.attempts == 2
 
 
-async def test_an_outcome_waits_for_the_lease(cell: Cell) -> None:
+async def test_an_outcome_waits_for_the_lease(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
     job_id = await begun(cell)
     other = node_store(cell.redis, machine="m2")
     await cell.node.take_lease(seconds=0)
     assert await other.take_lease(seconds=60) is None
-    telling_it = asyncio.create_task(Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
-    await asyncio.sleep(0.1)
+    store, calls = counted(cell.node)
+    telling_it = asyncio.create_task(Publisher(store, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
+    await until(lambda: telling_it.done() or calls.ended["finish"] >= 3)
+    assert not telling_it.done()
     assert (await seen(cell, job_id)).state is JobState.IN_PROGRESS
     await other.take_lease(seconds=0)
     assert await cell.node.take_lease(seconds=60) is None
@@ -164,15 +174,20 @@ async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
         server.kill()
 
 
-async def test_outcomes_and_steps_are_reported_when_redis_is_back(own: tuple[Cell, RedisServer]) -> None:
+async def test_outcomes_and_steps_are_reported_when_redis_is_back(
+    own: tuple[Cell, RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
     cell, server = own
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, publish_again=nothing_more)
+    store, calls = counted(cell.node)
+    publisher = Publisher(store, publish_again=nothing_more)
     async with telling(publisher):
         server.kill()
         publisher.step(job_id, Step.STARTING)
+        await until(lambda: calls.ended["progress"] == 1)
         ending = asyncio.create_task(publisher.outcome(job_id, SERVER, DONE))
-        await asyncio.sleep(0.1)  # some reports fail
+        await until(lambda: ending.done() or calls.ended["finish"] >= 3)  # these reports fail
         assert not ending.done()
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -15,7 +15,8 @@ from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
-from tests.queueing import until_told
+from tests.integration.counted import counted
+from tests.queueing import until, until_told
 from worker.inventory import Inventory
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.procedures.disks import CLEANING_TRIES
@@ -392,7 +393,7 @@ async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None
     await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
     job = (await node.cell.create("queued")).job
     reconciling = asyncio.create_task(node.reconciler.keep_reconciling())
-    await asyncio.sleep(0.1)
+    await until(lambda: SERVER in node.reconciler._pending)  # it was found busy
     assert (await node.listed())[gone] is SnapshotStatus.COMPLETED
     await node.cell.store.cancel(account_id=ACCOUNT, job_id=job.id)
 
@@ -566,13 +567,17 @@ async def test_after_a_loss_the_snapshot_being_restored_is_published_at_once(nod
     assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
 
 
-async def test_an_empty_store_accepts_an_outcome_once_the_job_is_published(node: Node) -> None:
+async def test_an_empty_store_accepts_an_outcome_once_the_job_is_published(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admitted = await node.cell.create("kept")
     job = await node.cell.node.begin(admitted.job.id)
     node.journal.begin(Task.of(job), Step.PREFLIGHT)
     await lose_redis_data(node)
+    store, calls = counted(node.cell.node)
+    monkeypatch.setattr(node.runner._publisher, "_store", store)
     ending = asyncio.create_task(node.runner.run(job.id))
-    await asyncio.wait({ending}, timeout=0.5)
+    await until(lambda: ending.done() or calls.ended["finish"] >= 2)
     assert not ending.done()
 
     await report(node)

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from tests.conftest import RedisServer, needs
 from tests.gateway import Reached, gateway
 from tests.integration.conftest import node_store
-from tests.queueing import until
+from tests.queueing import client, until, until_told
 from tests.worker_process import worker_process
 from worker.lease import NodeLock
 from worker.store.redis_client import RedisSettings, connect
@@ -84,7 +85,8 @@ async def test_a_worker_that_never_met_redis_stops(server: RedisServer, reached:
 async def test_a_worker_whose_redis_went_away_stops(server: RedisServer, reached: Reached) -> None:
     server.start()
     process = await _started_worker(server, reached)
-    await asyncio.sleep(0.3)  # it has its lease and waits for jobs
+    async with client(server.socket) as redis:
+        await until_told(partial(redis.exists, "node:n1:waits"))  # it has its lease and waits for jobs
     server.kill()
     process.send_signal(signal.SIGTERM)
     await _stops_well(process)

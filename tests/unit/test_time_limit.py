@@ -14,21 +14,28 @@ async def sleeping(seconds: float) -> float:
     return seconds
 
 
-async def test_each_call_ends_at_its_own_limit() -> None:
+async def turns() -> None:
+    """Let the event loop do what is due."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_each_call_ends_at_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     limit, loop = TimeLimit(SECONDS), asyncio.get_running_loop()
-    ended: list[float] = []
-
-    async def begin(after: float) -> None:
-        await asyncio.sleep(after)
-        began = loop.time()
-        with pytest.raises(TimeoutError):
-            await limit.within(sleeping(60))
-        ended.append(loop.time() - began)
-
-    await asyncio.gather(*(begin(SECONDS * n / 3) for n in range(9)))
-    assert len(ended) == 9
-    assert min(ended) >= SECONDS
-    assert max(ended) < SECONDS * 5
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    calls: list[asyncio.Task[float]] = []
+    for _ in range(9):
+        calls.append(asyncio.create_task(limit.within(sleeping(60))))
+        await asyncio.sleep(0)
+        now += SECONDS / 20
+    now += SECONDS * 0.525  # since the first began, 0.975 of the limit has passed
+    for ended in range(9):
+        await turns()
+        assert [call.done() for call in calls] == [number < ended for number in range(9)]
+        now += SECONDS / 20
+    await turns()
+    assert all(isinstance(call.exception(), TimeoutError) for call in calls)
 
 
 async def test_a_call_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +51,7 @@ async def test_a_call_in_time_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(TimeoutError):
         await late
     now += SECONDS * 2
-    for _ in range(10):
-        await asyncio.sleep(0)  # the task of calls that have returned goes on
+    await turns()  # the task of calls that have returned goes on
 
 
 async def test_errors_and_other_cancellations_pass() -> None:
