@@ -92,13 +92,13 @@ class JobUnreadable(Exception):
 
 
 class JournalFailed(Exception):
-    """The write failed (disk full, I/O error). The journal is unchanged."""
+    """The journal cannot be read, or a write failed (disk full, I/O error). It is unchanged."""
 
 
 class Journal:
     """The journal of one node, open in one process at a time (the one that holds the node's lock file).
 
-    Opening it and every write may raise JournalFailed. Opening it may also raise NewerJournal; otherwise all jobs that
+    Opening it and every method may raise JournalFailed. Opening it may also raise NewerJournal; otherwise all jobs that
     have not ended can be read. `find` may raise JobUnreadable.
     """
 
@@ -145,12 +145,13 @@ class Journal:
         """Execute all statements in one transaction. If the disk is full, release the reserved space and retry."""
         try:
             self._in_one_transaction(statements)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._release_ballast():
+        except sqlite3.DatabaseError as error:
+            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL  # Python's own errors have none
+            if not is_full or not self._release_ballast():
                 raise JournalFailed(str(error)) from error
             try:
                 self._in_one_transaction(statements)
-            except sqlite3.OperationalError as still:
+            except sqlite3.DatabaseError as still:
                 raise JournalFailed(str(still)) from still
 
     def _release_ballast(self) -> bool:
@@ -168,9 +169,15 @@ class Journal:
                 self._db.execute(statement, values)
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.OperationalError):  # SQLite may have rolled back already
+            with suppress(sqlite3.DatabaseError):  # SQLite may have rolled back already
                 self._db.execute("ROLLBACK")
             raise
+
+    def _rows(self, select: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._db.execute(select, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise JournalFailed(str(error)) from error
 
     def close(self) -> None:
         self._db.close()
@@ -227,18 +234,18 @@ class Journal:
         self._durably(("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,)))
 
     def find(self, job_id: JobId) -> Entry | None:
-        row = self._db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
-        return _entry(row) if row else None
+        rows = self._rows(f"{_SELECT} WHERE id = ?", (job_id,))
+        return _entry(rows[0]) if rows else None
 
     def owed(self) -> list[Entry]:
         """The jobs that have started and whose outcome the store does not have yet, oldest first."""
-        return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
+        return [_entry(row) for row in self._rows(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
     def left_frozen(self) -> list[Entry]:
         """The ended jobs that may have left their guest's file systems frozen. Unreadable ones are left out."""
         frozen = "outcome IS NOT NULL AND CASE WHEN json_valid(facts) THEN json_extract(facts, '$.frozen') END"
         found = []
-        for row in self._db.execute(f"{_SELECT} WHERE {frozen}"):
+        for row in self._rows(f"{_SELECT} WHERE {frozen}"):
             with suppress(JobUnreadable):
                 found.append(_entry(row))
         return found
@@ -260,21 +267,21 @@ class Journal:
             self._durably((aged, (time.time(), LEFT_AT_LEAST_SECONDS, seconds, KEPT_FOR_A_PERSON)))
 
     def due_safety_tags(self) -> list[SafetyTag]:
-        rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
+        rows = self._rows("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
         return [SafetyTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
 
     def safety_tags(self, server_id: ServerId) -> frozenset[str]:
-        rows = self._db.execute("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
+        rows = self._rows("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
         return frozenset(tag for (tag,) in rows)
 
     def droppable_tags(self, server_id: ServerId) -> frozenset[str]:
         """The safety tags that may be deleted early to free space: all that are not kept for an operator."""
         select = "SELECT tag FROM spare_tags WHERE server_id = ? AND drop_after < ?"
-        return frozenset(tag for (tag,) in self._db.execute(select, (server_id, KEPT_FOR_A_PERSON)))
+        return frozenset(tag for (tag,) in self._rows(select, (server_id, KEPT_FOR_A_PERSON)))
 
     def with_droppable_tags(self) -> frozenset[ServerId]:
         """The servers that have droppable tags."""
-        rows = self._db.execute("SELECT DISTINCT server_id FROM spare_tags WHERE drop_after < ?", (KEPT_FOR_A_PERSON,))
+        rows = self._rows("SELECT DISTINCT server_id FROM spare_tags WHERE drop_after < ?", (KEPT_FOR_A_PERSON,))
         return frozenset(ServerId(server_id) for (server_id,) in rows)
 
     def track_safety_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
@@ -305,7 +312,7 @@ class Journal:
 
     def changing(self) -> frozenset[ServerId]:
         """The servers with a change outside of a job that has not finished."""
-        return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
+        return frozenset(ServerId(server_id) for (server_id,) in self._rows("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
         """Delete the jobs whose outcome was published more than KEPT_SECONDS ago. The time is the wall clock at

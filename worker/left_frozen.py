@@ -17,44 +17,38 @@ THAW_SECONDS = 30.0  # limit for one attempt
 log = structlog.stdlib.get_logger()
 
 
-def servers(journal: Journal) -> set[ServerId]:
-    """The servers whose guests ended jobs may have left frozen."""
-    return {entry.task.server_id for entry in journal.left_frozen()}
-
-
 async def thaw_all(
+    left: dict[JobId, Entry],
     journal: Journal,
     hypervisor: Hypervisor,
     locks: defaultdict[ServerId, asyncio.Lock],
     *,
-    unrecorded: set[JobId],
     thawed: Callable[[ServerId], Awaitable[None]],
 ) -> None:
-    """Try once for each such guest. Busy servers wait for the next round.
+    """Try once for each guest that one of the jobs in `left` has left frozen. Busy servers wait for the next round.
 
-    `unrecorded`: jobs whose guests were thawed in earlier rounds that could not write it to the journal; updated.
-    These guests are not thawed again, because another tool may have frozen them since. `thawed`: awaited after each
-    thaw is recorded, under the server's lock. Raises JournalFailed, but only after it has tried for all: a thaw needs
-    no disk.
+    `left` is updated. An entry without `frozen` is of a guest that was thawed, which the journal does not show yet; it
+    is not thawed again, because another tool may have frozen it since. `thawed`: awaited after each thaw is recorded,
+    under the server's lock. Raises JournalFailed, but only after it has tried for all: a thaw needs no disk.
     """
     failed: JournalFailed | None = None
-    for entry in journal.left_frozen():
-        server_id, job_id = entry.task.server_id, entry.task.job_id
+    for job_id, entry in list(left.items()):
+        server_id = entry.task.server_id
         if locks[server_id].locked():
             continue
         async with locks[server_id]:
-            if job_id not in unrecorded:
+            if entry.facts.frozen:
                 were_frozen = await thaw(hypervisor, entry)
                 if were_frozen is None:
                     continue
                 log.warning("guest.thawed_late", server_id=server_id, job_id=job_id, were_frozen=were_frozen)
-                unrecorded.add(job_id)
+                left[job_id] = replace(entry, facts=replace(entry.facts, frozen=False))
             try:
                 journal.thawed(job_id)
             except JournalFailed as error:
                 failed = failed or error
                 continue
-            unrecorded.discard(job_id)
+            del left[job_id]
             await thawed(server_id)
     if failed is not None:
         raise failed

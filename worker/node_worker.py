@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import structlog
 from arq.worker import Retry, Worker, func
 
+from worker.journal import JournalFailed
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
@@ -102,7 +103,9 @@ class NodeWorker(Worker):
             try:
                 await run(job_id, self._begun.pop(job_id, None))
             except Exception as error:
-                log.exception("job.broke", job_id=job_id)
+                # on a full disk, each waiting job repeats this every few seconds: the reason is enough
+                traceback = None if isinstance(error, JournalFailed) else error
+                log.error("job.broke", job_id=job_id, reason=str(error), exc_info=traceback)  # noqa: TRY400
                 raise Retry(BROKEN_AGAIN_SECONDS) from error
 
         super().__init__(

@@ -92,10 +92,12 @@ class Runner:
         self._absences = absences
         self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
+        # The running jobs as the journal has them, because a guest must be thawed also if the journal cannot be read.
+        self._entries: dict[JobId, Entry] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold
-        self._left_frozen = left_frozen.servers(journal)  # their holds stay
-        self._thawed: set[JobId] = set()  # ended jobs whose guests were thawed, which the journal does not show yet
+        # The ended jobs that may have left their guests frozen, for the same reason. The holds of the servers stay.
+        self._left_frozen = {entry.task.job_id: entry for entry in journal.left_frozen()}
         self._drained = False  # the process is about to exit
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
@@ -147,12 +149,10 @@ class Runner:
 
     async def thaw_left(self) -> None:
         """Thaw the guests that failed jobs have left frozen, and let go of their servers. Raises JournalFailed."""
-        await left_frozen.thaw_all(
-            *(self._journal, self._hypervisor, self._servers), unrecorded=self._thawed, thawed=self._thawed_late
-        )
+        left, locks = self._left_frozen, self._servers
+        await left_frozen.thaw_all(left, self._journal, self._hypervisor, locks, thawed=self._thawed_late)
 
     async def _thawed_late(self, server_id: ServerId) -> None:
-        self._left_frozen = left_frozen.servers(self._journal)
         if not any(entry.outcome is None and entry.task.server_id == server_id for entry in self._journal.owed()):
             await self.let_go(server_id)
 
@@ -171,8 +171,8 @@ class Runner:
 
     async def thaw_interrupted(self) -> None:
         """End the jobs whose guests are frozen, and thaw the guests, because the next process may start much later."""
-        frozen = [entry for entry in self._journal.owed() if entry.facts.frozen]
-        tasks = [self._running[entry.task.job_id] for entry in frozen if entry.task.job_id in self._running]
+        frozen = [entry for entry in self._entries.values() if entry.facts.frozen]
+        tasks = [self._running[entry.task.job_id] for entry in frozen]
         for task in tasks:
             task.cancel()
         if tasks:  # a hung call must delay neither the thaw nor the stop
@@ -213,10 +213,18 @@ class Runner:
         """The task that runs the job to its end. There is one per job, and only the exit of the process cancels it."""
         job_id = entry.task.job_id
         if job_id not in self._running:
+            self._entries[job_id] = entry
             task = asyncio.create_task(self._to_the_end(entry, resumed=resumed), name=f"job {job_id}")
             self._running[job_id] = task
-            task.add_done_callback(lambda _: self._running.pop(job_id, None))
+            task.add_done_callback(lambda _: (self._running.pop(job_id), self._entries.pop(job_id)))
         return self._running[job_id]
+
+    def _newest(self, job_id: JobId) -> Entry:
+        """The running job as the journal has it; if that cannot be read, as this process has last written it."""
+        with suppress(JournalFailed):
+            if entry := self._journal.find(job_id):
+                self._entries[job_id] = entry
+        return self._entries[job_id]
 
     async def _to_the_end(self, entry: Entry, *, resumed: bool) -> None:
         task = entry.task
@@ -242,7 +250,7 @@ class Runner:
                 except JournalFailed as error:
                     wait = self._limits.journal_retry_seconds
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=wait)  # noqa: TRY400 - the reason is enough
-                    found, resumed = self._journal.find(task.job_id) or entry, True  # resume the job as after a crash
+                    found, resumed = self._newest(task.job_id), True  # resume the job as after a crash
                     # otherwise the job has not gone on since its guest was thawed
                     if (found.step, found.facts) != (recorded.step, recorded.facts):
                         entry = recorded = found
@@ -304,6 +312,7 @@ class Runner:
                 raise asyncio.CancelledError  # the next process continues; the exit could leave the guest frozen
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
+                self._entries[task.job_id] = replace(entry, step=step, facts=facts, interruptions=0)
         if not (task.kind.only_looks or facts.frozen):
             await self.let_go(task.server_id)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
@@ -329,8 +338,9 @@ class Runner:
 
     def _conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
         self._journal.conclude(entry, outcome, safety_kept_seconds=safety_kept_seconds)
+        self._entries[entry.task.job_id] = ended = replace(entry, outcome=outcome)
         if entry.facts.frozen:
-            self._left_frozen.add(entry.task.server_id)
+            self._left_frozen[entry.task.job_id] = ended
         seconds = max(0.0, time.time() - entry.facts.begun_at)  # wall clock: the job may span several processes
         self._metrics.ended(entry.task.kind, outcome, seconds=seconds)
         _log_end(outcome, seconds=seconds)
@@ -411,7 +421,7 @@ class Runner:
 
         No effect if an ended job may have left its guest frozen: on another node, no worker would thaw it.
         """
-        if server_id in self._left_frozen:
+        if any(entry.task.server_id == server_id for entry in self._left_frozen.values()):
             return
         try:
             async with asyncio.timeout(self._limits.step_seconds):

@@ -85,6 +85,7 @@ class Connection:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
+        self._callbacks: list[int] = []  # for events of that handle
         self._adopted = AdoptedDomains()
         self._hung: set[int] = set()  # servers with a call that has not returned
         self._uuids: dict[int, str] = {}  # server ID -> UUID of its domain when it was last found
@@ -197,14 +198,32 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
+                self._forget_handle()
                 self._handle = opened(self.uri)
-                with suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
-                    self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-                lifecycle, metadata = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE
-                self._handle.domainEventRegisterAny(None, lifecycle, self._note, None)
-                self._handle.domainEventRegisterAny(None, metadata, self._note_metadata, None)
+                try:
+                    self._watch(self._handle)
+                except libvirt.libvirtError:
+                    self._forget_handle()  # the next call tries again
+                    raise
                 self._tell()  # events may have been missed while disconnected
             return self._handle
+
+    def _watch(self, handle: Any) -> None:
+        with suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
+            handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+        lifecycle, metadata = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE
+        self._callbacks.append(handle.domainEventRegisterAny(None, lifecycle, self._note, None))
+        self._callbacks.append(handle.domainEventRegisterAny(None, metadata, self._note_metadata, None))
+
+    def _forget_handle(self) -> Any:
+        """Stop to use the connection, and return it. Its callbacks would keep it with its descriptors, also if it is
+        dead. It is not closed here, because another call may still use it."""
+        handle, self._handle = self._handle, None
+        for callback in self._callbacks:
+            with suppress(libvirt.libvirtError):
+                handle.domainEventDeregisterAny(callback)
+        self._callbacks.clear()
+        return handle
 
     def _note(self, _handle: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
         if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:
@@ -224,7 +243,7 @@ class Connection:
 
     def _close(self) -> None:
         with self._opening:
-            handle, self._handle = self._handle, None
+            handle = self._forget_handle()
         if handle is not None:
             with suppress(libvirt.libvirtError):
                 handle.close()

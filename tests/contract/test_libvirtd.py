@@ -1,11 +1,12 @@
 """The driver with a real libvirtd that is killed and restarted."""
 
 import asyncio
+import gc
 import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,6 +112,29 @@ async def test_a_mark_that_changed_while_libvirtd_was_away_is_read_again(daemon:
         await hypervisor.domains(marks_seconds=3600)
     await daemon.start()
     assert [found.account_id for found in await hypervisor.domains(marks_seconds=3600)] == [78]
+    await hypervisor.close()
+
+
+def descriptors() -> int:
+    """How many descriptors this process has for the wake-ups of libvirt's connections."""
+    gc.collect()
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += os.readlink(link) == "anon_inode:[eventfd]"
+    return found
+
+
+async def test_lost_connections_leave_no_descriptors(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - only where there is a libvirt
+
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    before = descriptors()
+    for _ in range(3):
+        daemon.kill()
+        await daemon.start()
+        assert await hypervisor.domains() == []
+    await until(lambda: descriptors() <= before)
     await hypervisor.close()
 
 

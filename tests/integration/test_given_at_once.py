@@ -317,6 +317,19 @@ async def test_a_job_that_no_gateway_has_heard_of_is_given_again(cell: Cell) -> 
         assert await cell.redis.pttl(left) > 0
 
 
+async def test_a_pause_keeps_no_job_that_has_begun_from_its_node(cell: Cell) -> None:
+    """A drain waits for its end, and its server may be off."""
+    await cell.have([SERVER, ANOTHER])
+    operator = OperatorStore(cell.redis, cell.store)
+    async with deaf(cell) as node, waiting(cell, node):
+        admitted = await cell.create()
+        await operator.pause("n1", reason="maintenance", by="op")
+        queued = await cell.create(server=ANOTHER)
+        assert await given(cell, node) == (admitted.job.id,)
+        assert (await node.begin(admitted.job.id)).attempts == 2
+        assert await is_queued(cell, queued)
+
+
 async def test_the_record_for_a_gateway_that_is_gone_is_given_to_no_other(cell: Cell) -> None:
     async with deaf(cell) as node:
         async with waiting(cell, node):

@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import random
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -506,6 +508,7 @@ async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_onl
             await runner.thaw_left()
         assert other.frozen
         disk.execute("DROP TRIGGER full")
+        assert len(journal.left_frozen()) == 2  # a read notices that the trigger is gone
         await runner.thaw_left()
         assert other.frozen
         assert not node.hypervisor.server(SERVER).held
@@ -529,6 +532,73 @@ async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell
     done = await node.settle(job_id)  # the next process continues
     assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
     await node.check(done, power=Power.ON)
+
+
+class _Unreadable:
+    """A database on a disk that fails: neither reads nor writes work."""
+
+    def execute(self, statement: str, _values: object = ()) -> NoReturn:
+        raise sqlite3.DatabaseError(f"database disk image is malformed: {statement}")
+
+
+@contextmanager
+def _disk_failing(journal: Journal) -> Iterator[None]:
+    works, journal._db = journal._db, cast("sqlite3.Connection", _Unreadable())
+    yield
+    journal._db = works
+
+
+async def test_a_guest_is_thawed_although_the_journal_cannot_be_read(cell: Cell, tmp_path: Path) -> None:
+    """And its job goes on once it can be, without being given again."""
+    node = await fresh(cell, tmp_path / "n")
+    node.limits = replace(LIMITS, journal_retry_seconds=0.01)
+    job_id = await node.admit(JobKind.CREATE)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+        runner = node._runner(journal)
+        running = asyncio.create_task(runner.run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        with _disk_failing(journal):
+            hangs.set()
+            await until(lambda: not node.hypervisor.server(SERVER).frozen)
+            assert not running.done()
+        await running
+    job = await node.job(job_id)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_guest_is_thawed_at_a_stop_although_the_journal_cannot_be_read(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        job = asyncio.create_task(runner.run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        with _disk_failing(journal):
+            await runner.drain(0.01)
+            await runner.thaw_interrupted()
+            assert not node.hypervisor.server(SERVER).frozen
+        job.cancel()
+    hangs.set()
+    done = await node.settle(job_id)
+    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+
+
+async def test_the_guest_of_an_ended_job_is_thawed_although_the_journal_cannot_be_read(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    await stranded(node)
+    node.hypervisor.faults.heal()
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        with _disk_failing(journal), pytest.raises(JournalFailed):
+            await runner.thaw_left()
+        assert not node.hypervisor.server(SERVER).frozen
+        await runner.thaw_left()
+        assert journal.left_frozen() == []
 
 
 async def _thaw_left(node: DyingNode) -> None:

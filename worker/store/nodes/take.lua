@@ -1,7 +1,7 @@
 -- include: records, nodes, queue, begin, pause, waits
 -- Select the jobs in a node's queue that it must start now, and if requested begin those that have not begun. While
--- the node is paused, no job starts; a resume wakes the node. Jobs that have ended or belong to another node are
--- removed from the queue.
+-- the node is paused, only jobs that have begun are selected; a resume wakes the node. Jobs that have ended or belong
+-- to another node are removed from the queue.
 -- Also when full.
 -- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: IDs, begin, left and late (see
 -- `nodes/begin`), wait: {id, ms} or nil: with `begin`, if there is no job, the next one may be started and given to
@@ -17,7 +17,7 @@ local function begun(id)
   return {id, flattened(job)}
 end
 
-local function chosen(queued)
+local function chosen(queued, paused)
   local answer, running = {}, {}
   for _, id in ipairs(ask.running) do running[id] = true end
   local most = ask.begin and math.min(ask.free, BEGUN_MOST) or ask.free
@@ -30,7 +30,7 @@ local function chosen(queued)
       redis.call('ZREM', queue_of(ask.node), id)
     elseif state == 'completed' or state == 'failed' then
       forget_queued(id, {node = node})
-    elseif not running[id] then
+    elseif not running[id] and not (paused and state ~= 'in_progress') then
       -- a job that has begun is returned again: the answer was lost or the node crashed, and its journal knows which
       local given = {id}
       if ask.begin and state ~= 'in_progress' then given = attempt(key, begun, id) end
@@ -44,7 +44,7 @@ end
 if ask.begin and not owns_lease(ask.node, ask.owner) then return {} end
 local queued = redis.call('ZRANGE', queue_of(ask.node), 0, ask.limit - 1)
 local paused = #queued > 0 and still_paused(ask.node)
-local answer = paused and {} or chosen(queued)
+local answer = chosen(queued, paused)
 if #answer > 0 then redis.call('DEL', queue_of(ask.node) .. ':wake') end -- it was for what was found now
 if ask.wait and not paused and #answer == 0 then
   note_wait(ask)
