@@ -50,7 +50,7 @@ class Housekeeping:
                     await chore()
             except StoreUnavailable as error:
                 log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
-            except JournalFailed as error:  # the disk is full
+            except JournalFailed as error:  # it is full, or fails
                 log.warning("housekeeping.journal_failed", cause=str(error))
 
     async def _retry_deletes(self) -> None:

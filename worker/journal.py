@@ -112,6 +112,9 @@ class Journal:
             raise JournalFailed(f"{path} cannot be opened: {error}") from error
         try:
             self.owed()  # its guest may be off: no part of the worker may continue without it
+        except JournalFailed:
+            self.close()
+            raise
         except JobUnreadable as error:
             self.close()
             raise NewerJournal(
@@ -148,11 +151,11 @@ class Journal:
         except sqlite3.DatabaseError as error:
             is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL  # Python's own errors have none
             if not is_full or not self._release_ballast():
-                raise JournalFailed(str(error)) from error
+                raise self._failed(error) from error
             try:
                 self._in_one_transaction(statements)
             except sqlite3.DatabaseError as still:
-                raise JournalFailed(str(still)) from still
+                raise self._failed(still) from still
 
     def _release_ballast(self) -> bool:
         """Release the reserved space. Returns False if none was reserved."""
@@ -177,7 +180,10 @@ class Journal:
         try:
             return self._db.execute(select, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise JournalFailed(str(error)) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.DatabaseError) -> JournalFailed:
+        return JournalFailed(f"{self._path}: {error}")
 
     def close(self) -> None:
         self._db.close()

@@ -105,7 +105,7 @@ class NodeWorker(Worker):
             except Exception as error:
                 # on a full disk, each waiting job repeats this every few seconds: the reason is enough
                 traceback = None if isinstance(error, JournalFailed) else error
-                log.error("job.broke", job_id=job_id, reason=str(error), exc_info=traceback)  # noqa: TRY400
+                log.error("job.broke", job_id=job_id, reason=str(error), exc_info=traceback)  # noqa: TRY400 - exc_info has it
                 raise Retry(BROKEN_AGAIN_SECONDS) from error
 
         super().__init__(

@@ -48,7 +48,7 @@ class Limits:
     thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
-    journal_retry_seconds: float = 5.0  # after a failed write to the journal
+    journal_retry_seconds: float = 5.0  # after a failed read or write of the journal
     # How long a persistent error is retried, for example while libvirtd restarts: the VM could not start without it.
     lasting_seconds: float = 30.0
     # How long a failed start is retried: a device, a lock or a machine name may not be free yet.
@@ -153,7 +153,12 @@ class Runner:
         await left_frozen.thaw_all(left, self._journal, self._hypervisor, locks, thawed=self._thawed_late)
 
     async def _thawed_late(self, server_id: ServerId) -> None:
-        if not any(entry.outcome is None and entry.task.server_id == server_id for entry in self._journal.owed()):
+        try:
+            owed = self._journal.owed()
+        except (JournalFailed, JobUnreadable):
+            self.still_held.add(server_id)  # reconciliation lets go of it
+            return
+        if not any(entry.outcome is None and entry.task.server_id == server_id for entry in owed):
             await self.let_go(server_id)
 
     async def drain(self, seconds: float) -> None:
@@ -171,13 +176,17 @@ class Runner:
 
     async def thaw_interrupted(self) -> None:
         """End the jobs whose guests are frozen, and thaw the guests, because the next process may start much later."""
-        frozen = [entry for entry in self._entries.values() if entry.facts.frozen]
-        tasks = [self._running[entry.task.job_id] for entry in frozen]
+        frozen = [entry for entry in self._entries.values() if self._may_be_frozen(entry)]
+        tasks = [self._running[entry.task.job_id] for entry in frozen if entry.task.job_id in self._running]
         for task in tasks:
             task.cancel()
         if tasks:  # a hung call must delay neither the thaw nor the stop
             await asyncio.wait(tasks, timeout=LAST_WORDS_SECONDS)
         await asyncio.gather(*(left_frozen.thaw(self._hypervisor, entry) for entry in frozen))
+
+    def _may_be_frozen(self, entry: Entry) -> bool:
+        newest = entry if entry.outcome is None else self._left_frozen.get(entry.task.job_id)
+        return newest is not None and newest.facts.frozen
 
     @property
     def working(self) -> int:
@@ -216,12 +225,12 @@ class Runner:
             self._entries[job_id] = entry
             task = asyncio.create_task(self._to_the_end(entry, resumed=resumed), name=f"job {job_id}")
             self._running[job_id] = task
-            task.add_done_callback(lambda _: (self._running.pop(job_id), self._entries.pop(job_id)))
+            task.add_done_callback(lambda _: self._running.pop(job_id))
         return self._running[job_id]
 
     def _newest(self, job_id: JobId) -> Entry:
         """The running job as the journal has it; if that cannot be read, as this process has last written it."""
-        with suppress(JournalFailed):
+        with suppress(JournalFailed, JobUnreadable):
             if entry := self._journal.find(job_id):
                 self._entries[job_id] = entry
         return self._entries[job_id]
@@ -263,6 +272,7 @@ class Runner:
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # the next process publishes it again, which is harmless
                 self._journal.published(task.job_id)
+            del self._entries[task.job_id]
 
     async def _power(self, server_id: ServerId) -> str:
         """The server's power state; "" if the hypervisor does not answer within POWER_SECONDS."""

@@ -216,13 +216,13 @@ class Connection:
         self._callbacks.append(handle.domainEventRegisterAny(None, metadata, self._note_metadata, None))
 
     def _forget_handle(self) -> Any:
-        """Stop to use the connection, and return it. Its callbacks would keep it with its descriptors, also if it is
+        """Stop using the connection, and return it. Its callbacks would keep it with its descriptors, also if it is
         dead. It is not closed here, because another call may still use it."""
         handle, self._handle = self._handle, None
-        for callback in self._callbacks:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
             with suppress(libvirt.libvirtError):
                 handle.domainEventDeregisterAny(callback)
-        self._callbacks.clear()
         return handle
 
     def _note(self, _handle: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:

@@ -24,7 +24,7 @@ from worker.store.access.credentials import Credentials, key_of
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.errors import OutcomeUnknown
-from worker.store.model import AccountId, JobId, WebhookId
+from worker.store.model import AccountId, JobId, JobKind, WebhookId
 from worker.store.operators.cell import Cell as CellStore
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.webhooks.webhooks import Webhooks
@@ -463,3 +463,42 @@ async def test_a_change_whose_record_cannot_be_shown_afterwards_has_an_unknown_o
     with pytest.raises(OutcomeUnknown):
         await OperatorStore(world.redis, world.api.cell.store).take(server, by="ann")
     assert await world.redis.hget(f"server:{server}", "taken_by") == b"ann"
+
+
+@pytest.mark.parametrize("record", ["snapshot", "server"])
+async def test_labels_that_no_answer_can_show_are_found_before_a_change(world: World, record: str) -> None:
+    """The JSON reader of Redis accepts more than ours."""
+    server, snapshot = world.hosted[0].server, world.hosted[0].ids["snapshot"][0]
+    key, path, change = {
+        "snapshot": (f"snapshot:{snapshot}", f"/api/v1/snapshots/{snapshot}/", {"protected": True}),
+        "server": (f"server:{server}", f"/api/v1/servers/{server}/", {"consistency": "stop"}),
+    }[record]
+    for damage in (b'{"a": "\xff"}', b'{"a": "\x01"}', b"[]", b'{"a": 1}'):
+        await world.damage(key, "labels", damage)
+        answer = await world.api.call("PATCH", path, body=change)
+        answer.refused(409, "record_unreadable")
+
+
+async def test_an_edit_can_repair_a_missing_description(world: World) -> None:
+    snapshot = world.hosted[0].ids["snapshot"][0]
+    await world.damage(f"snapshot:{snapshot}", "description", None)
+    answer = await world.api.call("PATCH", f"/api/v1/snapshots/{snapshot}/", body={"description": "new"})
+    assert (answer.status, answer.body["description"]) == (200, "new")
+
+
+@pytest.mark.parametrize("field", ["name", "description", "created_ms"])
+@pytest.mark.parametrize("damage", [None, b"\xff", b"8000000000000000"])
+async def test_the_delete_of_a_damaged_snapshot_reaches_its_node_or_is_refused(
+    world: World, field: str, damage: bytes | None
+) -> None:
+    """Its node would refuse a job that it cannot read, and the job would hold the server forever."""
+    hosted = world.hosted[0]
+    snapshot = hosted.ids["snapshot"][0]
+    await world.redis.hset(f"snapshot:{snapshot}", "status", "completed")
+    await world.redis.hdel(f"server:{hosted.server}", "job")
+    await world.damage(f"snapshot:{snapshot}", field, damage)
+    answer = await world.api.call("DELETE", f"/api/v1/snapshots/{snapshot}/")
+    if answer.status == 409:
+        assert await world.redis.hget(f"server:{hosted.server}", "job") is None
+    else:
+        assert (await hosted.node.begin(JobId(answer.headers["X-Job-Id"]))).kind is JobKind.DELETE

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -599,6 +599,83 @@ async def test_the_guest_of_an_ended_job_is_thawed_although_the_journal_cannot_b
         assert not node.hypervisor.server(SERVER).frozen
         await runner.thaw_left()
         assert journal.left_frozen() == []
+
+
+class _Garbled:
+    """A database on a disk that fails: a read of a job finds damaged data, nothing else works."""
+
+    def execute(self, statement: str, _values: object = ()) -> "_Garbled":
+        if not statement.startswith("SELECT task"):
+            raise sqlite3.DatabaseError("disk I/O error")
+        return self
+
+    def fetchall(self) -> list[Any]:
+        return [('{"garb', "thawing", "{", 0, None, 0)]
+
+
+async def test_a_guest_is_thawed_although_its_job_in_the_journal_is_damaged(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    node.limits = replace(LIMITS, journal_retry_seconds=0.01)
+    job_id = await node.admit(JobKind.CREATE)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+        running = asyncio.create_task(node._runner(journal).run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        works, journal._db = journal._db, cast("sqlite3.Connection", _Garbled())
+        hangs.set()
+        await until(lambda: not node.hypervisor.server(SERVER).frozen)
+        journal._db = works
+        await running
+    await node.check(await node.job(job_id), power=Power.ON)
+
+
+async def test_the_guest_of_a_job_that_broke_is_thawed_at_a_stop(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+        runner = node._runner(journal)
+        running = asyncio.create_task(runner.run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        monkeypatch.setattr(journal, "enter", bug)
+        hangs.set()
+        with pytest.raises(RuntimeError):
+            await running
+        assert node.hypervisor.server(SERVER).frozen
+        await runner.drain(0.01)
+        await runner.thaw_interrupted()
+        assert not node.hypervisor.server(SERVER).frozen
+
+
+async def test_a_stop_does_not_undo_another_tools_freeze(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the thaw of a job that has ended, whose outcome the store does not have yet."""
+
+    async def never(*_: object, **_more: object) -> None:
+        await asyncio.Event().wait()
+
+    node = await fresh(cell, tmp_path / "n")
+    node.limits = replace(LIMITS, thaw_seconds=0.05)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.THAW, times=10_000)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        monkeypatch.setattr(runner._publisher, "outcome", never)
+        running = asyncio.create_task(runner.run(job_id))
+        await until(lambda: bool(journal.left_frozen()))
+        node.hypervisor.faults.heal()
+        await runner.thaw_left()
+        assert not node.hypervisor.server(SERVER).frozen
+        node.hypervisor.server(SERVER).frozen = True
+        await runner.thaw_interrupted()
+        assert node.hypervisor.server(SERVER).frozen
+        running.cancel()
 
 
 async def _thaw_left(node: DyingNode) -> None:

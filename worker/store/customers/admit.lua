@@ -43,7 +43,7 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
     undoes = undoes,
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
     server = server_id, account = server.account, node = server.node,
-    server_name = is_utf8(server.name or '') and server.name or '', -- otherwise no list could show the job
+    server_name = text_for_job(server.name),
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
     present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil, start_by_ms = ask.start_by_ms,
@@ -133,7 +133,7 @@ local function delete(snapshot, server)
   retire_snapshot(ask.id, snapshot, server.node, now_ms() + tonumber(ask.retry_ms))
   chronicle_request(ask.id, 'deleted')
   if ask.traceparent then redis.call('HSET', 'snapshot:' .. ask.id, 'traceparent', ask.traceparent) end
-  return admit(snapshot.server, server, ask.id, snapshot)
+  return admit(snapshot.server, server, ask.id, snapshot_for_job(snapshot))
 end
 
 local function undo()

@@ -10,7 +10,8 @@ if not snapshot or snapshot.status == 'deleting' then return nil end
 local refused = refuse_growth(snapshot, ask.fields)
 if refused then return refused end
 local edited = {}
-for field, text in pairs(snapshot) do edited[field] = ask.fields[field] or text end
+for field, text in pairs(snapshot) do edited[field] = text end
+for field, text in pairs(ask.fields) do edited[field] = text end
 demand_brief('snapshot:' .. ask.id, edited)
 demand_whole('snapshot:' .. ask.id, edited)
 if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end

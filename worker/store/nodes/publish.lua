@@ -1,4 +1,4 @@
--- include: clock, records, nodes, states, events, job_lists, snapshots, rate, last_id, claims, restored
+-- include: clock, records, nodes, states, events, job_lists, snapshots, rate, last_id, claims, restored, shown
 -- A node publishes a server's snapshots on disk and the jobs that it has begun. Existing records are not changed,
 -- except that missing contents are added. Claims that contradict the records are left out.
 -- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
@@ -71,7 +71,7 @@ end
 local function add_job(begun)
   local now = now_text()
   local job = {
-    v = '1', state = 'in_progress', kind = begun.kind, server = server_id, server_name = server.name,
+    v = '1', state = 'in_progress', kind = begun.kind, server = server_id, server_name = text_for_job(server.name),
     account = server.account, node = node, snapshot = begun.snapshot, snapshot_name = begun.snapshot_name,
     snapshot_description = begun.snapshot_description, snapshot_created_ms = begun.snapshot_created_ms,
     request_id = begun.request_id, undoes = begun.undoes, queued_ms = now, started_ms = now, attempts = '1',

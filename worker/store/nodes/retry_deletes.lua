@@ -1,4 +1,4 @@
--- include: clock, records, nodes, enqueue, removal
+-- include: clock, records, nodes, shown, enqueue, removal
 -- Queue a node's deletes that have not freed their space again, at most one for each of job_ids. A delete whose server
 -- has a job stays due.
 -- Also when full.
@@ -23,10 +23,11 @@ local function retry(i, id)
   elseif holder_of(server) then
     redis.call('ZADD', due, now, id)
   else
+    local shown = snapshot_for_job(snapshot)
     enqueue(ask.job_ids[i], {
-      kind = 'delete', server = snapshot.server, server_name = server.name, account = snapshot.account,
-      node = ask.node, snapshot = id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
-      snapshot_created_ms = snapshot.created_ms, request_id = '', traceparent = snapshot.traceparent,
+      kind = 'delete', server = snapshot.server, server_name = text_for_job(server.name), account = snapshot.account,
+      node = ask.node, snapshot = id, snapshot_name = shown.name, snapshot_description = shown.description,
+      snapshot_created_ms = shown.created_ms, request_id = '', traceparent = snapshot.traceparent,
     })
     queued[#queued + 1] = ask.job_ids[i]
   end

@@ -1,6 +1,7 @@
--- include: records
--- Checks, before a change, that its answer can show the record. Otherwise the change would be made, and its outcome
--- would be unknown to the caller.
+-- include: clock, records
+-- Checks, before a change, that its answer and its job can show the records. Otherwise the change would be made, and
+-- its outcome would be unknown to the caller, or its job would hold the server forever, because its node could not read
+-- it.
 
 local LAST_MOMENT_MS = 253402300799999 -- the end of the year 9999
 
@@ -30,12 +31,25 @@ local function is_moment(text)
 end
 
 local function are_labels(text)
-  local labels = string.find(text, '^%s*{') and json(text)
+  local labels = is_utf8(text) and not string.find(text, '[%z\1-\31]') and string.find(text, '^%s*{') and json(text)
   if not labels then return false end
   for _, value in pairs(labels) do
     if type(value) ~= 'string' then return false end
   end
   return true
+end
+
+-- The text for a job; '' if it cannot be shown.
+local function text_for_job(text)
+  return text and is_utf8(text) and text or ''
+end
+
+-- The fields of the snapshot that its delete shows, because a damaged snapshot must be possible to delete.
+local function snapshot_for_job(snapshot)
+  return {
+    name = text_for_job(snapshot.name), description = text_for_job(snapshot.description),
+    created_ms = is_moment(snapshot.created_ms or '') and snapshot.created_ms or now_text(),
+  }
 end
 
 local STATUSES = {in_progress = true, completed = true, failed = true, deleting = true}

@@ -158,7 +158,7 @@ class Webhooks(Scripts):
         """Send a failed delivery again. Raises WebhookNotFound, WebhookDisabled, DeliveryNotFound or
         DeliveryNotRedeliverable."""
         (shown,) = await self._redeliver(account_id, webhook_id, idempotency, delivery_id=delivery_id)
-        return _delivery(shown)
+        return await self._changed(_delivery, shown, kind="delivery")
 
     async def redeliver_all(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
