@@ -5,7 +5,7 @@ import itertools
 import random
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -515,25 +515,6 @@ async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_onl
         assert journal.left_frozen() == []
 
 
-async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell: Cell, tmp_path: Path) -> None:
-    node = await fresh(cell, tmp_path / "n")
-    job_id = await node.admit(JobKind.CREATE)
-    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
-    with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        runner = node._runner(journal)
-        job = asyncio.create_task(runner.run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
-        await runner.drain(0.01)
-        assert node.hypervisor.server(SERVER).frozen
-        await runner.thaw_interrupted()
-        assert not node.hypervisor.server(SERVER).frozen
-        job.cancel()
-    hangs.set()
-    done = await node.settle(job_id)  # the next process continues
-    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
-    await node.check(done, power=Power.ON)
-
-
 class _Unreadable:
     """A database on a disk that fails: neither reads nor writes work."""
 
@@ -546,6 +527,29 @@ def _disk_failing(journal: Journal) -> Iterator[None]:
     works, journal._db = journal._db, cast("sqlite3.Connection", _Unreadable())
     yield
     journal._db = works
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(
+    cell: Cell, tmp_path: Path, readable: bool
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        job = asyncio.create_task(runner.run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        with nullcontext() if readable else _disk_failing(journal):
+            await runner.drain(0.01)
+            assert node.hypervisor.server(SERVER).frozen
+            await runner.thaw_interrupted()
+            assert not node.hypervisor.server(SERVER).frozen
+        job.cancel()
+    hangs.set()
+    done = await node.settle(job_id)  # the next process continues
+    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    await node.check(done, power=Power.ON)
 
 
 async def test_a_guest_is_thawed_although_the_journal_cannot_be_read(cell: Cell, tmp_path: Path) -> None:
@@ -566,24 +570,6 @@ async def test_a_guest_is_thawed_although_the_journal_cannot_be_read(cell: Cell,
     job = await node.job(job_id)
     assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
     await node.check(job, power=Power.ON)
-
-
-async def test_a_guest_is_thawed_at_a_stop_although_the_journal_cannot_be_read(cell: Cell, tmp_path: Path) -> None:
-    node = await fresh(cell, tmp_path / "n")
-    job_id = await node.admit(JobKind.CREATE)
-    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
-    with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        runner = node._runner(journal)
-        job = asyncio.create_task(runner.run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
-        with _disk_failing(journal):
-            await runner.drain(0.01)
-            await runner.thaw_interrupted()
-            assert not node.hypervisor.server(SERVER).frozen
-        job.cancel()
-    hangs.set()
-    done = await node.settle(job_id)
-    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
 
 
 async def test_the_guest_of_an_ended_job_is_thawed_although_the_journal_cannot_be_read(
