@@ -92,7 +92,8 @@ class Runner:
         self._absences = absences
         self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
-        # The running jobs as the journal has them, because a guest must be thawed also if the journal cannot be read.
+        # The running jobs, and those whose run broke, as the journal has them: a guest must be thawed also if the
+        # journal cannot be read.
         self._entries: dict[JobId, Entry] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still shows the hold

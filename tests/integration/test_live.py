@@ -21,6 +21,7 @@ from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
 from tests.queueing import until
 from worker.journal import Journal, JournalFailed
+from worker.runner import Runner
 from worker.store.model import Consistency, Job, JobId, JobKind, JobState, NoteCode, ServerId, Step
 from worker.store.operators.operator_store import OperatorStore
 
@@ -515,6 +516,17 @@ async def test_every_guest_is_thawed_while_the_journal_cannot_be_written_and_onl
         assert journal.left_frozen() == []
 
 
+async def _frozen_by(
+    node: DyingNode, journal: Journal, job_id: JobId
+) -> tuple[Runner, "asyncio.Task[None]", asyncio.Event]:
+    """Run the job until its guest is frozen. The event lets it go on."""
+    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+    runner = node._runner(journal)
+    running = asyncio.create_task(runner.run(job_id))
+    await until(lambda: node.hypervisor.server(SERVER).frozen)
+    return runner, running, hangs
+
+
 class _Unreadable:
     """A database on a disk that fails: neither reads nor writes work."""
 
@@ -535,11 +547,8 @@ async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(
 ) -> None:
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
-    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        runner = node._runner(journal)
-        job = asyncio.create_task(runner.run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        runner, job, hangs = await _frozen_by(node, journal, job_id)
         with nullcontext() if readable else _disk_failing(journal):
             await runner.drain(0.01)
             assert node.hypervisor.server(SERVER).frozen
@@ -558,10 +567,7 @@ async def test_a_guest_is_thawed_although_the_journal_cannot_be_read(cell: Cell,
     node.limits = replace(LIMITS, journal_retry_seconds=0.01)
     job_id = await node.admit(JobKind.CREATE)
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
-        runner = node._runner(journal)
-        running = asyncio.create_task(runner.run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        _, running, hangs = await _frozen_by(node, journal, job_id)
         with _disk_failing(journal):
             hangs.set()
             await until(lambda: not node.hypervisor.server(SERVER).frozen)
@@ -604,9 +610,7 @@ async def test_a_guest_is_thawed_although_its_job_in_the_journal_is_damaged(cell
     node.limits = replace(LIMITS, journal_retry_seconds=0.01)
     job_id = await node.admit(JobKind.CREATE)
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
-        running = asyncio.create_task(node._runner(journal).run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        _, running, hangs = await _frozen_by(node, journal, job_id)
         works, journal._db = journal._db, cast("sqlite3.Connection", _Garbled())
         hangs.set()
         await until(lambda: not node.hypervisor.server(SERVER).frozen)
@@ -624,10 +628,7 @@ async def test_the_guest_of_a_job_that_broke_is_thawed_at_a_stop(
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
-        hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
-        runner = node._runner(journal)
-        running = asyncio.create_task(runner.run(job_id))
-        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        runner, running, hangs = await _frozen_by(node, journal, job_id)
         monkeypatch.setattr(journal, "enter", bug)
         hangs.set()
         with pytest.raises(RuntimeError):
